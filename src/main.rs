@@ -1,1 +1,66 @@
-fn main(){}
+//! The switchboard: one binary, start-up and commands. The only code that names shard and
+//! router together.
+
+mod config;
+mod directory;
+mod members;
+mod start;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use config::Settings;
+
+/// Multi-tenant, sharded key-value service that speaks the etcd v3 API.
+#[derive(Parser)]
+#[command(version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Run everything in one process, for development: no flags needed.
+    Dev {
+        #[command(flatten)]
+        settings: Settings,
+    },
+    /// Run a node.
+    Start {
+        /// Settings in TOML, with the names of the flags; flags and environment win.
+        #[arg(long, env = "ATOLL_CONFIG_FILE")]
+        config_file: Option<PathBuf>,
+        #[command(flatten)]
+        settings: Settings,
+    },
+    /// Show and change the members of a cluster.
+    Member {
+        /// Client URL of any node.
+        #[arg(long, global = true, default_value = "http://localhost:2379")]
+        endpoint: String,
+        #[command(subcommand)]
+        command: members::Command,
+    },
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Verb::Dev { settings } => settings.check(true).map_err(|e| e.0).and_then(start::run),
+        Verb::Start { config_file, settings } => settings
+            .with_file(config_file.as_deref())
+            .and_then(|settings| settings.check(false))
+            .map_err(|e| e.0)
+            .and_then(start::run),
+        Verb::Member { endpoint, command } => members::run(&endpoint, command),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("atoll: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}

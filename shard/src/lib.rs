@@ -1,1 +1,18 @@
-//! shard
+//! The rooms: Raft groups, each a full MVCC store. In reading order.
+
+pub mod engine;
+pub mod access;
+pub mod autocompact;
+pub mod disk;
+pub mod group;
+pub mod lease;
+pub mod local;
+pub mod log;
+pub mod machine;
+pub mod mailbox;
+pub mod node;
+pub mod read;
+pub mod store;
+pub mod transport;
+pub mod watch;
+pub mod worker;

@@ -1,1 +1,5 @@
 //! tests
+
+pub mod check;
+pub mod differential;
+pub mod process;

@@ -1,0 +1,48 @@
+//! gRPC's own health service, as Go's library serves it for etcd: the whole server (the empty
+//! name) is serving, other names are not known.
+
+use tonic::Status;
+
+use crate::{
+    caller::Caller,
+    grpc::{self, live::Outlet},
+};
+
+const SERVING: i32 = 1;
+const SERVICE_UNKNOWN: i32 = 3;
+
+/// grpc.health.v1.HealthCheckRequest.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct HealthRequest {
+    #[prost(string, tag = "1")]
+    service: String,
+}
+
+/// grpc.health.v1.HealthCheckResponse.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct HealthResponse {
+    #[prost(int32, tag = "1")]
+    status: i32,
+}
+
+pub(super) async fn check(
+    _caller: Caller,
+    request: HealthRequest,
+) -> Result<HealthResponse, Status> {
+    if request.service.is_empty() {
+        Ok(HealthResponse { status: SERVING })
+    } else {
+        Err(Status::not_found("unknown service"))
+    }
+}
+
+/// Sends the state once and then stays: it does not change while the server runs.
+pub(super) async fn watch(
+    caller: Caller,
+    request: HealthRequest,
+    outlet: Outlet,
+) -> Result<(), Status> {
+    let status = if request.service.is_empty() { SERVING } else { SERVICE_UNKNOWN };
+    outlet.send(grpc::frame(&HealthResponse { status }), 1).await;
+    Err(caller.interruption(caller.home()?.group).wait().await)
+}

@@ -1,0 +1,127 @@
+//! Reading a replica's rows from any thread, once its worker said that they may be read (or
+//! for reads that any replica may answer as it is).
+
+use std::ops::ControlFlow;
+
+use proto::Error;
+use proto::etcd::{HashKvRequest, HashKvResponse, ResponseHeader};
+use proto::group::{GroupError, Reply, Request};
+
+use crate::engine::EngineError;
+use crate::group::Shared;
+use crate::machine::txn;
+use crate::read;
+use crate::store::Store;
+use crate::store::layout;
+
+/// Tries before a read that always loses against compaction gives up.
+const TRIES: usize = 8;
+
+/// May this replica answer without asking anybody?
+pub fn is_serializable(request: &Request) -> bool {
+    match request {
+        Request::Range(range) => range.serializable,
+        Request::Txn(request) => txn::is_read_only(request) && txn::is_serializable(request),
+        _ => false,
+    }
+}
+
+/// Answers a read from the rows as they are now.
+pub fn read(store: &Store, shared: &Shared, request: &Request) -> Result<Reply, GroupError> {
+    let published = &shared.published;
+    for _ in 0..TRIES {
+        if published.corrupt() && !matches!(request, Request::HashKv(_)) {
+            return Err(GroupError::refused(Error::Corrupt));
+        }
+        // In this order: a view must not be older than the revision it is read at.
+        let compacted = published.compacted();
+        let current = published.revision();
+        let view = store.view(published.shelf(), current);
+        let header = ResponseHeader { revision: current, raft_term: shared.term(), ..Default::default() };
+        let read_at;
+        let answer = match request {
+            Request::Range(range) => {
+                let at = read::resolve(range.revision, current, compacted)
+                    .map_err(GroupError::refused)?;
+                read_at = at;
+                read::range(&view.at(at), range, current).map(|mut response| {
+                    response.header = Some(header);
+                    Ok(Reply::Range(response))
+                })
+            }
+            Request::Txn(request) => {
+                read_at = oldest(request, current);
+                txn::read_only(&view, request, compacted).map(|answer| {
+                    answer.map(|mut response| {
+                        response.header = Some(header);
+                        Reply::Txn(response)
+                    })
+                })
+            }
+            Request::HashKv(request) => {
+                let at = read::resolve(request.revision, current, compacted)
+                    .map_err(GroupError::refused)?;
+                read_at = at;
+                hash(&view.at(at), request, compacted, header).map(Ok)
+            }
+            _ => return Err(GroupError::refused(Error::KeyNotFound)),
+        };
+        // What was compacted while we read may be missing from the answer: look again.
+        if read_at < published.compacted() && read_at >= compacted {
+            continue;
+        }
+        return match answer {
+            Ok(answer) => answer.map_err(GroupError::refused),
+            Err(EngineError(_)) => Err(GroupError::unknown(Error::Stopped)),
+        };
+    }
+    Err(GroupError::refused(Error::Compacted))
+}
+
+/// Lowest revision that a reading transaction reads at.
+fn oldest(request: &proto::etcd::TxnRequest, current: i64) -> i64 {
+    use proto::etcd::request_op::Request as Op;
+    let ops = request.success.iter().chain(&request.failure);
+    ops.filter_map(|op| match &op.request {
+        Some(Op::RequestRange(range)) if range.revision > 0 => Some(range.revision),
+        _ => None,
+    })
+    .fold(current, i64::min)
+}
+
+/// Hashes content, not storage: every version above the compacted revision, and each key's
+/// newest at or below it unless it is a delete. Equal on all replicas, whatever they swept.
+fn hash(
+    view: &crate::store::view::View,
+    request: &HashKvRequest,
+    compacted: i64,
+    header: ResponseHeader,
+) -> Result<Reply, EngineError> {
+    let mut hash = crc32fast::Hasher::new();
+    let mut settled: Option<Vec<u8>> = None;
+    view.all_versions(None, &mut |row_key, row| {
+        let Some((escaped, revision)) = layout::split_version(row_key) else {
+            return Ok(ControlFlow::Continue(()));
+        };
+        if revision <= compacted {
+            if settled.as_deref() == Some(escaped) {
+                return Ok(ControlFlow::Continue(()));
+            }
+            settled = Some(escaped.to_vec());
+            if row.deleted {
+                return Ok(ControlFlow::Continue(()));
+            }
+        }
+        hash.update(escaped);
+        hash.update(&revision.to_be_bytes());
+        hash.update(&row.encode());
+        Ok(ControlFlow::Continue(()))
+    })?;
+    let asked = request.revision;
+    Ok(Reply::HashKv(HashKvResponse {
+        hash: hash.finalize(),
+        compact_revision: compacted,
+        hash_revision: if asked > 0 { asked } else { header.revision },
+        header: Some(header),
+    }))
+}

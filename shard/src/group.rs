@@ -1,0 +1,210 @@
+//! A replica of one group: its Raft core, its machine, and who waits for what.
+//!
+//! The life of a command: the worker hands a request to its group; the group's commands of
+//! one round are packed into one entry and proposed; when the entry is committed and applied
+//! the machine's answers go to the tickets that wait under its index. A ticket whose index
+//! was taken by an entry of another term was certainly *not done*.
+//!
+//! Invariants:
+//! - A leader takes commands, confirms reads and counts leases only once it has applied an
+//!   entry of its own term (`serving`): then it knows everything its predecessors committed.
+//! - `proposals` is ascending by index; every ticket is answered exactly once.
+
+pub mod core;
+pub mod reads;
+pub mod storage;
+pub mod wire;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use proto::cluster::group::Command;
+use proto::group::{GroupError, Reply};
+use proto::{Error, GroupId};
+
+use crate::lease::Lessor;
+use crate::machine::{Machine, Published};
+use core::Core;
+use reads::Reads;
+
+/// Names one waiting request to whoever drives the node.
+pub type Ticket = u64;
+
+/// What others may know of a replica without asking its worker.
+#[derive(Debug, Default)]
+pub struct Shared {
+    /// The machine's side.
+    pub published: Arc<Published>,
+    leader: AtomicU64,
+    term: AtomicU64,
+    /// Milliseconds of the node's clock when the leader was lost, 0 while there is one.
+    leaderless_since_ms: AtomicU64,
+}
+
+impl Shared {
+    /// The replica that leads, if one is known.
+    pub fn leader(&self) -> Option<u64> {
+        Some(self.leader.load(Ordering::Acquire)).filter(|leader| *leader != 0)
+    }
+
+    /// Raft's term.
+    pub fn term(&self) -> u64 {
+        self.term.load(Ordering::Acquire)
+    }
+
+    /// Since when no leader is known, in milliseconds of the node's clock.
+    pub fn leaderless_since_ms(&self) -> Option<u64> {
+        Some(self.leaderless_since_ms.load(Ordering::Acquire)).filter(|since| *since != 0)
+    }
+}
+
+/// What is to happen when a proposed command has been applied.
+#[derive(Debug)]
+pub(crate) enum Then {
+    /// The ticket gets the machine's answer.
+    Answer(Ticket),
+    /// The ticket is refused with this, whatever the machine said.
+    Refuse(Ticket, Error),
+    /// The ticket gets the answer when history is physically gone up to this revision.
+    AfterSweep(Ticket, i64),
+    /// The lessor's own revocation.
+    Expiry(i64),
+}
+
+impl Then {
+    pub(crate) fn ticket(&self) -> Option<Ticket> {
+        match self {
+            Then::Answer(ticket) | Then::Refuse(ticket, _) | Then::AfterSweep(ticket, _) => {
+                Some(*ticket)
+            }
+            Then::Expiry(_) => None,
+        }
+    }
+}
+
+/// An entry on its way.
+pub(crate) struct Proposal {
+    pub(crate) index: u64,
+    pub(crate) term: u64,
+    pub(crate) then: Vec<Then>,
+}
+
+/// Who asks about a lease whose end is under way.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum LeaseAsk {
+    KeepAlive(Ticket),
+    TimeToLive(Ticket),
+}
+
+/// A leadership handover that somebody waits for.
+pub(crate) struct Transfer {
+    pub(crate) ticket: Ticket,
+    pub(crate) target: u64,
+    pub(crate) until_ms: u64,
+}
+
+/// One replica. See the module.
+pub struct Group {
+    pub(crate) id: GroupId,
+    pub(crate) core: Core,
+    pub(crate) machine: Machine,
+    pub(crate) lessor: Lessor,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) queued: Vec<(Command, Then)>,
+    pub(crate) proposals: VecDeque<Proposal>,
+    pub(crate) reads: Reads,
+    pub(crate) sweeping: Vec<(Ticket, i64, Reply)>,
+    pub(crate) lease_asks: BTreeMap<i64, Vec<LeaseAsk>>,
+    pub(crate) transfer: Option<Transfer>,
+    pub(crate) serving: bool,
+    pub(crate) leader_changes: u64,
+    pub(crate) failed: u64,
+    /// Applied index of the last checkpoint, and of the one being written.
+    pub(crate) checkpointed: u64,
+    pub(crate) freezing: u64,
+    /// Cannot take part any more: waits to be removed.
+    pub(crate) stopped: Option<String>,
+    /// A quota alarm is on its way.
+    pub(crate) alarming: bool,
+}
+
+impl Group {
+    /// Puts a replica together.
+    pub fn new(id: GroupId, core: Core, machine: Machine) -> Group {
+        let shared = Arc::new(Shared {
+            published: machine.published().clone(),
+            leader: AtomicU64::new(0),
+            term: AtomicU64::new(core.term()),
+            leaderless_since_ms: AtomicU64::new(1),
+        });
+        let checkpointed = machine.state().applied_index;
+        Group {
+            id,
+            core,
+            machine,
+            lessor: Lessor::default(),
+            shared,
+            queued: Vec::new(),
+            proposals: VecDeque::new(),
+            reads: Reads::default(),
+            sweeping: Vec::new(),
+            lease_asks: BTreeMap::new(),
+            transfer: None,
+            serving: false,
+            leader_changes: 0,
+            failed: 0,
+            checkpointed,
+            freezing: 0,
+            stopped: None,
+            alarming: false,
+        }
+    }
+
+    /// For other threads.
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// The machine.
+    pub fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    /// Does this replica lead and know all that was committed before?
+    pub fn is_serving(&self) -> bool {
+        self.serving
+    }
+
+    /// Does this replica lead, as far as it knows?
+    pub fn is_leader(&self) -> bool {
+        self.core.is_leader()
+    }
+
+    /// Raft's commit index, for metrics.
+    pub fn committed(&self) -> u64 {
+        self.core.committed()
+    }
+
+    /// Why a request cannot be taken here now; names the leader if one is known.
+    pub(crate) fn elsewhere(&self) -> GroupError {
+        let leader = self.core.leader().filter(|leader| *leader != self.core.key().replica);
+        GroupError::not_done(Error::NoLeader, leader)
+    }
+
+    /// Shows role, term and leader to other threads.
+    pub(crate) fn publish_role(&mut self, now_ms: u64) {
+        let leader = self.core.leader().unwrap_or(0);
+        let before = self.shared.leader.swap(leader, Ordering::AcqRel);
+        self.shared.term.store(self.core.term(), Ordering::Release);
+        if leader != before && leader != 0 {
+            self.leader_changes += 1;
+        }
+        let since = &self.shared.leaderless_since_ms;
+        if leader != 0 {
+            since.store(0, Ordering::Release);
+        } else if before != 0 {
+            since.store(now_ms.max(1), Ordering::Release);
+        }
+    }
+}

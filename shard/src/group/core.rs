@@ -1,0 +1,408 @@
+//! Raft without I/O: inputs in, outputs out, time as ticks, randomness as a seed.
+//!
+//! The core wraps raft-rs's `RawNode` in its asynchronous mode. The caller's duties, each
+//! round: step what came in, [`Core::take`], write the records it was given, send the
+//! messages, apply the committed entries; when the records are durable, [`Core::persisted`].
+//!
+//! What may leave when (design: groups):
+//! - Votes and acknowledgements wait until what they promise is durable.
+//! - A leader's appends and heartbeats leave at once, unless a change of term or vote is not
+//!   durable yet: then nothing leaves before it is. (A sole voter is leader before its term
+//!   is written; without this rule a crash could show one term with two contents.)
+//!
+//! Invariants:
+//! - Readies are persisted in order; `waiting` is ascending.
+//! - The same inputs and seed give the same outputs, byte for byte.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use raft::eraftpb::{
+    ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState, Entry, HardState, Message,
+    MessageType, Snapshot,
+};
+use raft::{Config, RawNode, ReadState, StateRole};
+
+use super::storage::GroupStorage;
+use super::wire;
+use crate::log::{self, Record, ReplicaKey};
+
+/// Bytes that one append may carry.
+const MAX_APPEND_BYTES: u64 = 1024 * 1024;
+/// Appends that may be on their way to one follower.
+const MAX_INFLIGHT: usize = 256;
+/// Bytes that a leader takes before they are committed.
+const MAX_UNCOMMITTED_BYTES: u64 = 64 * 1024 * 1024;
+/// Bytes handed out for apply at a time.
+const MAX_COMMITTED_BYTES: u64 = 8 * 1024 * 1024;
+
+/// Number of a write to the log, ascending over the node's life.
+pub type PersistId = u64;
+
+struct Waiting {
+    number: u64,
+    /// The write it is part of; `None` if it had nothing to write.
+    persist: Option<PersistId>,
+    /// Last entry it handed out.
+    last: Option<u64>,
+    messages: Vec<Message>,
+}
+
+/// What a round gave.
+#[derive(Default)]
+pub struct Output {
+    /// To be sent now.
+    pub messages: Vec<Message>,
+    /// To be applied now.
+    pub committed: Vec<Entry>,
+    /// Reads that are confirmed once their index is applied.
+    pub reads: Vec<ReadState>,
+    /// To be installed once durable.
+    pub snapshot: Option<Snapshot>,
+    /// Leader, role or term changed.
+    pub role_changed: bool,
+}
+
+/// See the module.
+pub struct Core {
+    raw: RawNode<GroupStorage>,
+    key: ReplicaKey,
+    seed: u64,
+    election_ticks: usize,
+    ticks: u64,
+    waiting: VecDeque<Waiting>,
+    /// Nothing leaves until this write is durable.
+    barrier: Option<PersistId>,
+    /// A leader's messages held back by the barrier.
+    held: Vec<Message>,
+    term_vote: (u64, u64),
+}
+
+/// Mixes numbers into one (splitmix64's finisher): stands in for randomness.
+pub fn mix(numbers: &[u64]) -> u64 {
+    let mut z = 0x9e37_79b9_7f4a_7c15u64;
+    for number in numbers {
+        z = (z ^ number).wrapping_add(0x9e37_79b9_7f4a_7c15);
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^= z >> 31;
+    }
+    z
+}
+
+impl Core {
+    /// Opens a replica over its storage. `applied` is the machine's index; after
+    /// `election_ticks` to twice that without a leader the replica campaigns.
+    pub fn open(
+        key: ReplicaKey,
+        storage: GroupStorage,
+        applied: u64,
+        election_ticks: usize,
+        seed: u64,
+    ) -> Core {
+        let config = Config {
+            id: key.replica,
+            election_tick: election_ticks,
+            heartbeat_tick: 1,
+            applied,
+            max_size_per_msg: MAX_APPEND_BYTES,
+            max_inflight_msgs: MAX_INFLIGHT,
+            check_quorum: true,
+            pre_vote: true,
+            max_uncommitted_size: MAX_UNCOMMITTED_BYTES,
+            max_committed_size_per_ready: MAX_COMMITTED_BYTES,
+            ..Default::default()
+        };
+        let logger = slog::Logger::root(slog::Discard, slog::o!());
+        let raw = RawNode::new(&config, storage, &logger)
+            .expect("a storage whose log reaches the applied index opens");
+        let term_vote = (raw.raft.term, raw.raft.vote);
+        let mut core = Core {
+            raw,
+            key,
+            seed,
+            election_ticks,
+            ticks: 0,
+            waiting: VecDeque::new(),
+            barrier: None,
+            held: Vec::new(),
+            term_vote,
+        };
+        core.derandomize();
+        core
+    }
+
+    /// raft-rs draws election timeouts from the thread's generator; replace them by ours.
+    fn derandomize(&mut self) {
+        let role = self.raw.raft.state as u64;
+        let bucket = self.ticks / (4 * self.election_ticks as u64);
+        let drawn = mix(&[self.seed, self.key.replica, self.raw.raft.term, role, bucket]);
+        let timeout = self.election_ticks + (drawn % self.election_ticks as u64) as usize;
+        self.raw.raft.set_randomized_election_timeout(timeout);
+    }
+
+    /// A tick passed.
+    pub fn tick(&mut self) {
+        self.ticks += 1;
+        self.raw.tick();
+        self.derandomize();
+    }
+
+    /// A message came. Refuses one that proves that our log lost its end: a commit beyond
+    /// our last index on a heartbeat.
+    pub fn step(&mut self, message: Message) -> Result<(), LostLog> {
+        if message.get_msg_type() == MessageType::MsgHeartbeat
+            && message.term >= self.raw.raft.term
+            && message.commit > self.raw.raft.raft_log.last_index()
+        {
+            return Err(LostLog { commit: message.commit });
+        }
+        // Errors are messages of unknown peers or proposals that raft-rs drops: nothing to do.
+        let _ = self.raw.step(message);
+        self.derandomize();
+        Ok(())
+    }
+
+    /// Proposes data; gives the index and term under which it will stand, or `None` if it
+    /// was not taken.
+    pub fn propose(&mut self, data: Bytes) -> Option<(u64, u64)> {
+        let before = self.raw.raft.raft_log.last_index();
+        let mut entry = Entry::default();
+        entry.data = data;
+        let mut message = Message::default();
+        message.set_msg_type(MessageType::MsgPropose);
+        message.from = self.key.replica;
+        message.set_entries(vec![entry].into());
+        self.raw.raft.step(message).ok()?;
+        self.taken(before)
+    }
+
+    /// Proposes a change of one member; `context` says what it means to the machine.
+    pub fn propose_change(
+        &mut self,
+        kind: ConfChangeType,
+        replica: u64,
+        context: Vec<u8>,
+    ) -> Option<(u64, u64)> {
+        let before = self.raw.raft.raft_log.last_index();
+        if self.raw.raft.has_pending_conf() {
+            return None;
+        }
+        self.raw.propose_conf_change(context, change(kind, replica)).ok()?;
+        self.taken(before)
+    }
+
+    fn taken(&self, before: u64) -> Option<(u64, u64)> {
+        let last = self.raw.raft.raft_log.last_index();
+        (last == before + 1).then_some((last, self.raw.raft.term))
+    }
+
+    /// Applies an accepted change of one member.
+    pub fn apply_change(&mut self, kind: ConfChangeType, replica: u64) -> ConfState {
+        let conf = self
+            .raw
+            .apply_conf_change(&change(kind, replica))
+            .expect("a change that the leader proposed is valid");
+        self.raw.mut_store().set_conf_state(conf.clone());
+        conf
+    }
+
+    /// Asks for a confirmation that this replica's group is still led by whom it thinks.
+    pub fn read_index(&mut self, context: Vec<u8>) {
+        self.raw.read_index(context);
+    }
+
+    /// Campaigns at once.
+    pub fn campaign(&mut self) {
+        let _ = self.raw.campaign();
+        self.derandomize();
+    }
+
+    /// Hands leadership to another voter.
+    pub fn transfer(&mut self, replica: u64) {
+        self.raw.transfer_leader(replica);
+    }
+
+    /// A peer cannot be reached.
+    pub fn unreachable(&mut self, replica: u64) {
+        self.raw.report_unreachable(replica);
+    }
+
+    /// How a snapshot's transfer ended.
+    pub fn snapshot_done(&mut self, replica: u64, status: raft::SnapshotStatus) {
+        self.raw.report_snapshot(replica, status);
+    }
+
+    /// Is there anything to take?
+    pub fn has_output(&self) -> bool {
+        self.raw.has_ready()
+    }
+
+    /// Takes what is to be done. Adds to `records` what is to be written as part of write
+    /// `persist`.
+    pub fn take(&mut self, persist: PersistId, records: &mut Vec<Record>) -> Output {
+        let mut output = Output::default();
+        let mut ready = self.raw.ready();
+        let before = records.len();
+        let mut last = None;
+
+        let snapshot = ready.snapshot().clone();
+        let has_snapshot = !snapshot.is_empty();
+        let entries = ready.take_entries();
+        if let Some(first) = entries.first() {
+            last = entries.last().map(|entry| entry.index);
+            records.push(Record::Entries {
+                key: self.key,
+                first_index: first.index,
+                entries: entries.iter().map(wire::to_log).collect(),
+            });
+            self.raw.mut_store().append(&entries);
+        }
+        let mut changed_vote = false;
+        if let Some(hard_state) = ready.hs() {
+            changed_vote = (hard_state.term, hard_state.vote) != self.term_vote;
+            self.term_vote = (hard_state.term, hard_state.vote);
+            self.raw.mut_store().set_hard_state(hard_state.clone());
+        }
+        let must_sync = ready.must_sync();
+        if must_sync {
+            let hard_state = self.raw.raft.hard_state();
+            records.push(Record::HardState { key: self.key, state: to_log_state(&hard_state) });
+        }
+        if has_snapshot {
+            let meta = snapshot.get_metadata();
+            let conf = meta.get_conf_state().clone();
+            self.raw.mut_store().restore(meta.index, meta.term, conf);
+            output.snapshot = Some(snapshot);
+        }
+        output.role_changed = ready.ss().is_some() || changed_vote;
+        output.reads = ready.take_read_states();
+        output.committed = ready.take_committed_entries();
+        let now = ready.take_messages();
+        let persisted = ready.take_persisted_messages();
+        let number = ready.number();
+        self.raw.advance_append_async(ready);
+
+        let writes = records.len() > before || has_snapshot;
+        if changed_vote && writes {
+            self.barrier = Some(persist);
+        }
+        self.held.extend(now);
+        let persist = writes.then_some(persist);
+        self.waiting.push_back(Waiting { number, persist, last, messages: persisted });
+        self.settle(0);
+        self.release(&mut output);
+        output
+    }
+
+    /// Everything up to write `id` is durable: gives the messages that waited for it.
+    pub fn persisted(&mut self, id: PersistId) -> Vec<Message> {
+        if self.barrier.is_some_and(|barrier| barrier <= id) {
+            self.barrier = None;
+        }
+        let mut output = Output::default();
+        self.settle(id);
+        self.release(&mut output);
+        output.messages
+    }
+
+    /// Reports readies that are durable, in order, and frees their messages.
+    fn settle(&mut self, id: PersistId) {
+        let mut done = None;
+        let mut durable = None;
+        while self.waiting.front().is_some_and(|w| w.persist.is_none_or(|persist| persist <= id)) {
+            let Some(waiting) = self.waiting.pop_front() else { break };
+            done = Some(waiting.number);
+            durable = waiting.last.or(durable);
+            self.held.extend(waiting.messages);
+        }
+        if let Some(index) = durable {
+            self.raw.mut_store().set_durable(index);
+        }
+        if let Some(number) = done {
+            self.raw.on_persist_ready(number);
+        }
+    }
+
+    fn release(&mut self, output: &mut Output) {
+        if self.barrier.is_none() {
+            output.messages.append(&mut self.held);
+        }
+    }
+
+    /// The machine has applied up to here.
+    pub fn applied(&mut self, index: u64, term: u64) {
+        self.raw.mut_store().set_applied(index, term);
+        self.raw.advance_apply_to(index);
+    }
+
+    /// Leads this replica?
+    pub fn is_leader(&self) -> bool {
+        self.raw.raft.state == StateRole::Leader
+    }
+
+    /// Replica that leads, as far as this one knows.
+    pub fn leader(&self) -> Option<u64> {
+        Some(self.raw.raft.leader_id).filter(|leader| *leader != raft::INVALID_ID)
+    }
+
+    /// Current term.
+    pub fn term(&self) -> u64 {
+        self.raw.raft.term
+    }
+
+    /// Commit index.
+    pub fn committed(&self) -> u64 {
+        self.raw.raft.raft_log.committed
+    }
+
+    /// Last index of the log.
+    pub fn last_index(&self) -> u64 {
+        self.raw.raft.raft_log.last_index()
+    }
+
+    /// Is a handover of leadership under way?
+    pub fn is_transferring(&self) -> bool {
+        self.raw.raft.lead_transferee.is_some()
+    }
+
+    /// How far a follower's log matches ours; `None` unless this replica leads and knows it.
+    pub fn matched(&self, replica: u64) -> Option<u64> {
+        if !self.is_leader() {
+            return None;
+        }
+        self.raw.raft.prs().get(replica).map(|progress| progress.matched)
+    }
+
+    /// Did the follower answer lately? Reset by raft-rs at every check of the quorum.
+    pub fn recently_active(&self, replica: u64) -> bool {
+        replica == self.key.replica
+            || self.raw.raft.prs().get(replica).is_some_and(|progress| progress.recent_active)
+    }
+
+    /// The log's key.
+    pub fn key(&self) -> ReplicaKey {
+        self.key
+    }
+}
+
+/// A heartbeat proved that acknowledged entries are missing here.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the leader knows that entry {commit} was stored here, but the log ends before")]
+pub struct LostLog {
+    /// The leader's commit index.
+    pub commit: u64,
+}
+
+fn change(kind: ConfChangeType, replica: u64) -> ConfChangeV2 {
+    let mut single = ConfChangeSingle::default();
+    single.set_change_type(kind);
+    single.node_id = replica;
+    let mut change = ConfChangeV2::default();
+    change.set_changes(vec![single].into());
+    change
+}
+
+fn to_log_state(state: &HardState) -> log::HardState {
+    log::HardState { term: state.term, vote: state.vote, commit: state.commit }
+}

@@ -1,0 +1,378 @@
+//! The machine: what a committed entry does to a group. Deterministic: the same entries on
+//! the same state give the same rows, replies and effects on every replica, whatever the
+//! time, the configuration or the order of anything in memory.
+//!
+//! ```text
+//!   Batch ──> apply ──> rows (store), state ──> replies, effects
+//! ```
+//!
+//! The revision is taken here: +1 for every command that changes something, so an unsplit
+//! tenant's revisions are dense. A command is checked completely before it writes the first
+//! row: no command is half done. Replies carry revision in their header; term and ids are
+//! added further up.
+//!
+//! Invariants:
+//! - `revision` never goes back; `compacted <= revision`.
+//! - The only error that apply can fail with is the engine's, and then the process ends.
+//! - Effects are returned in the order of their causes; nothing else leaves the machine.
+
+pub mod effect;
+mod keys;
+pub mod leases;
+pub mod state;
+mod sweep;
+pub mod txn;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+use bytes::Bytes;
+use proto::cluster::group::{Batch, Command, command};
+use proto::etcd::{
+    AlarmMember, AlarmRequest, AlarmResponse, AlarmType, CompactionRequest, CompactionResponse,
+    Member, ResponseHeader, alarm_request::AlarmAction,
+};
+use proto::group::{Reply, Request, cost};
+use proto::{Error, GroupId};
+
+use crate::engine::EngineError;
+use crate::store::Store;
+use crate::store::layout::Shelf;
+use crate::store::view::View;
+use effect::Effect;
+use state::{LeaseState, SnapshotState, State};
+
+/// What others may know of a machine without asking its worker.
+#[derive(Debug, Default)]
+pub struct Published {
+    revision: AtomicI64,
+    compacted: AtomicI64,
+    applied: AtomicU64,
+    shelf: AtomicU64,
+    corrupt: std::sync::atomic::AtomicBool,
+}
+
+impl Published {
+    /// Newest revision that may be read.
+    pub fn revision(&self) -> i64 {
+        self.revision.load(Ordering::Acquire)
+    }
+
+    /// Compacted revision.
+    pub fn compacted(&self) -> i64 {
+        self.compacted.load(Ordering::Acquire)
+    }
+
+    /// Applied Raft index.
+    pub fn applied(&self) -> u64 {
+        self.applied.load(Ordering::Acquire)
+    }
+
+    /// Where the rows stand.
+    pub fn shelf(&self) -> Shelf {
+        Shelf(self.shelf.load(Ordering::Acquire))
+    }
+
+    /// Is the CORRUPT alarm raised? Then reads are refused.
+    pub fn corrupt(&self) -> bool {
+        self.corrupt.load(Ordering::Acquire)
+    }
+}
+
+/// A reply or the machine's final refusal.
+pub type Answer = Result<Reply, Error>;
+
+/// See the module.
+pub struct Machine {
+    group: GroupId,
+    store: Arc<Store>,
+    state: State,
+    leases: BTreeMap<i64, i64>,
+    published: Arc<Published>,
+}
+
+/// What applying one entry gave.
+#[derive(Debug, Default)]
+pub struct Applied {
+    /// One per command, in order.
+    pub answers: Vec<Answer>,
+    /// For the worker.
+    pub effects: Vec<Effect>,
+}
+
+/// A change of membership as it stands in a configuration entry's context.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct MemberChange {
+    /// The member as it is to be; only its id counts for a removal.
+    #[prost(message, required, tag = "1")]
+    pub member: Member,
+    /// It is to go.
+    #[prost(bool, tag = "2")]
+    pub remove: bool,
+}
+
+impl Machine {
+    /// A machine at `state`, whose rows are in the store. Reads the leases.
+    pub fn open(group: GroupId, store: Arc<Store>, state: State) -> Result<Machine, EngineError> {
+        let leases = leases::load(&store, Shelf(state.shelf))?;
+        let machine = Machine { group, store, state, leases, published: Arc::default() };
+        machine.publish();
+        Ok(machine)
+    }
+
+    /// Replaces everything by what a snapshot brought; readers go on with the same handle.
+    pub fn restore(&mut self, state: State) -> Result<(), EngineError> {
+        self.leases = leases::load(&self.store, Shelf(state.shelf))?;
+        self.state = state;
+        self.publish();
+        Ok(())
+    }
+
+    /// The state of a group that was never written to.
+    pub fn first_state(shelf: Shelf, members: Vec<Member>, cluster_id: u64) -> State {
+        State {
+            revision: 1,
+            compacted: -1,
+            shelf: shelf.0,
+            range_version: 1,
+            members,
+            cluster_id,
+            membership_version: 1,
+            ..Default::default()
+        }
+    }
+
+    /// For readers on other threads.
+    pub fn published(&self) -> &Arc<Published> {
+        &self.published
+    }
+
+    /// The small state.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// The group.
+    pub fn group(&self) -> GroupId {
+        self.group
+    }
+
+    /// Where the rows stand.
+    pub fn shelf(&self) -> Shelf {
+        Shelf(self.state.shelf)
+    }
+
+    /// Leases and their granted TTLs.
+    pub fn leases(&self) -> &BTreeMap<i64, i64> {
+        &self.leases
+    }
+
+    /// Everything beside rows, for a snapshot at the applied index.
+    pub fn snapshot_state(&self) -> SnapshotState {
+        let leases = self.leases.iter().map(|(id, ttl_s)| LeaseState { id: *id, ttl_s: *ttl_s });
+        SnapshotState { state: self.state.clone(), leases: leases.collect() }
+    }
+
+    /// A view of the newest revision.
+    pub fn view(&self) -> View {
+        self.store.view(self.shelf(), self.state.revision)
+    }
+
+    fn publish(&self) {
+        let published = &self.published;
+        published.shelf.store(self.state.shelf, Ordering::Release);
+        published.compacted.store(self.state.compacted, Ordering::Release);
+        published.applied.store(self.state.applied_index, Ordering::Release);
+        let corrupt = self.alarm(AlarmType::Corrupt);
+        published.corrupt.store(corrupt, Ordering::Release);
+        // Last: whoever sees the revision may read its rows.
+        published.revision.store(self.state.revision, Ordering::Release);
+    }
+
+    /// Is an alarm of this type raised?
+    pub fn alarm(&self, alarm: AlarmType) -> bool {
+        self.state.alarms.iter().any(|member| member.alarm == alarm as i32)
+    }
+
+    fn header(&self) -> Option<ResponseHeader> {
+        Some(ResponseHeader { revision: self.state.revision, ..Default::default() })
+    }
+
+    /// Applies an entry of commands. A batch made under another range version has no effect
+    /// and gets no answers: it was *not done*.
+    pub fn apply(
+        &mut self,
+        index: u64,
+        term: u64,
+        batch: &Batch,
+    ) -> Result<Option<Applied>, EngineError> {
+        let current = batch.range_version == self.state.range_version;
+        let mut applied = Applied::default();
+        if current {
+            applied.answers.reserve(batch.commands.len());
+            for command in &batch.commands {
+                let answer = self.apply_command(command, &mut applied.effects)?;
+                applied.answers.push(answer);
+            }
+        }
+        self.advance(index, term);
+        Ok(current.then_some(applied))
+    }
+
+    /// Notes an entry without commands as applied.
+    pub fn advance(&mut self, index: u64, term: u64) {
+        assert!(index > self.state.applied_index, "entries are applied in order, each once");
+        self.state.applied_index = index;
+        self.state.applied_term = term;
+        self.publish();
+    }
+
+    fn apply_command(
+        &mut self,
+        command: &Command,
+        effects: &mut Vec<Effect>,
+    ) -> Result<Answer, EngineError> {
+        use command::Body;
+        let Some(body) = &command.body else { return Ok(Err(Error::KeyNotFound)) };
+        if self.alarm(AlarmType::Corrupt) && touches_data(body) {
+            return Ok(Err(Error::Corrupt));
+        }
+        if self.alarm(AlarmType::Nospace) && adds_data(body) {
+            return Ok(Err(Error::NoSpace));
+        }
+        match body {
+            Body::Put(request) => self.apply_put(request, effects),
+            Body::DeleteRange(request) => self.apply_delete(request, effects),
+            Body::Txn(request) => self.apply_txn(request, effects),
+            Body::Compact(request) => Ok(self.apply_compact(request, effects)),
+            Body::LeaseGrant(request) => Ok(self.apply_grant(request, effects)),
+            Body::LeaseRevoke(request) => self.apply_revoke(request.id, effects),
+            Body::Alarm(request) => Ok(Ok(self.apply_alarm(request))),
+            Body::Publish(publish) => {
+                if let Some(member) = &publish.member {
+                    self.apply_publish(member);
+                    effects.push(Effect::Members);
+                }
+                Ok(Ok(Reply::Done(self.header().unwrap_or_default())))
+            }
+            Body::MemberUpdate(request) => Ok(self.apply_member_update(request, effects)),
+        }
+    }
+
+    fn apply_compact(&mut self, request: &CompactionRequest, effects: &mut Vec<Effect>) -> Answer {
+        if request.revision <= self.state.compacted {
+            return Err(Error::Compacted);
+        }
+        if request.revision > self.state.revision {
+            return Err(Error::FutureRevision);
+        }
+        self.state.compacted = request.revision;
+        effects.push(Effect::Compacted { revision: request.revision });
+        Ok(Reply::Compact(CompactionResponse { header: self.header() }))
+    }
+
+    fn apply_alarm(&mut self, request: &AlarmRequest) -> Reply {
+        let named = AlarmMember { member_id: request.member_id, alarm: request.alarm };
+        let alarms = match request.action() {
+            AlarmAction::Get => self
+                .state
+                .alarms
+                .iter()
+                .filter(|member| request.alarm == 0 || member.alarm == request.alarm)
+                .copied()
+                .collect(),
+            AlarmAction::Activate => {
+                if !self.state.alarms.contains(&named) {
+                    self.state.alarms.push(named);
+                    self.state.alarms.sort_by_key(|member| (member.alarm, member.member_id));
+                }
+                vec![named]
+            }
+            AlarmAction::Deactivate => {
+                let before = self.state.alarms.len();
+                self.state.alarms.retain(|member| *member != named);
+                if self.state.alarms.len() < before { vec![named] } else { Vec::new() }
+            }
+        };
+        Reply::Alarm(AlarmResponse { header: self.header(), alarms })
+    }
+
+    fn apply_publish(&mut self, publish: &Member) {
+        if let Some(member) = self.state.members.iter_mut().find(|m| m.id == publish.id) {
+            member.name = publish.name.clone();
+            member.client_ur_ls = publish.client_ur_ls.clone();
+        }
+    }
+
+    fn apply_member_update(
+        &mut self,
+        request: &proto::etcd::MemberUpdateRequest,
+        effects: &mut Vec<Effect>,
+    ) -> Answer {
+        let Some(member) = self.state.members.iter_mut().find(|m| m.id == request.id) else {
+            return Err(Error::MemberNotFound);
+        };
+        member.peer_ur_ls = request.peer_ur_ls.clone();
+        effects.push(Effect::Members);
+        Ok(Reply::Members(self.member_list()))
+    }
+
+    /// Members as the Cluster API lists them; its header has no revision.
+    pub fn member_list(&self) -> proto::etcd::MemberListResponse {
+        let cluster_id = self.state.cluster_id;
+        proto::etcd::MemberListResponse {
+            header: Some(ResponseHeader { cluster_id, ..Default::default() }),
+            members: self.state.members.clone(),
+        }
+    }
+
+    /// Applies a change of the configuration that Raft accepted.
+    pub fn apply_members(
+        &mut self,
+        index: u64,
+        term: u64,
+        conf_state: proto::cluster::raft::ConfState,
+        change: Option<MemberChange>,
+    ) -> Vec<Effect> {
+        self.state.conf_state = conf_state;
+        if let Some(change) = change {
+            self.state.membership_version += 1;
+            self.state.members.retain(|member| member.id != change.member.id);
+            if change.remove {
+                self.state.removed.push(change.member.id);
+            } else {
+                self.state.members.push(change.member);
+                self.state.members.sort_by_key(|member| member.id);
+            }
+        }
+        self.advance(index, term);
+        vec![Effect::Members]
+    }
+
+    /// Mixes a change into the running digest.
+    fn digest(&mut self, key: &[u8], revision: i64, value: Option<&Bytes>) {
+        let mut hash = crc32fast::Hasher::new();
+        hash.update(key);
+        hash.update(&revision.to_be_bytes());
+        hash.update(value.map_or(&[], |value| value.as_ref()));
+        let mixed = self.state.digest.rotate_left(7) ^ u64::from(hash.finalize());
+        self.state.digest = mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
+/// Would a quota that is exceeded refuse this?
+fn adds_data(body: &command::Body) -> bool {
+    use command::Body;
+    match body {
+        Body::Put(_) | Body::LeaseGrant(_) => true,
+        Body::Txn(request) => cost(&Request::Txn(request.clone())) > 0,
+        _ => false,
+    }
+}
+
+/// Would a corrupt member refuse this?
+fn touches_data(body: &command::Body) -> bool {
+    use command::Body;
+    !matches!(body, Body::Alarm(_) | Body::Publish(_) | Body::MemberUpdate(_))
+}

@@ -1,0 +1,199 @@
+//! Puts and deletes, alone or inside a transaction.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use proto::etcd::{
+    DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse, ResponseHeader,
+};
+use proto::group::Reply;
+use proto::mvccpb::{Event, KeyValue, event::EventType};
+use proto::{Error, KeyRange};
+
+use super::effect::{ChangeEvent, Effect, RevisionEvents};
+use super::{Answer, Machine};
+use crate::engine::EngineError;
+use crate::store::changes::Change;
+use crate::store::layout::{self, Row};
+use crate::store::view::{Found, View};
+
+/// A command's changes on their way: all under one revision, which exists only if there is
+/// at least one.
+pub(super) struct Changes {
+    /// Sees the command's own rows.
+    pub(super) view: View,
+    /// Newest revision before the command.
+    pub(super) begin: i64,
+    pub(super) list: Vec<Change>,
+    events: Vec<ChangeEvent>,
+}
+
+impl Changes {
+    /// Revision that a reader inside the command is told.
+    pub(super) fn revision(&self) -> i64 {
+        self.begin + i64::from(!self.list.is_empty())
+    }
+
+    pub(super) fn header(&self) -> Option<ResponseHeader> {
+        Some(ResponseHeader { revision: self.revision(), ..Default::default() })
+    }
+}
+
+impl Machine {
+    pub(super) fn begin(&self) -> Changes {
+        let begin = self.state.revision;
+        let view = self.store.view(self.shelf(), begin + 1);
+        Changes { view, begin, list: Vec::new(), events: Vec::new() }
+    }
+
+    /// Makes the changes a revision, if there are any.
+    pub(super) fn commit(&mut self, changes: Changes, effects: &mut Vec<Effect>) {
+        if changes.list.is_empty() {
+            return;
+        }
+        let revision = changes.begin + 1;
+        self.state.revision = revision;
+        self.store.note(self.shelf(), revision, Arc::from(changes.list));
+        effects.push(Effect::Events(Arc::new(RevisionEvents { revision, events: changes.events })));
+    }
+
+    pub(super) fn apply_put(
+        &mut self,
+        request: &PutRequest,
+        effects: &mut Vec<Effect>,
+    ) -> Result<Answer, EngineError> {
+        let mut changes = self.begin();
+        if let Err(error) = self.check_put(&changes.view, request)? {
+            return Ok(Err(error));
+        }
+        let response = self.put(&mut changes, request)?;
+        self.commit(changes, effects);
+        Ok(Ok(Reply::Put(response)))
+    }
+
+    /// Everything that can be wrong with a put, before anything is written.
+    pub(super) fn check_put(
+        &self,
+        view: &View,
+        request: &PutRequest,
+    ) -> Result<Result<(), Error>, EngineError> {
+        if request.lease != 0 && !self.leases.contains_key(&request.lease) {
+            return Ok(Err(Error::LeaseNotFound));
+        }
+        if (request.ignore_value || request.ignore_lease) && view.get(&request.key)?.is_none() {
+            return Ok(Err(Error::KeyNotFound));
+        }
+        Ok(Ok(()))
+    }
+
+    /// Writes a checked put.
+    pub(super) fn put(
+        &mut self,
+        changes: &mut Changes,
+        request: &PutRequest,
+    ) -> Result<PutResponse, EngineError> {
+        let key = &request.key;
+        let revision = changes.begin + 1;
+        let newest = changes.view.version(key)?;
+        let live = newest.as_ref().filter(|found| !found.row.deleted);
+        let row = Row {
+            deleted: false,
+            place: changes.list.len() as u32,
+            create_revision: live.map_or(revision, |found| found.row.create_revision),
+            version: live.map_or(0, |found| found.row.version) + 1,
+            lease: match live {
+                Some(found) if request.ignore_lease => found.row.lease,
+                _ => request.lease,
+            },
+            value: match live {
+                Some(found) if request.ignore_value => found.row.value.clone(),
+                _ => request.value.clone(),
+            },
+        };
+        let shelf = self.shelf();
+        let old_lease = live.map_or(0, |found| found.row.lease);
+        if old_lease != row.lease {
+            if old_lease != 0 {
+                self.store.remove(layout::lease_key_key(shelf, old_lease, key));
+            }
+            if row.lease != 0 {
+                self.store.put_raw(layout::lease_key_key(shelf, row.lease, key), Bytes::new());
+            }
+        }
+        self.state.size += row.cost(key.len());
+        self.state.keys += i64::from(live.is_none());
+        self.digest(key, revision, Some(&row.value));
+        let previous = live.map(|found| found.to_kv(key.clone()));
+        changes.list.push(Change {
+            key: key.clone(),
+            deleted: false,
+            previous: live.map_or(0, |found| found.revision),
+        });
+        let kv = Found { revision, row: row.clone() }.to_kv(key.clone());
+        let event = Event { r#type: EventType::Put as i32, kv: Some(kv), prev_kv: None };
+        self.store.put_version(shelf, key, revision, row);
+        let prev_kv = if request.prev_kv { previous.clone() } else { None };
+        changes.events.push(ChangeEvent { event: Arc::new(event), previous });
+        Ok(PutResponse { header: changes.header(), prev_kv })
+    }
+
+    pub(super) fn apply_delete(
+        &mut self,
+        request: &DeleteRangeRequest,
+        effects: &mut Vec<Effect>,
+    ) -> Result<Answer, EngineError> {
+        let mut changes = self.begin();
+        let response = self.delete_range(&mut changes, request)?;
+        self.commit(changes, effects);
+        Ok(Ok(Reply::DeleteRange(response)))
+    }
+
+    pub(super) fn delete_range(
+        &mut self,
+        changes: &mut Changes,
+        request: &DeleteRangeRequest,
+    ) -> Result<DeleteRangeResponse, EngineError> {
+        let mut found = Vec::new();
+        if request.range_end.is_empty() {
+            if let Some(one) = changes.view.get(&request.key)? {
+                found.push((request.key.clone(), one));
+            }
+        } else {
+            let range = KeyRange::parse(&request.key, &request.range_end);
+            changes.view.scan(&range, &mut |key, one| {
+                found.push((Bytes::copy_from_slice(key), one));
+                ControlFlow::Continue(())
+            })?;
+        }
+        let deleted = found.len() as i64;
+        let mut prev_kvs = Vec::new();
+        for (key, one) in found {
+            if request.prev_kv {
+                prev_kvs.push(one.to_kv(key.clone()));
+            }
+            self.delete(changes, key, one);
+        }
+        Ok(DeleteRangeResponse { header: changes.header(), deleted, prev_kvs })
+    }
+
+    /// Deletes a live key.
+    pub(super) fn delete(&mut self, changes: &mut Changes, key: Bytes, live: Found) {
+        let revision = changes.begin + 1;
+        let shelf = self.shelf();
+        if live.row.lease != 0 {
+            self.store.remove(layout::lease_key_key(shelf, live.row.lease, &key));
+        }
+        let row = Row { deleted: true, place: changes.list.len() as u32, ..Default::default() };
+        self.state.size += row.cost(key.len());
+        self.state.keys -= 1;
+        self.digest(&key, revision, None);
+        self.store.put_version(shelf, &key, revision, row);
+        changes.list.push(Change { key: key.clone(), deleted: true, previous: live.revision });
+        let kv = KeyValue { key: key.clone(), mod_revision: revision, ..Default::default() };
+        let event = Event { r#type: EventType::Delete as i32, kv: Some(kv), prev_kv: None };
+        changes
+            .events
+            .push(ChangeEvent { event: Arc::new(event), previous: Some(live.to_kv(key)) });
+    }
+}

@@ -1,0 +1,86 @@
+//! Leases in the machine: which exist, with which TTL, and which keys hang on them. When
+//! they expire is the leader's business (`lease.rs`); here time does not exist.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use proto::Error;
+use proto::etcd::{LeaseGrantRequest, LeaseGrantResponse, LeaseRevokeResponse};
+use proto::group::Reply;
+
+use super::effect::Effect;
+use super::{Answer, Machine};
+use crate::engine::EngineError;
+use crate::store::Store;
+use crate::store::layout::{self, Shelf, put_varint, take_varint};
+
+/// Reads the leases of a shelf.
+pub(super) fn load(store: &Store, shelf: Shelf) -> Result<BTreeMap<i64, i64>, EngineError> {
+    let (from, to) = layout::leases_bounds(shelf);
+    let mut leases = BTreeMap::new();
+    for (key, value) in store.rows(&from, &to)? {
+        let (Some(lease), Some(ttl_s)) = (layout::split_lease(&key), take_varint(&value, &mut 0))
+        else {
+            return Err(EngineError("a lease cannot be read".into()));
+        };
+        leases.insert(lease, ttl_s as i64);
+    }
+    Ok(leases)
+}
+
+/// The row of a lease.
+pub fn row(ttl_s: i64) -> Bytes {
+    let mut out = Vec::new();
+    put_varint(&mut out, ttl_s as u64);
+    out.into()
+}
+
+/// Keys attached to a lease, ascending.
+pub fn attached(store: &Store, shelf: Shelf, lease: i64) -> Result<Vec<Bytes>, EngineError> {
+    let (from, to) = layout::lease_keys_bounds(shelf, lease);
+    let rows = store.rows(&from, &to)?;
+    Ok(rows.into_iter().map(|(key, _)| key.slice(from.len()..)).collect())
+}
+
+impl Machine {
+    pub(super) fn apply_grant(
+        &mut self,
+        request: &LeaseGrantRequest,
+        effects: &mut Vec<Effect>,
+    ) -> Answer {
+        if self.leases.contains_key(&request.id) {
+            return Err(Error::LeaseExists);
+        }
+        self.leases.insert(request.id, request.ttl);
+        self.store.put_raw(layout::lease_key(self.shelf(), request.id), row(request.ttl));
+        effects.push(Effect::LeaseGranted { lease: request.id, ttl_s: request.ttl });
+        Ok(Reply::LeaseGrant(LeaseGrantResponse {
+            header: self.header(),
+            id: request.id,
+            ttl: request.ttl,
+            error: String::new(),
+        }))
+    }
+
+    pub(super) fn apply_revoke(
+        &mut self,
+        lease: i64,
+        effects: &mut Vec<Effect>,
+    ) -> Result<Answer, EngineError> {
+        if self.leases.remove(&lease).is_none() {
+            return Ok(Err(Error::LeaseNotFound));
+        }
+        let shelf = self.shelf();
+        self.store.remove(layout::lease_key(shelf, lease));
+        let mut changes = self.begin();
+        for key in attached(&self.store, shelf, lease)? {
+            if let Some(live) = changes.view.get(&key)? {
+                self.delete(&mut changes, key, live);
+            }
+        }
+        self.commit(changes, effects);
+        effects.push(Effect::LeaseRevoked { lease });
+        Ok(Ok(Reply::LeaseRevoke(LeaseRevokeResponse { header: self.header() })))
+    }
+}
+

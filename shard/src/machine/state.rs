@@ -1,0 +1,79 @@
+//! The machine's small state, beside the rows: what a checkpoint writes as one row.
+
+use proto::cluster::raft::ConfState;
+use proto::etcd::{AlarmMember, Member};
+
+/// See the module. Every field is replicated but the two marked local.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct State {
+    /// Last applied entry.
+    #[prost(uint64, tag = "1")]
+    pub applied_index: u64,
+    /// Its term.
+    #[prost(uint64, tag = "2")]
+    pub applied_term: u64,
+    /// Voters and learners as of the applied index.
+    #[prost(message, required, tag = "3")]
+    pub conf_state: ConfState,
+    /// Newest revision; an empty store stands at 1.
+    #[prost(int64, tag = "4")]
+    pub revision: i64,
+    /// Compacted revision; -1 while nothing was ever compacted.
+    #[prost(int64, tag = "5")]
+    pub compacted: i64,
+    /// Local: history below this revision has been removed from the rows.
+    #[prost(int64, tag = "6")]
+    pub swept: i64,
+    /// Local: where the rows stand.
+    #[prost(uint64, tag = "7")]
+    pub shelf: u64,
+    /// Version of the range that the group serves.
+    #[prost(uint64, tag = "8")]
+    pub range_version: u64,
+    /// Bytes of all versions, by the store's own measure.
+    #[prost(int64, tag = "9")]
+    pub size: i64,
+    /// Live keys.
+    #[prost(int64, tag = "10")]
+    pub keys: i64,
+    /// Members, ascending by id; the id is the replica's.
+    #[prost(message, repeated, tag = "11")]
+    pub members: Vec<Member>,
+    /// Ids that were members once: never again.
+    #[prost(uint64, repeated, tag = "12")]
+    pub removed: Vec<u64>,
+    /// Alarms raised.
+    #[prost(message, repeated, tag = "13")]
+    pub alarms: Vec<AlarmMember>,
+    /// Running digest over all applied changes; equal on all replicas at equal index.
+    #[prost(uint64, tag = "14")]
+    pub digest: u64,
+    /// Id of the virtual cluster.
+    #[prost(uint64, tag = "15")]
+    pub cluster_id: u64,
+    /// Changes of membership so far.
+    #[prost(uint64, tag = "16")]
+    pub membership_version: u64,
+}
+
+/// A lease as it travels in a snapshot.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct LeaseState {
+    /// Its id.
+    #[prost(int64, tag = "1")]
+    pub id: i64,
+    /// Granted TTL in seconds.
+    #[prost(int64, tag = "2")]
+    pub ttl_s: i64,
+}
+
+/// What a snapshot carries beside rows.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct SnapshotState {
+    /// The state at the snapshot's index.
+    #[prost(message, required, tag = "1")]
+    pub state: State,
+    /// All leases.
+    #[prost(message, repeated, tag = "2")]
+    pub leases: Vec<LeaseState>,
+}

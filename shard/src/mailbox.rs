@@ -1,0 +1,67 @@
+//! The worker's one queue: everybody puts in, the worker takes all at once.
+//!
+//! Two lanes: requests are bounded and refused when there are too many; everything else
+//! (messages of peers, completions of writes) is bounded by its source and never refused.
+
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+
+/// See the module.
+pub struct Mailbox<R, C> {
+    lanes: Mutex<Lanes<R, C>>,
+    wake: Condvar,
+    depth: usize,
+}
+
+struct Lanes<R, C> {
+    requests: Vec<R>,
+    control: Vec<C>,
+    waiting: bool,
+}
+
+impl<R, C> Mailbox<R, C> {
+    /// A mailbox that holds at most `depth` requests.
+    pub fn new(depth: usize) -> Mailbox<R, C> {
+        let lanes = Lanes { requests: Vec::new(), control: Vec::new(), waiting: false };
+        Mailbox { lanes: Mutex::new(lanes), wake: Condvar::new(), depth }
+    }
+
+    /// Puts a request in, or gives it back when too many wait.
+    pub fn request(&self, request: R) -> Result<(), R> {
+        let mut lanes = self.lanes.lock();
+        if lanes.requests.len() >= self.depth {
+            return Err(request);
+        }
+        lanes.requests.push(request);
+        self.notify(lanes);
+        Ok(())
+    }
+
+    /// Puts anything else in.
+    pub fn control(&self, control: C) {
+        let mut lanes = self.lanes.lock();
+        lanes.control.push(control);
+        self.notify(lanes);
+    }
+
+    fn notify(&self, mut lanes: parking_lot::MutexGuard<'_, Lanes<R, C>>) {
+        if std::mem::take(&mut lanes.waiting) {
+            drop(lanes);
+            self.wake.notify_one();
+        }
+    }
+
+    /// Takes everything; waits at most `timeout` for something to come. The buffers given
+    /// are emptied by the caller and swapped in.
+    pub fn take(&self, timeout: Duration, requests: &mut Vec<R>, control: &mut Vec<C>) {
+        let mut lanes = self.lanes.lock();
+        if lanes.requests.is_empty() && lanes.control.is_empty() && !timeout.is_zero() {
+            lanes.waiting = true;
+            self.wake.wait_for(&mut lanes, timeout);
+            lanes.waiting = false;
+        }
+        std::mem::swap(&mut lanes.requests, requests);
+        std::mem::swap(&mut lanes.control, control);
+    }
+}

@@ -1,0 +1,288 @@
+//! All groups of one process, without I/O: inputs in, outputs out.
+//!
+//! Whoever drives a node (the worker thread, or the simulator) steps inputs into it, then
+//! closes the round and carries out what comes back: sends messages, writes the log, writes
+//! a checkpoint, answers tickets, feeds the watch hub. The same inputs at the same times
+//! give the same outputs, byte for byte.
+//!
+//! ```text
+//!   requests ┐                       ┌ messages (a leader's leave before the write)
+//!   messages ├─> step ... round ──>  ├ one write for all groups, one sync
+//!   ticks    │                       ├ answers, events
+//!   written  ┘                       └ a checkpoint, now and then
+//! ```
+//!
+//! Invariants:
+//! - Writes are numbered in order and become durable in that order.
+//! - One checkpoint at a time is on its way.
+//! - A replica whose log or state cannot be trusted is not opened: it neither votes nor
+//!   acknowledges nor serves (`Opened::refused` says why).
+
+mod members;
+mod open;
+mod requests;
+mod rounds;
+mod snapshots;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use proto::cluster::group::GroupRequest;
+use proto::cluster::raft::PeerMessage;
+use proto::group::{GroupError, Reply};
+use proto::{GroupId, NodeId};
+
+use crate::engine::EngineError;
+use crate::group::core::PersistId;
+use crate::group::{Group, Shared, Ticket};
+use crate::log::{Log, Record};
+use crate::machine::effect::RevisionEvents;
+use crate::store::Store;
+use crate::store::checkpoint::Checkpoint;
+use crate::store::layout::Shelf;
+
+pub use open::{Birth, Opened, Refused};
+
+/// Settings of a node.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// This node.
+    pub node: NodeId,
+    /// Id of the cluster: messages of another one are dropped.
+    pub cluster: u64,
+    /// Different at every start: makes names of read rounds unique.
+    pub incarnation: u64,
+    /// Stands in for randomness.
+    pub seed: u64,
+    /// Milliseconds between ticks.
+    pub tick_ms: u64,
+    /// Ticks without a leader before a replica campaigns, at least; at most twice that.
+    pub election_ticks: usize,
+    /// Size from which on a tenant is refused more; below 1: never.
+    pub quota_bytes: i64,
+    /// Shortest TTL of a lease.
+    pub min_lease_ttl_s: i64,
+    /// When checkpoints are taken.
+    pub checkpoint: CheckpointPolicy,
+}
+
+impl NodeConfig {
+    /// The election timeout in milliseconds.
+    pub fn election_ms(&self) -> u64 {
+        self.tick_ms * self.election_ticks as u64
+    }
+}
+
+/// When a checkpoint is taken.
+#[derive(Clone, Copy, Debug)]
+pub struct CheckpointPolicy {
+    /// As soon as so many bytes wait.
+    pub bytes: u64,
+    /// As soon as so many commands were applied.
+    pub commands: u64,
+    /// At the latest so long after the first row that waits.
+    pub age_ms: u64,
+    /// So long after the last write.
+    pub idle_ms: u64,
+}
+
+impl Default for CheckpointPolicy {
+    fn default() -> CheckpointPolicy {
+        CheckpointPolicy { bytes: 32 << 20, commands: 50_000, age_ms: 30_000, idle_ms: 5_000 }
+    }
+}
+
+/// What comes into a node.
+#[derive(Debug)]
+pub enum Input {
+    /// Time passed; once every tick.
+    Tick,
+    /// A request for one of the groups.
+    Request {
+        /// Names it in the answer.
+        ticket: Ticket,
+        /// The request.
+        request: GroupRequest,
+    },
+    /// A message of another node.
+    Peer {
+        /// Who sent it.
+        from: NodeId,
+        /// The message.
+        message: PeerMessage,
+    },
+    /// A write is durable, and with it all before.
+    Persisted {
+        /// Its number.
+        id: PersistId,
+    },
+    /// The checkpoint on its way is durable.
+    CheckpointWritten,
+    /// Messages to a node cannot be delivered.
+    Unreachable {
+        /// The node.
+        node: NodeId,
+    },
+    /// The process is about to stop: hand leaderships away.
+    Drain,
+}
+
+/// A write to the log.
+#[derive(Debug)]
+pub struct Persist {
+    /// Its number.
+    pub id: PersistId,
+    /// What to append.
+    pub records: Vec<Record>,
+}
+
+/// How a request is answered.
+#[derive(Debug)]
+pub enum Answer {
+    /// Like this.
+    Reply(Reply),
+    /// Whoever asked may read this replica's rows now, at the published revision or above.
+    Readable,
+}
+
+/// What a node wants done, in this order.
+pub enum Output {
+    /// Send to another node.
+    Send {
+        /// To whom.
+        to: NodeId,
+        /// What.
+        message: PeerMessage,
+    },
+    /// Append to the log and sync.
+    Persist(Persist),
+    /// Answer a request.
+    Answer {
+        /// Which.
+        ticket: Ticket,
+        /// How.
+        answer: Result<Answer, GroupError>,
+    },
+    /// Tell watchers.
+    Events {
+        /// Of which group.
+        group: GroupId,
+        /// What happened.
+        events: Arc<RevisionEvents>,
+    },
+    /// The group's rows were replaced by a snapshot: watchers catch up from history.
+    Replaced {
+        /// Which group.
+        group: GroupId,
+    },
+    /// Write a checkpoint into the engine.
+    Checkpoint(Arc<Checkpoint>),
+    /// Names or addresses of members changed.
+    Members {
+        /// Of which group.
+        group: GroupId,
+    },
+    /// The replica here is no member any more.
+    Removed {
+        /// Of which group.
+        group: GroupId,
+    },
+}
+
+/// The node cannot go on; the process ends and a restart replays the log.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The engine failed.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// What is on disk does not fit together.
+    #[error("{0}")]
+    Damaged(String),
+}
+
+/// See the module.
+pub struct Node {
+    config: NodeConfig,
+    store: Arc<Store>,
+    log: Arc<Log>,
+    groups: BTreeMap<GroupId, Group>,
+    /// Groups that something happened to in this round.
+    touched: BTreeSet<GroupId>,
+    now_ms: u64,
+    last_tick_ms: u64,
+    /// Lease expiry rests until then: the loop stalled, keepalives may wait in its queue.
+    lease_rest_until_ms: u64,
+    next_persist: PersistId,
+    records: Vec<Record>,
+    outputs: Vec<Output>,
+    next_shelf: u64,
+    dropped: BTreeSet<Shelf>,
+    checkpoints: Checkpoints,
+    transfers: snapshots::Transfers,
+    next_lease: u64,
+    draining: bool,
+}
+
+/// Where checkpoints stand.
+#[derive(Default)]
+struct Checkpoints {
+    number: u64,
+    on_its_way: Option<Arc<Checkpoint>>,
+    /// The position of the log when it was frozen.
+    start: crate::log::Position,
+    commands: u64,
+    /// Rows of dropped shelves removed since the last freeze.
+    drops: usize,
+    first_write_ms: Option<u64>,
+    last_write_ms: u64,
+    /// Take one as soon as none is on its way.
+    forced: bool,
+}
+
+impl Node {
+    /// The group's replica here.
+    pub fn group(&self, id: GroupId) -> Option<&Group> {
+        self.groups.get(&id)
+    }
+
+    /// All replicas here.
+    pub fn groups(&self) -> impl Iterator<Item = (&GroupId, &Group)> {
+        self.groups.iter()
+    }
+
+    /// For other threads: how replicas here stand.
+    pub fn shared(&self, id: GroupId) -> Option<Arc<Shared>> {
+        self.groups.get(&id).map(|group| group.shared.clone())
+    }
+
+    /// The rows of all groups.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// Settings.
+    pub fn config(&self) -> &NodeConfig {
+        &self.config
+    }
+
+    /// Leads this node any group?
+    pub fn leads_any(&self) -> bool {
+        self.groups.values().any(Group::is_leader)
+    }
+
+    fn answer(&mut self, ticket: Ticket, answer: Result<Reply, GroupError>) {
+        self.outputs.push(Output::Answer { ticket, answer: answer.map(Answer::Reply) });
+    }
+
+    fn take_shelf(&mut self) -> Shelf {
+        let shelf = Shelf(self.next_shelf);
+        self.next_shelf += 1;
+        shelf
+    }
+}
+
+/// Bytes of a prost message.
+fn encode(message: &impl prost::Message) -> Bytes {
+    message.encode_to_vec().into()
+}

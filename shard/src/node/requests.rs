@@ -1,0 +1,316 @@
+//! Requests: what each needs before it can be answered.
+//!
+//! | request | needs |
+//! |---|---|
+//! | range, reading transaction | a confirmed read, on any replica |
+//! | everything that changes | the serving leader, an entry |
+//! | lease keepalive, time to live, list | the serving leader, a confirmed read |
+//! | member add, remove, promote | the serving leader, a configuration entry |
+//! | describe, hash | nothing: this replica as it is |
+
+use proto::cluster::group::{Command, Description, GroupRequest, command};
+use proto::etcd::alarm_request::AlarmAction;
+use proto::etcd::{
+    AlarmRequest, AlarmType, LeaseGrantRequest, LeaseKeepAliveResponse, LeaseLeasesResponse,
+    LeaseStatus, LeaseTimeToLiveResponse, ResponseHeader,
+};
+use proto::group::{GroupError, Reply, Request, cost};
+use proto::{Error, GroupId, limits};
+
+use super::{Answer, Node, Output};
+use crate::group::core::mix;
+use crate::group::reads::{Purpose, Read};
+use crate::group::{Group, LeaseAsk, Then, Ticket};
+use crate::lease::Standing;
+use crate::machine::{leases, txn};
+
+impl Node {
+    /// Takes a request.
+    pub(super) fn step_request(&mut self, ticket: Ticket, request: GroupRequest) {
+        let id = GroupId(request.group);
+        let Some(group) = self.groups.get_mut(&id) else {
+            return self.answer(ticket, Err(GroupError::not_done(Error::NoLeader, None)));
+        };
+        self.touched.insert(id);
+        if group.stopped.is_some() {
+            let error = GroupError::not_done(Error::Quarantined, group.core.leader());
+            return self.answer(ticket, Err(error));
+        }
+        if request.range_version != group.machine.state().range_version {
+            return self.answer(ticket, Err(GroupError::not_done(Error::StaleRange, None)));
+        }
+        let Some(body) = request.body else {
+            return self.answer(ticket, Err(GroupError::refused(Error::KeyNotFound)));
+        };
+        match body {
+            Request::Range(_) => group.reads.push((ticket, Purpose::Rows)),
+            Request::Txn(txn) if txn::is_read_only(&txn) => {
+                group.reads.push((ticket, Purpose::Rows));
+            }
+            Request::Linearize(_) => group.reads.push((ticket, Purpose::Header)),
+            Request::MemberList(list) if list.linearizable => {
+                group.reads.push((ticket, Purpose::Members));
+            }
+            Request::MemberList(_) => {
+                let members = group.machine.member_list();
+                self.answer(ticket, Ok(Reply::Members(with_term(members, id, self))));
+            }
+            Request::LeaseKeepAlive(ask) => {
+                self.lead_read(id, ticket, Purpose::KeepAlive(ask.id));
+            }
+            Request::LeaseTimeToLive(ask) => {
+                self.lead_read(id, ticket, Purpose::TimeToLive(ask.id, ask.keys));
+            }
+            Request::LeaseLeases(_) => self.lead_read(id, ticket, Purpose::Leases),
+            Request::HashKv(_) => {
+                self.outputs.push(Output::Answer { ticket, answer: Ok(Answer::Readable) });
+            }
+            Request::Describe(_) => {
+                let description = self.describe(id);
+                self.answer(ticket, Ok(Reply::Describe(description)));
+            }
+            Request::Put(put) => self.change(id, ticket, Request::Put(put)),
+            Request::DeleteRange(delete) => self.change(id, ticket, Request::DeleteRange(delete)),
+            Request::Txn(txn) => self.change(id, ticket, Request::Txn(txn)),
+            Request::LeaseGrant(grant) => self.grant(id, ticket, grant),
+            Request::Compact(compact) => {
+                let then = if compact.physical {
+                    Then::AfterSweep(ticket, compact.revision)
+                } else {
+                    Then::Answer(ticket)
+                };
+                self.queue(id, then, command::Body::Compact(compact));
+            }
+            Request::LeaseRevoke(revoke) => {
+                self.queue(id, Then::Answer(ticket), command::Body::LeaseRevoke(revoke));
+            }
+            Request::Alarm(alarm) => {
+                self.queue(id, Then::Answer(ticket), command::Body::Alarm(alarm));
+            }
+            Request::Publish(publish) => {
+                self.queue(id, Then::Answer(ticket), command::Body::Publish(publish));
+            }
+            Request::MemberUpdate(update) => {
+                self.queue(id, Then::Answer(ticket), command::Body::MemberUpdate(update));
+            }
+            Request::MemberAdd(add) => self.member_add(id, ticket, add),
+            Request::MemberRemove(remove) => self.member_remove(id, ticket, remove),
+            Request::MemberPromote(promote) => self.member_promote(id, ticket, promote),
+            Request::MoveLeader(to) => self.move_leader(id, ticket, to.target_id),
+        }
+    }
+
+    /// Queues a command for this round's entry, if this replica may propose.
+    pub(super) fn queue(&mut self, id: GroupId, then: Then, body: command::Body) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        if !group.serving || group.core.is_transferring() {
+            let error = group.elsewhere();
+            if let Some(ticket) = then.ticket() {
+                self.answer(ticket, Err(error));
+            } else if let Then::Expiry(lease) = then {
+                group.lessor.revoke_failed(lease);
+            }
+            return;
+        }
+        group.queued.push((Command { body: Some(body) }, then));
+    }
+
+    /// A request that may add data: the quota is judged here, by the leader, before it is
+    /// proposed. The alarm is an entry, so that all replicas refuse alike from then on.
+    fn change(&mut self, id: GroupId, ticket: Ticket, request: Request) {
+        let added = cost(&request);
+        let quota = self.config.quota_bytes;
+        let node = self.config.node.0;
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        let full = quota > 0 && added > 0 && group.machine.state().size + added >= quota;
+        if full && group.serving && !group.machine.alarm(AlarmType::Nospace) {
+            let alarm = AlarmRequest {
+                action: AlarmAction::Activate as i32,
+                member_id: node,
+                alarm: AlarmType::Nospace as i32,
+            };
+            let then = Then::Refuse(ticket, Error::NoSpace);
+            return self.queue(id, then, command::Body::Alarm(alarm));
+        }
+        let body = match request {
+            Request::Put(put) => command::Body::Put(put),
+            Request::DeleteRange(delete) => command::Body::DeleteRange(delete),
+            Request::Txn(txn) => command::Body::Txn(txn),
+            Request::LeaseGrant(grant) => command::Body::LeaseGrant(grant),
+            _ => return self.answer(ticket, Err(GroupError::refused(Error::KeyNotFound))),
+        };
+        self.queue(id, Then::Answer(ticket), body);
+    }
+
+    fn grant(&mut self, id: GroupId, ticket: Ticket, mut grant: LeaseGrantRequest) {
+        if grant.ttl > limits::MAX_LEASE_TTL_S {
+            return self.answer(ticket, Err(GroupError::refused(Error::LeaseTtlTooLarge)));
+        }
+        grant.ttl = grant.ttl.max(self.config.min_lease_ttl_s);
+        if grant.id == 0 {
+            grant.id = self.fresh_lease(id);
+        }
+        self.change(id, ticket, Request::LeaseGrant(grant));
+    }
+
+    /// A positive id that no lease has.
+    fn fresh_lease(&mut self, id: GroupId) -> i64 {
+        loop {
+            self.next_lease += 1;
+            let parts = [self.config.node.0, self.config.incarnation, self.next_lease, self.config.seed];
+            let lease = (mix(&parts) >> 1) as i64;
+            let taken =
+                self.groups.get(&id).is_some_and(|g| g.machine.leases().contains_key(&lease));
+            if lease != 0 && !taken {
+                return lease;
+            }
+        }
+    }
+
+    fn lead_read(&mut self, id: GroupId, ticket: Ticket, purpose: Purpose) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        if group.serving {
+            group.reads.push((ticket, purpose));
+        } else {
+            let error = group.elsewhere();
+            self.answer(ticket, Err(error));
+        }
+    }
+
+    /// Answers a read that is confirmed and whose index is applied.
+    pub(super) fn answer_read(&mut self, id: GroupId, (ticket, purpose): Read) {
+        let now_ms = self.now_ms;
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        if purpose.needs_leader() && !group.serving {
+            let error = group.elsewhere();
+            return self.answer(ticket, Err(error));
+        }
+        let header = header(group);
+        match purpose {
+            Purpose::Rows => {
+                self.outputs.push(Output::Answer { ticket, answer: Ok(Answer::Readable) });
+            }
+            Purpose::Header => self.answer(ticket, Ok(Reply::Linearize(header))),
+            Purpose::Members => {
+                let members = group.machine.member_list();
+                self.answer(ticket, Ok(Reply::Members(with_term(members, id, self))));
+            }
+            Purpose::KeepAlive(lease) => {
+                let ttl = match group.lessor.renew(now_ms, lease) {
+                    Standing::Alive { ttl_s, .. } => ttl_s,
+                    Standing::Unknown => 0,
+                    Standing::Revoking => {
+                        let asks = group.lease_asks.entry(lease).or_default();
+                        return asks.push(LeaseAsk::KeepAlive(ticket));
+                    }
+                };
+                self.answer(ticket, Ok(kept_alive(header, lease, ttl)));
+            }
+            Purpose::TimeToLive(lease, keys) => match group.lessor.standing(now_ms, lease) {
+                Standing::Alive { remaining_ms, ttl_s } => {
+                    let attached = if keys {
+                        leases::attached(&self.store, group.machine.shelf(), lease)
+                    } else {
+                        Ok(Vec::new())
+                    };
+                    let answer = match attached {
+                        Ok(keys) => Ok(Reply::LeaseTimeToLive(LeaseTimeToLiveResponse {
+                            header: Some(header),
+                            id: lease,
+                            ttl: (remaining_ms / 1000) as i64,
+                            granted_ttl: ttl_s,
+                            keys,
+                        })),
+                        Err(_) => Err(GroupError::unknown(Error::Stopped)),
+                    };
+                    self.answer(ticket, answer);
+                }
+                Standing::Unknown => self.answer(ticket, Ok(no_such_lease(header, lease))),
+                Standing::Revoking => {
+                    group.lease_asks.entry(lease).or_default().push(LeaseAsk::TimeToLive(ticket));
+                }
+            },
+            Purpose::Leases => {
+                let leases =
+                    group.lessor.by_expiry().into_iter().map(|id| LeaseStatus { id }).collect();
+                let response = LeaseLeasesResponse { header: Some(header), leases };
+                self.answer(ticket, Ok(Reply::LeaseLeases(response)));
+            }
+        }
+    }
+
+    /// A lease is gone: who waited for its outcome hears so.
+    pub(super) fn lease_gone(&mut self, id: GroupId, lease: i64) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        group.lessor.revoked(lease);
+        let header = header(group);
+        for ask in group.lease_asks.remove(&lease).unwrap_or_default() {
+            match ask {
+                LeaseAsk::KeepAlive(ticket) => {
+                    self.answer(ticket, Ok(kept_alive(header, lease, 0)));
+                }
+                LeaseAsk::TimeToLive(ticket) => {
+                    self.answer(ticket, Ok(no_such_lease(header, lease)));
+                }
+            }
+        }
+    }
+
+    fn describe(&self, id: GroupId) -> Description {
+        let Some(group) = self.groups.get(&id) else { return Description::default() };
+        let state = group.machine.state();
+        let replica = group.core.key().replica;
+        Description {
+            header: Some(header(group)),
+            leader: group.core.leader().unwrap_or(0),
+            raft_index: group.core.last_index(),
+            raft_applied_index: state.applied_index,
+            raft_committed_index: group.core.committed(),
+            size: self.store.engine().disk_bytes().max(state.size as u64) as i64,
+            size_in_use: state.size,
+            quota: self.config.quota_bytes,
+            is_learner: state.members.iter().any(|m| m.id == replica && m.is_learner),
+            compacted: state.compacted,
+            keys: state.keys,
+            alarms: state.alarms.clone(),
+            leases: group.machine.leases().len() as i64,
+            leader_changes: group.leader_changes,
+            proposals_pending: group.proposals.len() as u64,
+            proposals_failed: group.failed,
+        }
+    }
+}
+
+/// A header with what the group knows.
+pub(super) fn header(group: &Group) -> ResponseHeader {
+    ResponseHeader {
+        revision: group.machine.state().revision,
+        raft_term: group.core.term(),
+        ..Default::default()
+    }
+}
+
+fn with_term(
+    mut members: proto::etcd::MemberListResponse,
+    id: GroupId,
+    node: &Node,
+) -> proto::etcd::MemberListResponse {
+    if let (Some(header), Some(group)) = (&mut members.header, node.groups.get(&id)) {
+        header.raft_term = group.core.term();
+    }
+    members
+}
+
+fn kept_alive(header: ResponseHeader, id: i64, ttl: i64) -> Reply {
+    Reply::LeaseKeepAlive(LeaseKeepAliveResponse { header: Some(header), id, ttl })
+}
+
+fn no_such_lease(header: ResponseHeader, id: i64) -> Reply {
+    Reply::LeaseTimeToLive(LeaseTimeToLiveResponse {
+        header: Some(header),
+        id,
+        ttl: -1,
+        granted_ttl: 0,
+        keys: Vec::new(),
+    })
+}

@@ -1,0 +1,578 @@
+//! Stepping inputs and closing rounds: the order in which a node does things.
+
+use prost::Message as _;
+use proto::cluster::group::{Batch, Command, command};
+use proto::cluster::raft::{GroupMessage, PeerMessage, peer_message};
+use proto::etcd::LeaseRevokeRequest;
+use proto::group::{GroupError, Reply};
+use proto::{Error, GroupId, NodeId, limits};
+use raft::eraftpb::{Entry, EntryType, Message, MessageType};
+
+use std::sync::Arc;
+
+use super::{Input, Node, NodeError, Output, Persist};
+use crate::group::{LeaseAsk, Proposal, Then, Ticket, wire};
+use crate::log::Record;
+use crate::machine::effect::Effect;
+use crate::machine;
+use crate::store::layout;
+
+/// Format of a log entry's batch.
+const BATCH_FORMAT: u32 = 1;
+/// Rows of dropped shelves removed per round, and per checkpoint.
+const DROP_ROUND: usize = 256;
+const DROP_CHECKPOINT: usize = 20_000;
+
+impl Node {
+    /// Takes one input. What it causes comes with the next [`Node::round`].
+    pub fn step(&mut self, now_ms: u64, input: Input) -> Result<(), NodeError> {
+        self.now_ms = self.now_ms.max(now_ms);
+        match input {
+            Input::Tick => self.tick(),
+            Input::Request { ticket, request } => self.step_request(ticket, request),
+            Input::Peer { from, message } => self.step_peer(from, message)?,
+            Input::Persisted { id } => self.persisted(id),
+            Input::CheckpointWritten => self.checkpoint_written(),
+            Input::Unreachable { node } => {
+                for (id, group) in &mut self.groups {
+                    group.core.unreachable(node.0);
+                    self.touched.insert(*id);
+                }
+            }
+            Input::Drain => {
+                self.draining = true;
+                self.hand_over();
+            }
+        }
+        Ok(())
+    }
+
+    /// Closes a round: everything that the inputs so far lead to.
+    pub fn round(&mut self, now_ms: u64) -> Result<Vec<Output>, NodeError> {
+        self.now_ms = self.now_ms.max(now_ms);
+        let touched = std::mem::take(&mut self.touched);
+        for id in touched {
+            self.propose(id);
+            self.begin_reads(id);
+            self.drive(id)?;
+        }
+        self.tidy()?;
+        if !self.records.is_empty() {
+            let records = std::mem::take(&mut self.records);
+            self.outputs.push(Output::Persist(Persist { id: self.next_persist, records }));
+            self.next_persist += 1;
+        }
+        self.maybe_checkpoint();
+        Ok(std::mem::take(&mut self.outputs))
+    }
+
+    /// Is there work left that needs no input? Then close another round soon.
+    pub fn is_busy(&self) -> bool {
+        !self.touched.is_empty() || self.groups.values().any(|g| g.machine.needs_sweep())
+    }
+
+    fn tick(&mut self) {
+        let gap_ms = self.now_ms - self.last_tick_ms;
+        self.last_tick_ms = self.now_ms;
+        if gap_ms > 3 * self.config.tick_ms {
+            // The loop stalled: keepalives that came meanwhile are taken in first.
+            self.lease_rest_until_ms = self.now_ms + 2 * self.config.tick_ms;
+        }
+        let election_ms = self.config.election_ms();
+        let rest = self.now_ms < self.lease_rest_until_ms;
+        let ids: Vec<_> = self.groups.keys().copied().collect();
+        for id in ids {
+            let Some(group) = self.groups.get_mut(&id) else { continue };
+            if group.stopped.is_some() {
+                continue;
+            }
+            group.core.tick();
+            group.reads.retry(self.now_ms.saturating_sub(election_ms / 2));
+            if group.core.has_output() || group.reads.has_fresh() {
+                self.touched.insert(id);
+            }
+            let expired = if group.serving && !rest && !group.core.is_transferring() {
+                group.lessor.expire(self.now_ms)
+            } else {
+                Vec::new()
+            };
+            if !expired.is_empty() {
+                self.touched.insert(id);
+            }
+            for lease in expired {
+                let revoke = LeaseRevokeRequest { id: lease };
+                self.queue(id, Then::Expiry(lease), command::Body::LeaseRevoke(revoke));
+            }
+            self.check_transfer(id);
+        }
+        if self.draining {
+            self.hand_over();
+        }
+        self.tick_transfers();
+    }
+
+    fn step_peer(&mut self, from: NodeId, message: PeerMessage) -> Result<(), NodeError> {
+        match message.body {
+            Some(peer_message::Body::Raft(raft)) => self.step_raft(GroupId(raft.group), raft),
+            Some(peer_message::Body::Piece(piece)) => self.step_piece(from, piece)?,
+            Some(peer_message::Body::Ack(ack)) => self.step_ack(ack)?,
+            Some(peer_message::Body::NotMember(word)) => self.step_not_member(word),
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// Steps a Raft message that is for a replica here.
+    pub(super) fn step_raft(&mut self, id: GroupId, raft: GroupMessage) {
+        let Some(message) = raft.message else { return };
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        if message.to != group.core.key().replica || group.stopped.is_some() {
+            return;
+        }
+        let state = group.machine.state();
+        if state.removed.contains(&message.from) {
+            let word = proto::cluster::raft::NotMember {
+                group: id.0,
+                replica: message.from,
+                membership_version: state.membership_version,
+            };
+            let body = Some(peer_message::Body::NotMember(word));
+            let to = NodeId(message.from);
+            return self.outputs.push(Output::Send { to, message: PeerMessage { body } });
+        }
+        let Some(message) = wire::from_wire(message) else { return };
+        if let Err(lost) = group.core.step(message) {
+            self.quarantine(id, lost.to_string());
+        }
+        self.touched.insert(id);
+    }
+
+    /// Takes a replica out of service for good: what it acknowledged is not all here.
+    pub(super) fn quarantine(&mut self, id: GroupId, reason: String) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        if group.stopped.is_some() {
+            return;
+        }
+        group.stopped = Some(reason.clone());
+        let key = group.core.key();
+        self.records.push(Record::Quarantine { key, reason });
+        self.step_down(id);
+        let error = GroupError::not_done(Error::Quarantined, None);
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        let reads = group.reads.take_all();
+        for (ticket, _) in reads {
+            self.answer(ticket, Err(error));
+        }
+    }
+
+    /// Packs what waits into as few entries as the size allows, and proposes them.
+    fn propose(&mut self, id: GroupId) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        if group.queued.is_empty() {
+            return;
+        }
+        let range_version = group.machine.state().range_version;
+        let mut queued = std::mem::take(&mut group.queued).into_iter().peekable();
+        while queued.peek().is_some() {
+            let mut commands: Vec<Command> = Vec::new();
+            let mut then = Vec::new();
+            let mut bytes = 0;
+            while let Some((command, _)) = queued.peek() {
+                bytes += command.encoded_len();
+                if !commands.is_empty() && bytes > limits::MAX_ENTRY_BYTES {
+                    break;
+                }
+                if let Some((command, next)) = queued.next() {
+                    commands.push(command);
+                    then.push(next);
+                }
+            }
+            let batch = Batch { format: BATCH_FORMAT, range_version, commands };
+            let Some(group) = self.groups.get_mut(&id) else { return };
+            match group.core.propose(super::encode(&batch)) {
+                Some((index, term)) => {
+                    group.proposals.push_back(Proposal { index, term, then });
+                }
+                None => {
+                    group.failed += 1;
+                    // The leader is full: the asker waits a little and comes again.
+                    let error = GroupError::not_done(Error::TooManyRequests, None);
+                    for then in then {
+                        self.give_up(id, then, error);
+                    }
+                }
+            }
+        }
+    }
+
+    /// A command will not be applied: whoever waits for it hears `error`.
+    fn give_up(&mut self, id: GroupId, then: Then, error: GroupError) {
+        if let Then::Expiry(lease) = then
+            && let Some(group) = self.groups.get_mut(&id)
+        {
+            group.lessor.revoke_failed(lease);
+        }
+        if let Some(ticket) = then.ticket() {
+            self.answer(ticket, Err(error));
+        }
+    }
+
+    fn begin_reads(&mut self, id: GroupId) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        // A leader that has not committed in its term would drop the round silently.
+        if group.core.leader().is_none() || (group.core.is_leader() && !group.serving) {
+            return;
+        }
+        if let Some(round) = group.reads.begin(self.now_ms) {
+            let mut context = Vec::with_capacity(24);
+            context.extend_from_slice(&self.config.node.0.to_be_bytes());
+            context.extend_from_slice(&self.config.incarnation.to_be_bytes());
+            context.extend_from_slice(&round.to_be_bytes());
+            group.core.read_index(context);
+        }
+    }
+
+    fn drive(&mut self, id: GroupId) -> Result<(), NodeError> {
+        loop {
+            let persist = self.next_persist;
+            let Some(group) = self.groups.get_mut(&id) else { return Ok(()) };
+            if group.stopped.is_some() || !group.core.has_output() {
+                break;
+            }
+            let output = group.core.take(persist, &mut self.records);
+            if output.role_changed {
+                self.role_changed(id);
+            }
+            if let Some(snapshot) = output.snapshot {
+                self.adopt(id, &snapshot, persist)?;
+            }
+            for message in output.messages {
+                self.send_raft(id, message);
+            }
+            let own = (self.config.node.0, self.config.incarnation);
+            if let Some(group) = self.groups.get_mut(&id) {
+                for read in output.reads {
+                    if let Some(round) = own_round(&read.request_ctx, own) {
+                        group.reads.confirm(round, read.index);
+                    }
+                }
+            }
+            self.apply(id, output.committed)?;
+            // A role change may have made reads possible that waited.
+            self.begin_reads(id);
+        }
+        let Some(group) = self.groups.get_mut(&id) else { return Ok(()) };
+        let applied = group.machine.state().applied_index;
+        for read in group.reads.ready(applied) {
+            self.answer_read(id, read);
+        }
+        Ok(())
+    }
+
+    /// Sends a Raft message to the node of its replica. Snapshots go their own way.
+    pub(super) fn send_raft(&mut self, id: GroupId, message: Message) {
+        if message.get_msg_type() == MessageType::MsgSnapshot {
+            return self.begin_transfer(id, message);
+        }
+        // Replica ids are node ids while every group has one replica a node.
+        let to = NodeId(message.to);
+        let raft = GroupMessage { group: id.0, message: Some(wire::to_wire(message)) };
+        let body = Some(peer_message::Body::Raft(raft));
+        self.outputs.push(Output::Send { to, message: PeerMessage { body } });
+    }
+
+    fn role_changed(&mut self, id: GroupId) {
+        let now_ms = self.now_ms;
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        group.publish_role(now_ms);
+        if !group.core.is_leader() {
+            self.step_down(id);
+        } else {
+            group.serving = group.machine.state().applied_term == group.core.term();
+        }
+        self.check_transfer(id);
+    }
+
+    /// This replica leads no more: what only a leader can answer is not done here.
+    fn step_down(&mut self, id: GroupId) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        group.serving = false;
+        group.alarming = false;
+        group.lessor.demote();
+        let error = group.elsewhere();
+        let reads = group.reads.take_leader_only();
+        let queued = std::mem::take(&mut group.queued);
+        let asks = std::mem::take(&mut group.lease_asks);
+        for (ticket, _) in reads {
+            self.answer(ticket, Err(error));
+        }
+        for (_, then) in queued {
+            self.give_up(id, then, error);
+        }
+        for ask in asks.into_values().flatten() {
+            let (LeaseAsk::KeepAlive(ticket) | LeaseAsk::TimeToLive(ticket)) = ask;
+            self.answer(ticket, Err(error));
+        }
+    }
+
+    fn apply(&mut self, id: GroupId, entries: Vec<Entry>) -> Result<(), NodeError> {
+        let Some(last) = entries.last().map(|entry| (entry.index, entry.term)) else {
+            return Ok(());
+        };
+        for entry in entries {
+            self.apply_entry(id, entry)?;
+        }
+        let Some(group) = self.groups.get_mut(&id) else { return Ok(()) };
+        group.core.applied(last.0, last.1);
+        if group.core.is_leader() && !group.serving && last.1 == group.core.term() {
+            group.serving = true;
+            group.lessor.promote(self.now_ms, group.machine.leases());
+        }
+        self.checkpoints.first_write_ms.get_or_insert(self.now_ms);
+        self.checkpoints.last_write_ms = self.now_ms;
+        Ok(())
+    }
+
+    fn apply_entry(&mut self, id: GroupId, entry: Entry) -> Result<(), NodeError> {
+        let Some(group) = self.groups.get_mut(&id) else { return Ok(()) };
+        let (index, term) = (entry.index, entry.term);
+        let mut answers = None;
+        let mut effects = Vec::new();
+        match entry.get_entry_type() {
+            EntryType::EntryNormal if entry.data.is_empty() => group.machine.advance(index, term),
+            EntryType::EntryNormal => {
+                let batch = Batch::decode(entry.data.clone()).map_err(|error| {
+                    NodeError::Damaged(format!("entry {index} cannot be read: {error}"))
+                })?;
+                if batch.format > BATCH_FORMAT {
+                    return Err(NodeError::Damaged(format!(
+                        "entry {index} has format {}, this program knows {BATCH_FORMAT}: run a \
+                         newer program",
+                        batch.format
+                    )));
+                }
+                self.checkpoints.commands += batch.commands.len() as u64;
+                if let Some(applied) = group.machine.apply(index, term, &batch)? {
+                    answers = Some(applied.answers);
+                    effects = applied.effects;
+                }
+            }
+            EntryType::EntryConfChange | EntryType::EntryConfChangeV2 => {
+                let (answer, caused) = self.apply_change(id, &entry)?;
+                answers = Some(vec![answer]);
+                effects = caused;
+            }
+        }
+        self.resolve(id, index, term, answers);
+        for effect in effects {
+            self.carry_out(id, effect);
+        }
+        Ok(())
+    }
+
+    /// Answers whoever waits for the entry at `index`.
+    fn resolve(&mut self, id: GroupId, index: u64, term: u64, answers: Option<Vec<machine::Answer>>) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        let (current, leader) = (group.core.term(), group.core.leader());
+        let swept = group.machine.state().swept;
+        let mut mine = None;
+        let mut passed = Vec::new();
+        while group.proposals.front().is_some_and(|proposal| proposal.index <= index) {
+            let Some(proposal) = group.proposals.pop_front() else { break };
+            if proposal.index == index && proposal.term == term {
+                mine = Some(proposal.then);
+            } else {
+                passed.push(proposal);
+            }
+        }
+        // Another term's entry took the place: these were certainly not done.
+        let error = GroupError::not_done(Error::LeaderChanged, leader);
+        for then in passed.into_iter().flat_map(|proposal| proposal.then) {
+            self.give_up(id, then, error);
+        }
+        let Some(thens) = mine else { return };
+        let Some(answers) = answers else {
+            let error = GroupError::not_done(Error::StaleRange, leader);
+            for then in thens {
+                self.give_up(id, then, error);
+            }
+            return;
+        };
+        for (then, answer) in thens.into_iter().zip(answers) {
+            let answer = answer.map(|reply| stamp(reply, current)).map_err(GroupError::refused);
+            match then {
+                Then::Answer(ticket) => self.answer(ticket, answer),
+                Then::Refuse(ticket, error) => {
+                    self.answer(ticket, Err(GroupError::refused(error)));
+                }
+                Then::AfterSweep(ticket, revision) => match answer {
+                    Ok(reply) if revision > swept => {
+                        if let Some(group) = self.groups.get_mut(&id) {
+                            group.sweeping.push((ticket, revision, reply));
+                        }
+                    }
+                    answer => self.answer(ticket, answer),
+                },
+                Then::Expiry(_) => {}
+            }
+        }
+    }
+
+    fn carry_out(&mut self, id: GroupId, effect: Effect) {
+        let now_ms = self.now_ms;
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        match effect {
+            Effect::Events(events) => self.outputs.push(Output::Events { group: id, events }),
+            Effect::LeaseGranted { lease, ttl_s } => group.lessor.granted(now_ms, lease, ttl_s),
+            Effect::LeaseRevoked { lease } => self.lease_gone(id, lease),
+            Effect::Compacted { .. } => {}
+            Effect::Members => self.outputs.push(Output::Members { group: id }),
+        }
+    }
+
+    fn persisted(&mut self, persist: u64) {
+        let ids: Vec<_> = self.groups.keys().copied().collect();
+        for id in ids {
+            let Some(group) = self.groups.get_mut(&id) else { continue };
+            if group.stopped.is_some() {
+                continue;
+            }
+            let messages = group.core.persisted(persist);
+            self.restored(id, persist);
+            let Some(group) = self.groups.get_mut(&id) else { continue };
+            if group.core.has_output() {
+                self.touched.insert(id);
+            }
+            for message in messages {
+                self.send_raft(id, message);
+            }
+        }
+    }
+
+    /// Removes what is not needed any more, a slice a round.
+    fn tidy(&mut self) -> Result<(), NodeError> {
+        let ids: Vec<_> = self.groups.keys().copied().collect();
+        for id in ids {
+            let held = self.transfers.reads_from(id);
+            let Some(group) = self.groups.get_mut(&id) else { continue };
+            // A snapshot that is being sent still reads what would go.
+            if group.machine.needs_sweep() && !held {
+                group.machine.sweep()?;
+                let swept = group.machine.state().swept;
+                let done: Vec<(Ticket, i64, Reply)> =
+                    group.sweeping.extract_if(.., |(_, to, _)| *to <= swept).collect();
+                for (ticket, _, reply) in done {
+                    self.answer(ticket, Ok(reply));
+                }
+                self.checkpoints.first_write_ms.get_or_insert(self.now_ms);
+                self.checkpoints.last_write_ms = self.now_ms;
+            }
+        }
+        if let Some(shelf) = self.dropped.first().copied()
+            && self.checkpoints.drops < DROP_CHECKPOINT
+        {
+            let mut any = false;
+            for kind in layout::SHELF_KINDS {
+                let keys = self.store.some_rows(kind, shelf, DROP_ROUND)?;
+                self.checkpoints.drops += keys.len();
+                for key in keys {
+                    any = true;
+                    self.store.remove(key.to_vec());
+                }
+            }
+            if any {
+                self.checkpoints.first_write_ms.get_or_insert(self.now_ms);
+            } else {
+                self.dropped.remove(&shelf);
+            }
+        }
+        Ok(())
+    }
+
+    /// Freezes the recent table if it is time and none is being written.
+    fn maybe_checkpoint(&mut self) {
+        let policy = self.config.checkpoint;
+        let state = &self.checkpoints;
+        let Some(first_ms) = state.first_write_ms else { return };
+        let due = state.forced
+            || self.store.recent_bytes() >= policy.bytes
+            || state.commands >= policy.commands
+            || self.now_ms >= first_ms + policy.age_ms
+            || self.now_ms >= state.last_write_ms + policy.idle_ms;
+        // A restored state may reach the engine only once the log knows of it.
+        if !due || state.on_its_way.is_some() || self.transfers.restoring() {
+            return;
+        }
+        self.checkpoints.number += 1;
+        let mut rows = Vec::new();
+        for group in self.groups.values_mut() {
+            let state = group.machine.state();
+            group.freezing = state.applied_index;
+            let key = group.core.key();
+            let row_key = layout::group_key(key.group, key.replica);
+            rows.push((row_key.into(), Some(super::encode(state))));
+        }
+        let checkpoint = Arc::new(self.store.freeze(&self.node_row(), rows));
+        let state = &mut self.checkpoints;
+        state.start = self.log.position();
+        state.on_its_way = Some(checkpoint.clone());
+        state.commands = 0;
+        state.drops = 0;
+        state.forced = false;
+        state.first_write_ms = None;
+        self.transfers.frozen();
+        self.outputs.push(Output::Checkpoint(checkpoint));
+    }
+
+    fn checkpoint_written(&mut self) {
+        let Some(checkpoint) = self.checkpoints.on_its_way.take() else { return };
+        self.store.finish(&checkpoint);
+        let start = self.checkpoints.start;
+        self.records.push(Record::Checkpoint { n: checkpoint.number, start });
+        for group in self.groups.values_mut() {
+            group.checkpointed = group.freezing;
+            self.log.release(group.core.key(), group.checkpointed);
+        }
+        self.installed();
+    }
+}
+
+/// The number of a read round if it is one of ours.
+fn own_round(context: &[u8], (node, incarnation): (u64, u64)) -> Option<u64> {
+    let (head, round) = context.split_last_chunk::<8>()?;
+    let (first, second) = head.split_first_chunk::<8>()?;
+    let ours = u64::from_be_bytes(*first) == node && second == incarnation.to_be_bytes();
+    ours.then(|| u64::from_be_bytes(*round))
+}
+
+/// Puts the term into a reply's header.
+fn stamp(mut reply: Reply, term: u64) -> Reply {
+    let header = match &mut reply {
+        Reply::Range(r) => &mut r.header,
+        Reply::Put(r) => &mut r.header,
+        Reply::DeleteRange(r) => &mut r.header,
+        Reply::Txn(r) => &mut r.header,
+        Reply::Compact(r) => &mut r.header,
+        Reply::LeaseGrant(r) => &mut r.header,
+        Reply::LeaseRevoke(r) => &mut r.header,
+        Reply::Alarm(r) => &mut r.header,
+        Reply::Members(r) => &mut r.header,
+        Reply::MemberAdd(r) => &mut r.header,
+        Reply::Done(header) => {
+            header.raft_term = term;
+            return reply;
+        }
+        _ => return reply,
+    };
+    if let Some(header) = header {
+        header.raft_term = term;
+    }
+    reply
+}
+
+/// Only its context says what a change of members means to the machine.
+pub(super) fn read_change(entry: &Entry) -> Result<super::members::Change, NodeError> {
+    super::members::Change::decode(entry.context.clone()).map_err(|error| {
+        NodeError::Damaged(format!("entry {} cannot be read: {error}", entry.index))
+    })
+}

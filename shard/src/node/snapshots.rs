@@ -1,0 +1,554 @@
+//! Snapshots: bringing a replica that is too far behind up to date with rows.
+//!
+//! ```text
+//!   sender                                receiver
+//!   MsgSnapshot (held back)
+//!   piece 0: rows ───────────────────────> rows onto a fresh shelf
+//!            <─────────────────────── ack 1
+//!   ...
+//!   piece n: rows, state, MsgSnapshot ───> checkpoint (rows durable)
+//!            <─────────────────────── ack   MsgSnapshot is stepped, `restore` logged
+//! ```
+//!
+//! raft-rs sees MsgSnapshot only when all its rows are durable here, because it allows no
+//! step between taking a Ready and advancing it. The `restore` record in the log is the
+//! commit point: before it the old state stands, after it the new shelf is the state.
+//!
+//! Secondary rows are not shipped: packed changes and lease attachments are made anew from
+//! the versions, whose rows carry the place of the operation in its revision.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use prost::Message as _;
+use proto::cluster::raft::{
+    GroupMessage, PeerMessage, SnapshotAck, SnapshotPiece, SnapshotRow, peer_message,
+};
+use proto::{GroupId, NodeId};
+use raft::SnapshotStatus;
+use raft::eraftpb::{Message, Snapshot};
+
+use super::{Node, NodeError, Output};
+use crate::engine::EngineError;
+use crate::group::wire;
+use crate::log::{Record, ReplicaKey};
+use crate::machine::leases;
+use crate::machine::state::{SnapshotState, State};
+use crate::store::changes::Change;
+use crate::store::layout::{self, Row, Shelf};
+use crate::store::recent::ChangeMap;
+
+/// Bytes of rows in one piece.
+const PIECE_BYTES: usize = 256 * 1024;
+/// Without an acknowledgement for so many ticks the piece is sent again; after three times
+/// that the transfer is given up and Raft decides anew.
+const RESEND_TICKS: u64 = 10;
+
+/// Transfers under way on a node.
+#[derive(Default)]
+pub(super) struct Transfers {
+    next: u64,
+    sending: BTreeMap<u64, Sending>,
+    receiving: BTreeMap<GroupId, Receiving>,
+    /// Restores that the log does not know yet.
+    restores: BTreeMap<GroupId, Restore>,
+}
+
+struct Sending {
+    key: ReplicaKey,
+    to: u64,
+    revision: i64,
+    shelf: Shelf,
+    /// Row key of the last row sent, without the shelf's part.
+    cursor: Option<Bytes>,
+    number: u64,
+    checksum: u32,
+    state: SnapshotState,
+    finish: GroupMessage,
+    last_piece: SnapshotPiece,
+    sent_ms: u64,
+    acked_ms: u64,
+}
+
+struct Receiving {
+    from: NodeId,
+    from_replica: u64,
+    transfer: u64,
+    next: u64,
+    checksum: u32,
+    shelf: Shelf,
+    rebuild: Rebuild,
+    /// The whole is here, waits for the checkpoint.
+    finish: Option<GroupMessage>,
+    phase: Phase,
+    touched_ms: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Rows,
+    /// All rows are in the recent table; the next freeze takes them.
+    Freezing,
+    /// They are in the checkpoint on its way.
+    Frozen,
+    /// They are durable: MsgSnapshot was stepped.
+    Stepped,
+}
+
+struct Restore {
+    persist: u64,
+    index: u64,
+    term: u64,
+}
+
+/// Secondary rows, made anew from versions as they come: by key, newest first.
+#[derive(Default)]
+struct Rebuild {
+    changes: BTreeMap<i64, Vec<(u32, Change)>>,
+    /// The version before this one in the scan: newer, of the same key.
+    newer: Option<(Bytes, i64, u32, bool)>,
+    size: i64,
+    keys: i64,
+    leased: Vec<(i64, Bytes)>,
+}
+
+impl Rebuild {
+    fn row(&mut self, key: &Bytes, revision: i64, row: &Row) {
+        let same = self.newer.as_ref().is_some_and(|(newer, ..)| newer == key);
+        let previous = if same && !row.deleted { revision } else { 0 };
+        self.settle(if same { previous } else { 0 });
+        if !same && !row.deleted {
+            self.keys += 1;
+            if row.lease != 0 {
+                self.leased.push((row.lease, key.clone()));
+            }
+        }
+        self.size += row.cost(key.len());
+        self.newer = Some((key.clone(), revision, row.place, row.deleted));
+    }
+
+    fn settle(&mut self, previous: i64) {
+        if let Some((key, revision, place, deleted)) = self.newer.take() {
+            let change = Change { key, deleted, previous };
+            self.changes.entry(revision).or_default().push((place, change));
+        }
+    }
+
+    fn finish(&mut self) -> ChangeMap {
+        self.settle(0);
+        let changes = std::mem::take(&mut self.changes);
+        changes
+            .into_iter()
+            .map(|(revision, mut list)| {
+                list.sort_by_key(|(place, _)| *place);
+                (revision, list.into_iter().map(|(_, change)| change).collect::<Arc<[Change]>>())
+            })
+            .collect()
+    }
+}
+
+impl Transfers {
+    /// Is a snapshot of the group being read?
+    pub(super) fn reads_from(&self, id: GroupId) -> bool {
+        self.sending.values().any(|sending| sending.key.group == id.0)
+    }
+
+    /// Is a restore on its way into the log?
+    pub(super) fn restoring(&self) -> bool {
+        !self.restores.is_empty()
+    }
+
+    /// A checkpoint was frozen: what was received completely is in it.
+    pub(super) fn frozen(&mut self) {
+        for receiving in self.receiving.values_mut() {
+            if receiving.phase == Phase::Freezing {
+                receiving.phase = Phase::Frozen;
+            }
+        }
+    }
+}
+
+impl Node {
+    /// Raft wants to send a snapshot: take one of now and begin to send it.
+    pub(super) fn begin_transfer(&mut self, id: GroupId, mut message: Message) {
+        let to = message.to;
+        let now_ms = self.now_ms;
+        if self.transfers.sending.values().any(|s| s.key.group == id.0 && s.to == to) {
+            return;
+        }
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        let state = group.machine.snapshot_state();
+        let meta = message.mut_snapshot().mut_metadata();
+        meta.index = state.state.applied_index;
+        meta.term = state.state.applied_term;
+        meta.set_conf_state(wire::conf_from_wire(&state.state.conf_state));
+        let finish = GroupMessage { group: id.0, message: Some(wire::to_wire(message)) };
+        let sending = Sending {
+            key: group.core.key(),
+            to,
+            revision: state.state.revision,
+            shelf: group.machine.shelf(),
+            cursor: None,
+            number: 0,
+            checksum: 0,
+            state,
+            finish,
+            last_piece: SnapshotPiece::default(),
+            sent_ms: now_ms,
+            acked_ms: now_ms,
+        };
+        self.transfers.next += 1;
+        let transfer = crate::group::core::mix(&[self.config.incarnation, self.transfers.next]);
+        self.transfers.sending.insert(transfer, sending);
+        if let Err(error) = self.send_piece(transfer) {
+            // The engine failed: the next round meets the same error and ends the node.
+            tracing::error!(%error, "read rows for a snapshot");
+            self.end_transfer(transfer, SnapshotStatus::Failure);
+        }
+    }
+
+    /// Reads and sends the next piece.
+    fn send_piece(&mut self, transfer: u64) -> Result<(), EngineError> {
+        let Some(sending) = self.transfers.sending.get_mut(&transfer) else { return Ok(()) };
+        let view = self.store.view(sending.shelf, sending.revision);
+        let mut rows = Vec::new();
+        let mut bytes = 0;
+        // The shelf's part of a row key is the sender's own: 1 byte kind, 8 bytes shelf.
+        let after = sending.cursor.as_ref().map(|cursor| {
+            let (mut from, _) = layout::versions_bounds(sending.shelf);
+            from.extend_from_slice(cursor);
+            from.push(0);
+            from
+        });
+        let mut complete = true;
+        view.all_versions(after.as_deref(), &mut |row_key, row| {
+            if bytes >= PIECE_BYTES {
+                complete = false;
+                return Ok(ControlFlow::Break(()));
+            }
+            let row = row.encode();
+            bytes += row_key.len() + row.len();
+            rows.push(SnapshotRow { key: row_key.slice(9..), row });
+            Ok(ControlFlow::Continue(()))
+        })?;
+        let mut hash = crc32fast::Hasher::new_with_initial(sending.checksum);
+        for row in &rows {
+            hash.update(&row.key);
+            hash.update(&row.row);
+        }
+        sending.checksum = hash.finalize();
+        if let Some(row) = rows.last() {
+            sending.cursor = Some(row.key.clone());
+        }
+        let piece = SnapshotPiece {
+            group: sending.key.group,
+            to: sending.to,
+            from: sending.key.replica,
+            transfer,
+            number: sending.number,
+            rows,
+            checksum: sending.checksum,
+            finish: complete.then(|| sending.finish.clone()),
+            state: if complete { super::encode(&sending.state) } else { Bytes::new() },
+        };
+        sending.last_piece = piece.clone();
+        sending.sent_ms = self.now_ms;
+        let to = NodeId(sending.to);
+        let body = Some(peer_message::Body::Piece(piece));
+        self.outputs.push(Output::Send { to, message: PeerMessage { body } });
+        Ok(())
+    }
+
+    /// The receiver wants the next piece, or is done, or does not want it.
+    pub(super) fn step_ack(&mut self, ack: SnapshotAck) -> Result<(), NodeError> {
+        let now_ms = self.now_ms;
+        let Some(sending) = self.transfers.sending.get_mut(&ack.transfer) else { return Ok(()) };
+        if ack.refused {
+            self.end_transfer(ack.transfer, SnapshotStatus::Failure);
+            return Ok(());
+        }
+        if ack.next != sending.number + 1 {
+            return Ok(());
+        }
+        sending.acked_ms = now_ms;
+        if sending.last_piece.finish.is_some() {
+            self.end_transfer(ack.transfer, SnapshotStatus::Finish);
+            return Ok(());
+        }
+        sending.number += 1;
+        self.send_piece(ack.transfer)?;
+        Ok(())
+    }
+
+    fn end_transfer(&mut self, transfer: u64, status: SnapshotStatus) {
+        let Some(sending) = self.transfers.sending.remove(&transfer) else { return };
+        let id = GroupId(sending.key.group);
+        if let Some(group) = self.groups.get_mut(&id) {
+            group.core.snapshot_done(sending.to, status);
+            self.touched.insert(id);
+        }
+    }
+
+    /// Resends pieces without an answer, gives up on dead receivers and senders.
+    pub(super) fn tick_transfers(&mut self) {
+        let resend_ms = RESEND_TICKS * self.config.tick_ms;
+        let now_ms = self.now_ms;
+        let mut dead = Vec::new();
+        for (transfer, sending) in &mut self.transfers.sending {
+            let leads =
+                self.groups.get(&GroupId(sending.key.group)).is_some_and(|g| g.core.is_leader());
+            // The last piece is acknowledged only after a checkpoint, which may take long.
+            let patience = if sending.last_piece.finish.is_some() { 20 } else { 3 };
+            if !leads || now_ms > sending.acked_ms + patience * resend_ms {
+                dead.push(*transfer);
+            } else if now_ms > sending.sent_ms + resend_ms {
+                sending.sent_ms = now_ms;
+                let to = NodeId(sending.to);
+                let body = Some(peer_message::Body::Piece(sending.last_piece.clone()));
+                self.outputs.push(Output::Send { to, message: PeerMessage { body } });
+            }
+        }
+        for transfer in dead {
+            self.end_transfer(transfer, SnapshotStatus::Failure);
+        }
+        let late = now_ms.saturating_sub(30 * resend_ms);
+        let abandoned: Vec<_> = self
+            .transfers
+            .receiving
+            .iter()
+            .filter(|(_, r)| r.phase == Phase::Rows && r.touched_ms < late)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in abandoned {
+            self.abandon(id);
+        }
+    }
+
+    fn abandon(&mut self, id: GroupId) {
+        if let Some(receiving) = self.transfers.receiving.remove(&id)
+            && self.groups.get(&id).is_none_or(|g| g.machine.shelf() != receiving.shelf)
+        {
+            self.dropped.insert(receiving.shelf);
+        }
+    }
+
+    /// Takes a piece of a snapshot.
+    pub(super) fn step_piece(
+        &mut self,
+        from: NodeId,
+        piece: SnapshotPiece,
+    ) -> Result<(), NodeError> {
+        let id = GroupId(piece.group);
+        let now_ms = self.now_ms;
+        let ours = self
+            .groups
+            .get(&id)
+            .is_some_and(|group| group.core.key().replica == piece.to && group.stopped.is_none());
+        if !ours {
+            self.ack(from, &piece, 0, true);
+            return Ok(());
+        }
+        let current = self.transfers.receiving.get(&id).map(|r| (r.transfer, r.phase));
+        if current.is_none_or(|(transfer, _)| transfer != piece.transfer) {
+            if piece.number != 0 || current.is_some_and(|(_, phase)| phase != Phase::Rows) {
+                self.ack(from, &piece, 0, true);
+                return Ok(());
+            }
+            self.abandon(id);
+            let shelf = self.take_shelf();
+            let key = self.groups.get(&id).map(|group| group.core.key()).unwrap_or_default();
+            self.records.push(Record::Install { key, shelf: shelf.0 });
+            let receiving = Receiving {
+                from,
+                from_replica: piece.from,
+                transfer: piece.transfer,
+                next: 0,
+                checksum: 0,
+                shelf,
+                rebuild: Rebuild::default(),
+                finish: None,
+                phase: Phase::Rows,
+                touched_ms: now_ms,
+            };
+            self.transfers.receiving.insert(id, receiving);
+        }
+        let Some(receiving) = self.transfers.receiving.get_mut(&id) else { return Ok(()) };
+        receiving.touched_ms = now_ms;
+        if piece.number != receiving.next || receiving.phase != Phase::Rows {
+            // One that was sent again. The last one is acknowledged when it is durable.
+            if receiving.phase == Phase::Rows || receiving.phase == Phase::Stepped {
+                let next = receiving.next;
+                self.ack(from, &piece, next, false);
+            }
+            return Ok(());
+        }
+        let mut hash = crc32fast::Hasher::new_with_initial(receiving.checksum);
+        for row in &piece.rows {
+            hash.update(&row.key);
+            hash.update(&row.row);
+        }
+        receiving.checksum = hash.finalize();
+        if receiving.checksum != piece.checksum {
+            self.abandon(id);
+            self.ack(from, &piece, 0, true);
+            return Ok(());
+        }
+        receiving.next += 1;
+        let shelf = receiving.shelf;
+        let (prefix, _) = layout::versions_bounds(shelf);
+        for row in &piece.rows {
+            let mut row_key = prefix.clone();
+            row_key.extend_from_slice(&row.key);
+            let read = layout::split_version(&row_key)
+                .map(|(escaped, revision)| (layout::unescape(escaped), revision))
+                .zip(Row::decode(&row.row));
+            let Some(((key, revision), decoded)) = read else {
+                self.abandon(id);
+                self.ack(from, &piece, 0, true);
+                return Ok(());
+            };
+            receiving.rebuild.row(&key, revision, &decoded);
+            self.store.put_version(shelf, &key, revision, decoded);
+        }
+        self.checkpoints.first_write_ms.get_or_insert(now_ms);
+        self.checkpoints.last_write_ms = now_ms;
+        if piece.finish.is_none() {
+            let next = receiving.next;
+            self.ack(from, &piece, next, false);
+            return Ok(());
+        }
+        self.received(id, piece)
+    }
+
+    /// All rows are here: adds the secondary rows and the state, and asks for a checkpoint.
+    fn received(&mut self, id: GroupId, piece: SnapshotPiece) -> Result<(), NodeError> {
+        let Some(receiving) = self.transfers.receiving.get_mut(&id) else { return Ok(()) };
+        let Ok(sent) = SnapshotState::decode(piece.state.clone()) else {
+            let from = receiving.from;
+            self.abandon(id);
+            self.ack(from, &piece, 0, true);
+            return Ok(());
+        };
+        let shelf = receiving.shelf;
+        let changes = receiving.rebuild.finish();
+        let state = State {
+            shelf: shelf.0,
+            size: receiving.rebuild.size,
+            keys: receiving.rebuild.keys,
+            ..sent.state
+        };
+        // What lies below both was removed at the sender, or is of no use to anybody.
+        let low = state.compacted.min(state.swept);
+        for (revision, list) in changes {
+            if revision >= low {
+                self.store.note(shelf, revision, list);
+            }
+        }
+        for lease in &sent.leases {
+            self.store.put_raw(layout::lease_key(shelf, lease.id), leases::row(lease.ttl_s));
+        }
+        for (lease, key) in std::mem::take(&mut receiving.rebuild.leased) {
+            self.store.put_raw(layout::lease_key_key(shelf, lease, &key), Bytes::new());
+        }
+        self.store.put_raw(layout::staged_key(shelf), super::encode(&state));
+        receiving.finish = piece.finish;
+        receiving.phase = Phase::Freezing;
+        self.checkpoints.forced = true;
+        Ok(())
+    }
+
+    fn ack(&mut self, to: NodeId, piece: &SnapshotPiece, next: u64, refused: bool) {
+        let ack = SnapshotAck {
+            group: piece.group,
+            to: piece.from,
+            from: piece.to,
+            transfer: piece.transfer,
+            next,
+            refused,
+        };
+        let body = Some(peer_message::Body::Ack(ack));
+        self.outputs.push(Output::Send { to, message: PeerMessage { body } });
+    }
+
+    /// A checkpoint is durable: snapshots that are in it can be stepped.
+    pub(super) fn installed(&mut self) {
+        let ids: Vec<_> = self
+            .transfers
+            .receiving
+            .iter()
+            .filter(|(_, r)| r.phase == Phase::Frozen)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in ids {
+            let Some(receiving) = self.transfers.receiving.get_mut(&id) else { continue };
+            receiving.phase = Phase::Stepped;
+            let piece = SnapshotPiece {
+                group: id.0,
+                from: receiving.from_replica,
+                transfer: receiving.transfer,
+                to: self.groups.get(&id).map_or(0, |group| group.core.key().replica),
+                ..Default::default()
+            };
+            let (from, next) = (receiving.from, receiving.next);
+            let finish = receiving.finish.take();
+            self.ack(from, &piece, next, false);
+            if let Some(finish) = finish {
+                self.step_raft(id, finish);
+            }
+            // Raft may not want it any more; then the shelf is dropped when the next
+            // transfer begins or the node restarts.
+        }
+        if self.transfers.receiving.values().any(|r| r.phase == Phase::Freezing) {
+            self.checkpoints.forced = true;
+        }
+    }
+
+    /// Raft took the snapshot: its shelf is the state from here on.
+    pub(super) fn adopt(
+        &mut self,
+        id: GroupId,
+        snapshot: &Snapshot,
+        persist: u64,
+    ) -> Result<(), NodeError> {
+        let meta = snapshot.get_metadata();
+        let Some(receiving) = self.transfers.receiving.remove(&id) else {
+            return Err(NodeError::Damaged("a snapshot was stepped without its rows".into()));
+        };
+        assert!(receiving.phase == Phase::Stepped, "a snapshot is adopted when it is durable");
+        let staged = self.store.row(&layout::staged_key(receiving.shelf))?;
+        let state = staged.and_then(|staged| State::decode(staged).ok()).ok_or_else(|| {
+            NodeError::Damaged("the state of an installed snapshot cannot be read".into())
+        })?;
+        assert_eq!(state.applied_index, meta.index, "the rows are of another snapshot");
+        let Some(group) = self.groups.get_mut(&id) else { return Ok(()) };
+        self.dropped.insert(group.machine.shelf());
+        group.machine.restore(state)?;
+        self.records.push(Record::Restore {
+            key: group.core.key(),
+            index: meta.index,
+            term: meta.term,
+            conf_state: super::encode(&wire::conf_to_wire(meta.get_conf_state())),
+            shelf: receiving.shelf.0,
+        });
+        let restore = Restore { persist, index: meta.index, term: meta.term };
+        self.transfers.restores.insert(id, restore);
+        self.outputs.push(Output::Replaced { group: id });
+        self.outputs.push(Output::Members { group: id });
+        Ok(())
+    }
+
+    /// A write is durable: a restore in it may be told to Raft.
+    pub(super) fn restored(&mut self, id: GroupId, persist: u64) {
+        if self.transfers.restores.get(&id).is_some_and(|restore| restore.persist <= persist)
+            && let Some(restore) = self.transfers.restores.remove(&id)
+            && let Some(group) = self.groups.get_mut(&id)
+        {
+            group.core.applied(restore.index, restore.term);
+            self.store.remove(layout::staged_key(group.machine.shelf()));
+            self.checkpoints.forced = true;
+            self.checkpoints.first_write_ms.get_or_insert(self.now_ms);
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! Answers to reads: a range request and a view in, an answer out. Pure.
+//!
+//! Used by apply (reads inside transactions) and by whoever answers a client, on any thread.
+
+use std::cmp::Ordering;
+use std::ops::ControlFlow;
+
+use bytes::Bytes;
+use proto::etcd::range_request::{SortOrder, SortTarget};
+use proto::etcd::{RangeRequest, RangeResponse, ResponseHeader};
+use proto::mvccpb::KeyValue;
+use proto::{Error, KeyRange};
+
+use crate::engine::EngineError;
+use crate::store::view::View;
+
+/// The revision at which a request that names `asked` is to be read (etcd: 0 and below mean
+/// the newest; the compacted revision itself is readable).
+pub fn resolve(asked: i64, current: i64, compacted: i64) -> Result<i64, Error> {
+    if asked > current {
+        return Err(Error::FutureRevision);
+    }
+    let revision = if asked <= 0 { current } else { asked };
+    if revision < compacted {
+        return Err(Error::Compacted);
+    }
+    Ok(revision)
+}
+
+/// Answers `request` from `view`, which stands at the resolved revision. `revision` is the
+/// one for the header: the newest, not the one asked for.
+pub fn range(
+    view: &View,
+    request: &RangeRequest,
+    revision: i64,
+) -> Result<RangeResponse, EngineError> {
+    let keys = KeyRange::parse(&request.key, &request.range_end);
+    let header = Some(ResponseHeader { revision, ..Default::default() });
+    let limit = usize::try_from(request.limit).unwrap_or(0);
+    // Only the default order can stop early: any other must see all keys first.
+    let by_key = request.sort_target() == SortTarget::Key
+        && request.sort_order() != SortOrder::Descend
+        && !has_filters(request);
+    let keep = if by_key && limit > 0 { limit.saturating_add(1) } else { usize::MAX };
+
+    let mut kvs = Vec::new();
+    let mut count = 0i64;
+    if request.range_end.is_empty() {
+        if let Some(found) = view.get(&request.key)? {
+            count = 1;
+            if !request.count_only {
+                kvs.push(found.to_kv(request.key.clone()));
+            }
+        }
+    } else {
+        view.scan(&keys, &mut |key, found| {
+            count += 1;
+            if !request.count_only && kvs.len() < keep {
+                kvs.push(found.to_kv(Bytes::copy_from_slice(key)));
+            }
+            ControlFlow::Continue(())
+        })?;
+    }
+    if request.count_only {
+        return Ok(RangeResponse { header, kvs, more: false, count });
+    }
+    if has_filters(request) {
+        kvs.retain(|kv| passes(request, kv));
+    }
+    sort(request, &mut kvs);
+    let more = limit > 0 && kvs.len() > limit;
+    if more {
+        kvs.truncate(limit);
+    }
+    if request.keys_only {
+        // etcd 3.7 answers these from its index, which knows no lease either, except when it
+        // had to read the values to sort by them.
+        let from_index = request.sort_target() != SortTarget::Value;
+        for kv in &mut kvs {
+            kv.value = Bytes::new();
+            if from_index {
+                kv.lease = 0;
+            }
+        }
+    }
+    Ok(RangeResponse { header, kvs, more, count })
+}
+
+fn has_filters(request: &RangeRequest) -> bool {
+    request.min_mod_revision != 0
+        || request.max_mod_revision != 0
+        || request.min_create_revision != 0
+        || request.max_create_revision != 0
+}
+
+fn passes(request: &RangeRequest, kv: &KeyValue) -> bool {
+    let inside = |value: i64, min: i64, max: i64| {
+        (min == 0 || value >= min) && (max == 0 || value <= max)
+    };
+    inside(kv.mod_revision, request.min_mod_revision, request.max_mod_revision)
+        && inside(kv.create_revision, request.min_create_revision, request.max_create_revision)
+}
+
+fn sort(request: &RangeRequest, kvs: &mut [KeyValue]) {
+    let target = request.sort_target();
+    let descend = match request.sort_order() {
+        // Without an order, a target other than the key means ascending by it.
+        SortOrder::None | SortOrder::Ascend => false,
+        SortOrder::Descend => true,
+    };
+    let compare = |a: &KeyValue, b: &KeyValue| -> Ordering {
+        match target {
+            SortTarget::Key => a.key.cmp(&b.key),
+            SortTarget::Version => a.version.cmp(&b.version),
+            SortTarget::Create => a.create_revision.cmp(&b.create_revision),
+            SortTarget::Mod => a.mod_revision.cmp(&b.mod_revision),
+            SortTarget::Value => a.value.cmp(&b.value),
+        }
+    };
+    match (descend, target) {
+        // The scan was in this order.
+        (false, SortTarget::Key) => {}
+        (false, _) => kvs.sort_by(compare),
+        (true, _) => kvs.sort_by(|a, b| compare(b, a)),
+    }
+}

@@ -1,0 +1,127 @@
+//! The recent table: every row written since the last checkpoint, in engine order.
+//!
+//! One thread (the worker, which applies) writes; any number of threads read at the same
+//! time without a lock. Version rows are never overwritten while someone may read them at
+//! their revision, so a reader that knows its revision sees a consistent state whatever is
+//! being added.
+//!
+//! Beside the rows stand the changes: which keys each revision touched. They are what
+//! watches catch up from; the checkpoint packs them into few rows.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use crossbeam_skiplist::SkipMap;
+use parking_lot::RwLock;
+
+use super::changes::Change;
+use super::layout::{Row, Shelf};
+
+/// What stands under a row key.
+#[derive(Clone, Debug)]
+pub enum Cell {
+    /// A version of a key; encoded when the checkpoint writes it.
+    Row(Row),
+    /// Any other row, encoded.
+    Raw(Bytes),
+    /// The engine's row of this key is to go.
+    Gone,
+}
+
+impl Cell {
+    /// The bytes for the engine.
+    pub fn encode(&self) -> Option<Bytes> {
+        match self {
+            Cell::Row(row) => Some(row.encode()),
+            Cell::Raw(bytes) => Some(bytes.clone()),
+            Cell::Gone => None,
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Cell::Row(row) => row.value.len() + 64,
+            Cell::Raw(bytes) => bytes.len(),
+            Cell::Gone => 0,
+        }
+    }
+}
+
+/// Changes by revision.
+pub type ChangeMap = BTreeMap<i64, Arc<[Change]>>;
+
+/// Rows newer than a checkpoint.
+#[derive(Default)]
+pub struct Table {
+    rows: SkipMap<Bytes, Cell>,
+    changes: RwLock<BTreeMap<Shelf, ChangeMap>>,
+    bytes: AtomicU64,
+}
+
+impl Table {
+    /// Puts a row. Only the worker's thread may call this.
+    pub fn put(&self, key: Bytes, cell: Cell) {
+        // 96: what an entry of the map takes beside its bytes.
+        self.bytes.fetch_add((key.len() + cell.bytes() + 96) as u64, Ordering::Relaxed);
+        self.rows.insert(key, cell);
+    }
+
+    /// Notes what a revision changed. Only the worker's thread may call this.
+    pub fn note(&self, shelf: Shelf, revision: i64, changes: Arc<[Change]>) {
+        let bytes: usize = changes.iter().map(|change| change.key.len() + 64).sum();
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.changes.write().entry(shelf).or_default().insert(revision, changes);
+    }
+
+    /// The cell under exactly this row key.
+    pub fn get(&self, key: &[u8]) -> Option<Cell> {
+        self.rows.get(key).map(|entry| entry.value().clone())
+    }
+
+    /// The first row at or above `from` and below `to`.
+    pub fn first(&self, from: &[u8], to: &[u8]) -> Option<(Bytes, Cell)> {
+        use std::ops::Bound::{Excluded, Included};
+        let entry = self.rows.range::<[u8], _>((Included(from), Excluded(to))).next()?;
+        Some((entry.key().clone(), entry.value().clone()))
+    }
+
+    /// Rows of an interval, ascending.
+    pub fn range(&self, from: &[u8], to: &[u8]) -> impl Iterator<Item = (Bytes, Cell)> + use<'_> {
+        use std::ops::Bound::{Excluded, Included};
+        let bounds =
+            (Included(Bytes::copy_from_slice(from)), Excluded(Bytes::copy_from_slice(to)));
+        self.rows.range(bounds).map(|entry| (entry.key().clone(), entry.value().clone()))
+    }
+
+    /// All rows, ascending.
+    pub fn iter(&self) -> impl Iterator<Item = (Bytes, Cell)> + use<'_> {
+        self.rows.iter().map(|entry| (entry.key().clone(), entry.value().clone()))
+    }
+
+    /// Changes of revisions `from..=to`, at most `limit` revisions.
+    pub fn changes(&self, shelf: Shelf, from: i64, to: i64, limit: usize) -> ChangeMap {
+        let changes = self.changes.read();
+        let Some(map) = changes.get(&shelf) else { return ChangeMap::new() };
+        if from > to {
+            return ChangeMap::new();
+        }
+        map.range(from..=to).take(limit).map(|(r, c)| (*r, c.clone())).collect()
+    }
+
+    /// All changes, for the checkpoint.
+    pub fn all_changes(&self) -> BTreeMap<Shelf, ChangeMap> {
+        self.changes.read().clone()
+    }
+
+    /// Bytes held, about.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Nothing to write?
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty() && self.changes.read().is_empty()
+    }
+}

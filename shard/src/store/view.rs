@@ -1,0 +1,244 @@
+//! A read view: the store of one shelf as it was at one revision.
+//!
+//! It is taken in this order: the revision, the recent tables, the engine. Rows above the
+//! revision do not exist for it, so what is applied meanwhile does not show; a table leaves
+//! the list only after its rows can be read from the engine, so nothing is missed. A row may
+//! be seen in two places, then they are the same.
+//!
+//! ```text
+//!  revision 7 ->   active   k@9  k@7            newest first; 9 is above the view
+//!                  frozen   j@6  k@5
+//!                  engine   a@2  j@3  k@4
+//!  get(k) = k@7, get(j) = j@6, get(a) = a@2
+//! ```
+//!
+//! Invariants:
+//! - A view below the compacted revision may miss rows: whoever reads below the newest
+//!   revision checks the compacted revision again *after* reading.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use proto::KeyRange;
+use proto::mvccpb::KeyValue;
+
+use super::layout::{self, Row, Shelf};
+use super::recent::{Cell, Table};
+use crate::engine::{Engine, EngineError};
+
+/// See the module.
+#[derive(Clone)]
+pub struct View {
+    pub(super) shelf: Shelf,
+    /// Revision at which it reads.
+    pub revision: i64,
+    /// Newest first.
+    pub(super) tables: Arc<[Arc<Table>]>,
+    pub(super) engine: Arc<dyn Engine>,
+}
+
+/// A version found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Its revision.
+    pub revision: i64,
+    /// The row.
+    pub row: Row,
+}
+
+impl Found {
+    /// As clients see it.
+    pub fn to_kv(&self, key: Bytes) -> KeyValue {
+        KeyValue {
+            key,
+            create_revision: self.row.create_revision,
+            mod_revision: self.revision,
+            version: self.row.version,
+            value: self.row.value.clone(),
+            lease: self.row.lease,
+        }
+    }
+}
+
+fn damaged() -> EngineError {
+    EngineError("a row cannot be read: unknown format".into())
+}
+
+impl View {
+    /// The same place at another revision.
+    pub fn at(&self, revision: i64) -> View {
+        View { revision, ..self.clone() }
+    }
+
+    /// The newest version of `key` at the view's revision, delete markers included.
+    pub fn version(&self, key: &[u8]) -> Result<Option<Found>, EngineError> {
+        let from = layout::version_key(self.shelf, key, self.revision);
+        let mut to = layout::version_key(self.shelf, key, 0);
+        to.push(0);
+        // Newer tables hold higher revisions, so the first hit is the answer, unless a row
+        // was taken away there: then what lies below must be matched against that.
+        for table in self.tables.iter() {
+            match table.first(&from, &to) {
+                Some((row_key, Cell::Row(row))) => {
+                    let (_, revision) = layout::split_version(&row_key).ok_or_else(damaged)?;
+                    return Ok(Some(Found { revision, row }));
+                }
+                Some(_) => return self.merge_first(&from, &to),
+                None => {}
+            }
+        }
+        let Some(found) = self.engine.scan(&from, &to).next() else { return Ok(None) };
+        let (row_key, row) = found?;
+        let (_, revision) = layout::split_version(&row_key).ok_or_else(damaged)?;
+        Ok(Some(Found { revision, row: Row::decode(&row).ok_or_else(damaged)? }))
+    }
+
+    fn merge_first(&self, from: &[u8], to: &[u8]) -> Result<Option<Found>, EngineError> {
+        let mut found = None;
+        self.rows(from, to, &mut |row_key, row| {
+            let (_, revision) = layout::split_version(row_key).ok_or_else(damaged)?;
+            found = Some(Found { revision, row: row()? });
+            Ok(ControlFlow::Break(()))
+        })?;
+        Ok(found)
+    }
+
+    /// The live version of `key` at the view's revision.
+    pub fn get(&self, key: &[u8]) -> Result<Option<Found>, EngineError> {
+        Ok(self.version(key)?.filter(|found| !found.row.deleted))
+    }
+
+    /// The version of `key` written by exactly `revision`, if it is still there.
+    pub fn exactly(&self, key: &[u8], revision: i64) -> Result<Option<Row>, EngineError> {
+        let row_key = layout::version_key(self.shelf, key, revision);
+        for table in self.tables.iter() {
+            match table.get(&row_key) {
+                Some(Cell::Row(row)) => return Ok(Some(row)),
+                Some(_) => return Ok(None),
+                None => {}
+            }
+        }
+        match self.engine.get(&row_key)? {
+            Some(row) => Ok(Some(Row::decode(&row).ok_or_else(damaged)?)),
+            None => Ok(None),
+        }
+    }
+
+    /// Calls `each` with every live key of `range`, ascending, until it breaks.
+    pub fn scan(
+        &self,
+        range: &KeyRange,
+        each: &mut dyn FnMut(&[u8], Found) -> ControlFlow<()>,
+    ) -> Result<(), EngineError> {
+        self.scan_versions(range, &mut |escaped, found| {
+            if found.row.deleted {
+                return ControlFlow::Continue(());
+            }
+            each(&layout::unescape(escaped), found)
+        })
+    }
+
+    /// Calls `each` with the newest version of every key of `range`, delete markers too. The
+    /// key is in escaped form.
+    fn scan_versions(
+        &self,
+        range: &KeyRange,
+        each: &mut dyn FnMut(&[u8], Found) -> ControlFlow<()>,
+    ) -> Result<(), EngineError> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        let from = layout::version_bound(self.shelf, &range.start);
+        let to = match &range.end {
+            Some(end) => layout::version_bound(self.shelf, end),
+            None => layout::version_end(self.shelf),
+        };
+        let mut decided: Vec<u8> = Vec::new();
+        let mut any = false;
+        self.rows(&from, &to, &mut |row_key, row| {
+            let (escaped, revision) = layout::split_version(row_key).ok_or_else(damaged)?;
+            if revision > self.revision || (any && decided == escaped) {
+                return Ok(ControlFlow::Continue(()));
+            }
+            any = true;
+            decided.clear();
+            decided.extend_from_slice(escaped);
+            Ok(each(escaped, Found { revision, row: row()? }))
+        })
+    }
+
+    /// Calls `each` with all versions of the shelf at or below the view's revision, in the
+    /// order of the layout: by key, newest first.
+    pub fn all_versions(
+        &self,
+        from: Option<&[u8]>,
+        each: &mut dyn FnMut(&Bytes, Row) -> Result<ControlFlow<()>, EngineError>,
+    ) -> Result<(), EngineError> {
+        let (start, end) = layout::versions_bounds(self.shelf);
+        let from = from.unwrap_or(&start).to_vec();
+        self.rows(&from, &end, &mut |row_key, row| {
+            let (_, revision) = layout::split_version(row_key).ok_or_else(damaged)?;
+            if revision > self.revision {
+                return Ok(ControlFlow::Continue(()));
+            }
+            each(row_key, row()?)
+        })
+    }
+
+    /// Merges the sources of an interval of version rows; rows taken away are left out.
+    #[allow(clippy::type_complexity)]
+    fn rows(
+        &self,
+        from: &[u8],
+        to: &[u8],
+        each: &mut dyn FnMut(
+            &Bytes,
+            &dyn Fn() -> Result<Row, EngineError>,
+        ) -> Result<ControlFlow<()>, EngineError>,
+    ) -> Result<(), EngineError> {
+        let mut tables: Vec<_> =
+            self.tables.iter().map(|table| table.range(from, to).peekable()).collect();
+        let mut engine = self.engine.scan(from, to).peekable();
+        loop {
+            let mut least: Option<Bytes> = None;
+            for table in &mut tables {
+                if let Some((key, _)) = table.peek()
+                    && least.as_ref().is_none_or(|least| key < least)
+                {
+                    least = Some(key.clone());
+                }
+            }
+            let from_engine = match engine.peek() {
+                Some(Ok((key, _))) => least.as_ref().is_none_or(|least| key < least),
+                Some(Err(error)) => return Err(error.clone()),
+                None => false,
+            };
+            if from_engine {
+                let Some(row) = engine.next() else { continue };
+                let (key, value) = row?;
+                if each(&key, &|| Row::decode(&value).ok_or_else(damaged))?.is_break() {
+                    return Ok(());
+                }
+                continue;
+            }
+            let Some(least) = least else { return Ok(()) };
+            let mut cell = None;
+            for table in &mut tables {
+                if let Some((_, value)) = table.next_if(|(key, _)| *key == least) {
+                    cell.get_or_insert(value);
+                }
+            }
+            if let Some(Ok((key, _))) = engine.peek()
+                && *key == least
+            {
+                engine.next();
+            }
+            if let Some(Cell::Row(row)) = cell
+                && each(&least, &|| Ok(row.clone()))?.is_break()
+            {
+                return Ok(());
+            }
+        }
+    }
+}

@@ -1,0 +1,397 @@
+//! Between nodes: one ordered stream of Raft messages and one stream of requests per
+//! direction and pair, whatever the number of groups.
+//!
+//! Nothing here waits for a peer: a full queue drops Raft messages (Raft sends again) and
+//! refuses requests. Requests that were handed to a connection which then broke have an
+//! unknown outcome; those that were not are certainly not done.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures::StreamExt;
+use parking_lot::Mutex;
+use proto::cluster::group::groups_client::GroupsClient;
+use proto::cluster::group::groups_server::{Groups as GroupsService, GroupsServer};
+use proto::cluster::group::{
+    GroupRequest, ReplyBatch, ReplyFrame, RequestBatch, RequestFrame,
+};
+use proto::cluster::raft::peer_client::PeerClient;
+use proto::cluster::raft::peer_server::{Peer, PeerServer};
+use proto::cluster::raft::{PeerAck, PeerBatch, PeerMessage};
+use proto::etcd::Member;
+use proto::group::{GroupError, Groups, Reply, from_reply};
+use proto::{Error, GroupId, NodeId};
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Channel, Endpoint, Server};
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::node::Input;
+use crate::worker::{NodeHandle, Outbox};
+
+/// Batches that may wait for one peer.
+const PEER_DEPTH: usize = 4096;
+/// Requests that may wait for one peer.
+const REQUEST_DEPTH: usize = 16_384;
+/// Requests or replies packed into one message.
+const PACK: usize = 256;
+/// Largest message between nodes.
+const MESSAGE_BYTES: usize = 64 * 1024 * 1024;
+/// Window of a connection and of a stream.
+const WINDOW_BYTES: u32 = 16 * 1024 * 1024;
+/// Pause before a broken connection is tried again.
+const RECONNECT: Duration = Duration::from_millis(200);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+type Waiting = Arc<Mutex<HashMap<u64, oneshot::Sender<Result<Reply, GroupError>>>>>;
+
+struct PeerLink {
+    address: String,
+    raft: mpsc::Sender<Vec<PeerMessage>>,
+    requests: mpsc::Sender<RequestFrame>,
+    waiting: Waiting,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Drop for PeerLink {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(tokio::task::JoinHandle::abort);
+    }
+}
+
+/// This node's side of all connections to other nodes.
+pub struct Peers {
+    node: NodeId,
+    cluster: u64,
+    runtime: tokio::runtime::Handle,
+    links: Mutex<BTreeMap<NodeId, Arc<PeerLink>>>,
+    unreachable: mpsc::UnboundedSender<NodeId>,
+    removed: mpsc::UnboundedSender<GroupId>,
+    members: Mutex<BTreeMap<GroupId, Vec<Member>>>,
+    next: AtomicU64,
+}
+
+/// What [`Peers`] reports.
+pub struct PeerReports {
+    /// Nodes that cannot be reached. At most one per try to connect.
+    pub unreachable: mpsc::UnboundedReceiver<NodeId>,
+    /// Groups of which this node is no member any more.
+    pub removed: mpsc::UnboundedReceiver<GroupId>,
+}
+
+impl Peers {
+    /// Connections of `node` in `cluster`; must be called inside a runtime.
+    pub fn new(node: NodeId, cluster: u64) -> (Arc<Peers>, PeerReports) {
+        let (unreachable, unreachable_receiver) = mpsc::unbounded_channel();
+        let (removed, removed_receiver) = mpsc::unbounded_channel();
+        let peers = Peers {
+            node,
+            cluster,
+            runtime: tokio::runtime::Handle::current(),
+            links: Mutex::default(),
+            unreachable,
+            removed,
+            members: Mutex::default(),
+            next: AtomicU64::new(1),
+        };
+        let reports = PeerReports { unreachable: unreachable_receiver, removed: removed_receiver };
+        (Arc::new(peers), reports)
+    }
+
+    /// Members of a group, as last applied here.
+    pub fn members_of(&self, group: GroupId) -> Vec<Member> {
+        self.members.lock().get(&group).cloned().unwrap_or_default()
+    }
+
+    /// Makes a node reachable at `address` (an URL), before any group said so.
+    pub fn introduce(&self, node: NodeId, address: &str) {
+        if node == self.node {
+            return;
+        }
+        let mut links = self.links.lock();
+        if links.get(&node).is_some_and(|link| link.address == address) {
+            return;
+        }
+        links.insert(node, Arc::new(self.link(node, address)));
+    }
+
+    fn link(&self, node: NodeId, address: &str) -> PeerLink {
+        let (raft, raft_receiver) = mpsc::channel(PEER_DEPTH);
+        let (requests, request_receiver) = mpsc::channel(REQUEST_DEPTH);
+        let waiting = Waiting::default();
+        let to = Target { node, from: self.node, cluster: self.cluster, address: address.into() };
+        let unreachable = self.unreachable.clone();
+        let tasks = vec![
+            self.runtime.spawn(run_raft(to.clone(), raft_receiver, unreachable)),
+            self.runtime.spawn(run_requests(to, request_receiver, waiting.clone())),
+        ];
+        PeerLink { address: address.into(), raft, requests, waiting, tasks }
+    }
+
+    /// Sends a request to a node and waits for its reply.
+    pub async fn call(&self, node: NodeId, request: GroupRequest) -> Result<Reply, GroupError> {
+        let link = self.links.lock().get(&node).cloned();
+        let Some(link) = link else { return Err(GroupError::not_done(Error::NoLeader, None)) };
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let (sender, receiver) = oneshot::channel();
+        link.waiting.lock().insert(id, sender);
+        let frame = RequestFrame { id, request: Some(request) };
+        if link.requests.try_send(frame).is_err() {
+            link.waiting.lock().remove(&id);
+            return Err(GroupError::not_done(Error::TooManyRequests, None));
+        }
+        let answer = receiver.await;
+        answer.unwrap_or(Err(GroupError::unknown(Error::TimeoutConnectionLost)))
+    }
+}
+
+impl Outbox for Peers {
+    fn send(&self, to: NodeId, messages: Vec<PeerMessage>) {
+        let link = self.links.lock().get(&to).cloned();
+        if let Some(link) = link {
+            // A full queue is a slow or dead peer: Raft sends again.
+            let _ = link.raft.try_send(messages);
+        }
+    }
+
+    fn members(&self, group: GroupId, members: &[Member]) {
+        for member in members {
+            if let Some(address) = member.peer_ur_ls.first() {
+                self.introduce(NodeId(member.id), address);
+            }
+        }
+        self.members.lock().insert(group, members.to_vec());
+    }
+
+    fn removed(&self, group: GroupId) {
+        let _ = self.removed.send(group);
+    }
+}
+
+#[derive(Clone)]
+struct Target {
+    node: NodeId,
+    from: NodeId,
+    cluster: u64,
+    address: String,
+}
+
+async fn connect(address: &str) -> Option<Channel> {
+    let endpoint = Endpoint::from_shared(address.to_string()).ok()?;
+    endpoint
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .initial_connection_window_size(WINDOW_BYTES)
+        .initial_stream_window_size(WINDOW_BYTES)
+        .http2_keep_alive_interval(Duration::from_secs(5))
+        .keep_alive_timeout(Duration::from_secs(5))
+        .connect()
+        .await
+        .ok()
+}
+
+/// Keeps a stream of Raft messages to a peer.
+async fn run_raft(
+    to: Target,
+    receiver: mpsc::Receiver<Vec<PeerMessage>>,
+    unreachable: mpsc::UnboundedSender<NodeId>,
+) {
+    let receiver = Arc::new(tokio::sync::Mutex::new(receiver));
+    loop {
+        if let Some(channel) = connect(&to.address).await {
+            let mut client = PeerClient::new(channel)
+                .max_encoding_message_size(MESSAGE_BYTES)
+                .max_decoding_message_size(MESSAGE_BYTES);
+            let target = to.clone();
+            let source = receiver.clone();
+            let stream = futures::stream::unfold(source, move |source| {
+                let target = target.clone();
+                async move {
+                    let mut messages = {
+                        let mut receiver = source.lock().await;
+                        let mut messages = receiver.recv().await?;
+                        while let Ok(more) = receiver.try_recv() {
+                            messages.extend(more);
+                            if messages.len() >= PACK {
+                                break;
+                            }
+                        }
+                        messages
+                    };
+                    let batch = PeerBatch {
+                        cluster: target.cluster,
+                        from_node: target.from.0,
+                        to_node: target.node.0,
+                        messages: std::mem::take(&mut messages),
+                    };
+                    Some((batch, source))
+                }
+            });
+            if let Err(status) = client.exchange(stream).await {
+                tracing::debug!(node = to.node.0, %status, "the stream to a peer ended");
+            }
+        }
+        let _ = unreachable.send(to.node);
+        // What waited is old news by now.
+        {
+            let mut receiver = receiver.lock().await;
+            while receiver.try_recv().is_ok() {}
+        }
+        tokio::time::sleep(RECONNECT).await;
+    }
+}
+
+/// Keeps a stream of requests to a peer and hands out the replies.
+async fn run_requests(to: Target, receiver: mpsc::Receiver<RequestFrame>, waiting: Waiting) {
+    let receiver = Arc::new(tokio::sync::Mutex::new(receiver));
+    loop {
+        if let Some(channel) = connect(&to.address).await {
+            let mut client = GroupsClient::new(channel)
+                .max_encoding_message_size(MESSAGE_BYTES)
+                .max_decoding_message_size(MESSAGE_BYTES);
+            let stream = futures::stream::unfold(receiver.clone(), |source| async move {
+                let mut frames = Vec::new();
+                {
+                    let mut receiver = source.lock().await;
+                    receiver.recv_many(&mut frames, PACK).await;
+                }
+                (!frames.is_empty()).then_some((RequestBatch { frames }, source))
+            });
+            if let Ok(replies) = client.call(stream).await {
+                let mut replies = replies.into_inner();
+                while let Ok(Some(batch)) = replies.message().await {
+                    let mut waiting = waiting.lock();
+                    for frame in batch.frames {
+                        if let Some(sender) = waiting.remove(&frame.id) {
+                            let _ = sender.send(from_reply(frame.reply.unwrap_or_default()));
+                        }
+                    }
+                }
+            }
+        }
+        // Frames still in the queue never left: those who wait for them may try elsewhere.
+        let mut unsent = Vec::new();
+        {
+            let mut receiver = receiver.lock().await;
+            while let Ok(frame) = receiver.try_recv() {
+                unsent.push(frame.id);
+            }
+        }
+        disconnected(&waiting, &unsent);
+        tokio::time::sleep(RECONNECT).await;
+    }
+}
+
+/// Tells who waits at a broken connection: those whose requests never left may try
+/// elsewhere, for the others the outcome is unknown.
+fn disconnected(waiting: &Waiting, unsent: &[u64]) {
+    let mut waiting = waiting.lock();
+    for id in unsent {
+        if let Some(sender) = waiting.remove(id) {
+            let _ = sender.send(Err(GroupError::not_done(Error::NoLeader, None)));
+        }
+    }
+    for (_, sender) in waiting.drain() {
+        let _ = sender.send(Err(GroupError::unknown(Error::TimeoutConnectionLost)));
+    }
+}
+
+/// The services that other nodes call.
+pub struct PeerServices {
+    node: NodeId,
+    cluster: u64,
+    handle: NodeHandle,
+    groups: Arc<dyn Groups>,
+}
+
+impl PeerServices {
+    /// Services of `node`; requests are answered through `groups`, by this node alone.
+    pub fn new(node: NodeId, cluster: u64, handle: NodeHandle, groups: Arc<dyn Groups>) -> Self {
+        PeerServices { node, cluster, handle, groups }
+    }
+
+    /// Serves on `listener` until `shutdown` ends.
+    pub async fn serve(
+        self,
+        listener: tokio::net::TcpListener,
+        shutdown: impl Future<Output = ()> + Send,
+    ) -> Result<(), tonic::transport::Error> {
+        let this = Arc::new(self);
+        let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
+        Server::builder()
+            .initial_connection_window_size(WINDOW_BYTES)
+            .initial_stream_window_size(WINDOW_BYTES)
+            .add_service(
+                PeerServer::from_arc(this.clone())
+                    .max_decoding_message_size(MESSAGE_BYTES)
+                    .max_encoding_message_size(MESSAGE_BYTES),
+            )
+            .add_service(
+                GroupsServer::from_arc(this)
+                    .max_decoding_message_size(MESSAGE_BYTES)
+                    .max_encoding_message_size(MESSAGE_BYTES),
+            )
+            .serve_with_incoming_shutdown(incoming, shutdown)
+            .await
+    }
+}
+
+#[tonic::async_trait]
+impl Peer for PeerServices {
+    async fn exchange(
+        &self,
+        request: Request<Streaming<PeerBatch>>,
+    ) -> Result<Response<PeerAck>, Status> {
+        let mut stream = request.into_inner();
+        while let Some(batch) = stream.message().await? {
+            if batch.cluster != self.cluster || batch.to_node != self.node.0 {
+                return Err(Error::ClusterIdMismatch.into());
+            }
+            let from = NodeId(batch.from_node);
+            for message in batch.messages {
+                self.handle.input(Input::Peer { from, message });
+            }
+        }
+        Ok(Response::new(PeerAck {}))
+    }
+}
+
+#[tonic::async_trait]
+impl GroupsService for PeerServices {
+    type CallStream =
+        std::pin::Pin<Box<dyn futures::Stream<Item = Result<ReplyBatch, Status>> + Send>>;
+
+    async fn call(
+        &self,
+        request: Request<Streaming<RequestBatch>>,
+    ) -> Result<Response<Self::CallStream>, Status> {
+        let mut stream = request.into_inner();
+        let (sender, receiver) = mpsc::channel::<ReplyFrame>(REQUEST_DEPTH);
+        let groups = self.groups.clone();
+        tokio::spawn(async move {
+            while let Ok(Some(batch)) = stream.message().await {
+                for frame in batch.frames {
+                    let Some(request) = frame.request else { continue };
+                    let reply = groups.call(request);
+                    let sender = sender.clone();
+                    tokio::spawn(async move {
+                        let reply = match reply.await {
+                            Ok(body) => {
+                                proto::cluster::group::GroupReply { body: Some(body) }
+                            }
+                            Err(error) => error.to_reply(),
+                        };
+                        // The asker may have gone.
+                        let _ = sender.send(ReplyFrame { id: frame.id, reply: Some(reply) }).await;
+                    });
+                }
+            }
+        });
+        let replies = ReceiverStream::new(receiver)
+            .ready_chunks(PACK)
+            .map(|frames| Ok(ReplyBatch { frames }));
+        Ok(Response::new(Box::pin(replies)))
+    }
+}

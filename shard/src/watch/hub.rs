@@ -1,0 +1,342 @@
+//! The hub of one group's replica. Pure but for the sinks it offers to; see `watch.rs`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use proto::group::{WatchOutput, WatchSink, WatchSpec};
+use proto::mvccpb::{Event, KeyValue, event::EventType};
+use proto::{KeyRange, limits};
+
+use crate::engine::EngineError;
+use crate::machine::Published;
+use crate::machine::effect::{ChangeEvent, RevisionEvents};
+use crate::store::Store;
+use crate::store::changes::Change;
+use crate::store::view::View;
+
+/// Names a client stream at the hub.
+pub type SinkId = u64;
+
+type WatcherId = (SinkId, u64);
+
+struct Watcher {
+    spec: WatchSpec,
+    /// Next revision it has not been given.
+    next: i64,
+    synced: bool,
+    /// Nothing was offered since the last ask for progress.
+    idle: bool,
+}
+
+/// See the module.
+pub struct Hub {
+    store: Arc<Store>,
+    published: Arc<Published>,
+    /// Newest revision fed.
+    revision: i64,
+    sinks: BTreeMap<SinkId, Arc<dyn WatchSink>>,
+    watchers: BTreeMap<WatcherId, Watcher>,
+    /// Synced watchers by what they watch; many watch the same.
+    ranges: BTreeMap<KeyRange, BTreeSet<WatcherId>>,
+    unsynced: BTreeSet<WatcherId>,
+    /// What the events fed since the last flush give to whom.
+    pending: BTreeMap<WatcherId, Vec<Arc<Event>>>,
+    pending_revisions: usize,
+}
+
+impl Hub {
+    /// A hub that has been fed nothing beyond the published revision.
+    pub fn new(store: Arc<Store>, published: Arc<Published>) -> Hub {
+        Hub {
+            store,
+            revision: published.revision(),
+            published,
+            sinks: BTreeMap::new(),
+            watchers: BTreeMap::new(),
+            ranges: BTreeMap::new(),
+            unsynced: BTreeSet::new(),
+            pending: BTreeMap::new(),
+            pending_revisions: 0,
+        }
+    }
+
+    /// Registers a client stream.
+    pub fn open(&mut self, id: SinkId, sink: Arc<dyn WatchSink>) {
+        self.sinks.insert(id, sink);
+    }
+
+    /// Forgets a client stream and all its watches.
+    pub fn close(&mut self, id: SinkId) {
+        self.sinks.remove(&id);
+        let keys: Vec<_> = self.watchers.range((id, 0)..=(id, u64::MAX)).map(|(k, _)| *k).collect();
+        for key in keys {
+            self.remove(key);
+        }
+    }
+
+    /// Adds a watch. It catches up at the next [`Hub::catch_up`] if it starts in the past.
+    pub fn create(&mut self, sink: SinkId, spec: WatchSpec) {
+        self.flush();
+        let id = (sink, spec.key);
+        let next = spec.start_revision;
+        let synced = next > self.revision;
+        if synced {
+            self.ranges.entry(spec.range.clone()).or_default().insert(id);
+        } else {
+            self.unsynced.insert(id);
+        }
+        self.watchers.insert(id, Watcher { spec, next, synced, idle: true });
+    }
+
+    /// Removes a watch.
+    pub fn cancel(&mut self, sink: SinkId, key: u64) {
+        self.flush();
+        self.remove((sink, key));
+    }
+
+    fn remove(&mut self, id: WatcherId) {
+        self.pending.remove(&id);
+        self.unsynced.remove(&id);
+        if let Some(watcher) = self.watchers.remove(&id)
+            && let Some(set) = self.ranges.get_mut(&watcher.spec.range)
+        {
+            set.remove(&id);
+            if set.is_empty() {
+                self.ranges.remove(&watcher.spec.range);
+            }
+        }
+    }
+
+    fn unsync(&mut self, id: WatcherId, next: i64) {
+        let Some(watcher) = self.watchers.get_mut(&id) else { return };
+        watcher.next = next;
+        watcher.synced = false;
+        if let Some(set) = self.ranges.get_mut(&watcher.spec.range) {
+            set.remove(&id);
+            if set.is_empty() {
+                self.ranges.remove(&watcher.spec.range);
+            }
+        }
+        self.unsynced.insert(id);
+    }
+
+    /// Feeds one revision. They come in order; after a gap the hub is told [`Hub::behind`].
+    pub fn feed(&mut self, happened: &RevisionEvents) {
+        if happened.revision <= self.revision {
+            return;
+        }
+        assert_eq!(happened.revision, self.revision + 1, "the hub is fed every revision");
+        self.revision = happened.revision;
+        for change in &happened.events {
+            self.feed_event(change, happened.revision);
+        }
+        self.pending_revisions += 1;
+        if self.pending_revisions >= limits::WATCH_BATCH_REVISIONS {
+            self.flush();
+        }
+    }
+
+    fn feed_event(&mut self, change: &ChangeEvent, revision: i64) {
+        let deleted = change.event.r#type() == EventType::Delete;
+        let mut with_previous: Option<Arc<Event>> = None;
+        // Ranges that begin above the key cannot hold it.
+        for (range, watchers) in &self.ranges {
+            if range.start.as_ref() > change.key() {
+                break;
+            }
+            if !range.contains(change.key()) {
+                continue;
+            }
+            for id in watchers {
+                let Some(watcher) = self.watchers.get(id) else { continue };
+                let spec = &watcher.spec;
+                let filtered = if deleted { spec.no_delete } else { spec.no_put };
+                if filtered || watcher.next > revision {
+                    continue;
+                }
+                let event = if spec.prev_kv {
+                    with_previous.get_or_insert_with(|| change.with_previous()).clone()
+                } else {
+                    change.event.clone()
+                };
+                self.pending.entry(*id).or_default().push(event);
+            }
+        }
+    }
+
+    /// Offers what was fed. The revision in the header is that of the last event.
+    pub fn flush(&mut self) {
+        self.pending_revisions = 0;
+        for (id, events) in std::mem::take(&mut self.pending) {
+            let revision_of = |event: &Arc<Event>| event.kv.as_ref().map_or(0, |kv| kv.mod_revision);
+            let first = events.first().map_or(self.revision, revision_of);
+            let last = events.last().map_or(self.revision, revision_of);
+            let Some(sink) = self.sinks.get(&id.0) else { continue };
+            let output = WatchOutput::Events { key: id.1, revision: last, events };
+            if sink.offer(output).is_err() {
+                self.unsync(id, first);
+            } else if let Some(watcher) = self.watchers.get_mut(&id) {
+                watcher.idle = false;
+            }
+        }
+    }
+
+    /// The hub missed revisions, up to `revision`: everybody catches up from history.
+    pub fn behind(&mut self, revision: i64) {
+        self.flush();
+        if revision <= self.revision {
+            return;
+        }
+        let missed = self.revision + 1;
+        let synced: Vec<_> =
+            self.watchers.iter().filter(|(_, w)| w.synced).map(|(id, w)| (*id, w.next)).collect();
+        for (id, next) in synced {
+            self.unsync(id, next.max(missed));
+        }
+        self.revision = revision;
+    }
+
+    /// Answers an ask for the whole stream's progress, if every watch of it is synced.
+    pub fn progress(&mut self, sink: SinkId) {
+        self.flush();
+        let mut watchers = self.watchers.range((sink, 0)..=(sink, u64::MAX));
+        if watchers.all(|(_, watcher)| watcher.synced)
+            && let Some(sink) = self.sinks.get(&sink)
+        {
+            // A full sink means the client is slow: it asks again.
+            let _ = sink.offer(WatchOutput::Progress { revision: self.revision });
+        }
+    }
+
+    /// Answers an ask for one watch's progress, if it is synced and was idle.
+    pub fn watch_progress(&mut self, sink: SinkId, key: u64) {
+        self.flush();
+        let revision = self.revision;
+        let Some(watcher) = self.watchers.get_mut(&(sink, key)) else { return };
+        let idle = std::mem::replace(&mut watcher.idle, true);
+        if watcher.synced
+            && idle
+            && revision + 1 >= watcher.spec.start_revision
+            && let Some(sink) = self.sinks.get(&sink)
+        {
+            let _ = sink.offer(WatchOutput::WatchProgress { key, revision });
+        }
+    }
+
+    /// Gives unsynced watchers a slice of history each. Says whether any is left that could
+    /// go on at once; those whose sinks are full wait for the next call.
+    pub fn catch_up(&mut self) -> Result<bool, EngineError> {
+        self.flush();
+        let mut more = false;
+        let ids: Vec<_> = self.unsynced.iter().copied().collect();
+        for id in ids {
+            more |= self.catch_up_one(id)?;
+        }
+        Ok(more)
+    }
+
+    fn catch_up_one(&mut self, id: WatcherId) -> Result<bool, EngineError> {
+        let Some(sink) = self.sinks.get(&id.0).cloned() else { return Ok(false) };
+        let Some(watcher) = self.watchers.get(&id) else { return Ok(false) };
+        if sink.is_closed() {
+            return Ok(false);
+        }
+        let (from, to) = (watcher.next, self.revision);
+        let spec = watcher.spec.clone();
+        let shelf = self.published.shelf();
+        let history = self.store.history(shelf, from, to, limits::WATCH_BATCH_REVISIONS)?;
+        let view = self.store.view(shelf, to);
+        let mut events = Vec::new();
+        for (revision, changes) in &history {
+            for change in changes.iter().filter(|change| spec.range.contains(&change.key)) {
+                let filtered = if change.deleted { spec.no_delete } else { spec.no_put };
+                if !filtered {
+                    events.push(Arc::new(replay(&view, change, *revision, spec.prev_kv)?));
+                }
+            }
+        }
+        // Compaction may have taken rows away meanwhile: look after reading.
+        let compacted = self.published.compacted();
+        if from < compacted {
+            if sink.offer(WatchOutput::Compacted { key: id.1, revision: compacted }).is_ok() {
+                self.remove(id);
+            }
+            return Ok(false);
+        }
+        let done = if history.len() < limits::WATCH_BATCH_REVISIONS {
+            to
+        } else {
+            history.last_key_value().map_or(to, |(revision, _)| *revision)
+        };
+        if !events.is_empty() {
+            let output = WatchOutput::Events { key: id.1, revision: to, events };
+            if sink.offer(output).is_err() {
+                return Ok(false);
+            }
+        }
+        let Some(watcher) = self.watchers.get_mut(&id) else { return Ok(false) };
+        watcher.next = done + 1;
+        watcher.idle = false;
+        if watcher.next > self.revision {
+            watcher.synced = true;
+            self.unsynced.remove(&id);
+            self.ranges.entry(watcher.spec.range.clone()).or_default().insert(id);
+            return Ok(false);
+        }
+        Ok(true)
+    }
+
+    /// Ends all watches: the replica is going away.
+    pub fn shut(&mut self) {
+        self.flush();
+        for id in self.watchers.keys() {
+            if let Some(sink) = self.sinks.get(&id.0) {
+                let _ = sink.offer(WatchOutput::Closed { key: id.1 });
+            }
+        }
+        self.watchers.clear();
+        self.ranges.clear();
+        self.unsynced.clear();
+    }
+
+    /// (all, synced) watchers, for metrics.
+    pub fn counts(&self) -> (usize, usize) {
+        (self.watchers.len(), self.watchers.len() - self.unsynced.len())
+    }
+
+    /// Does any watcher still have to catch up?
+    pub fn has_unsynced(&self) -> bool {
+        !self.unsynced.is_empty()
+    }
+
+    /// Newest revision fed.
+    pub fn revision(&self) -> i64 {
+        self.revision
+    }
+}
+
+/// Makes an event anew from history.
+fn replay(
+    view: &View,
+    change: &Change,
+    revision: i64,
+    prev_kv: bool,
+) -> Result<Event, EngineError> {
+    let key = change.key.clone();
+    let (kind, kv) = if change.deleted {
+        (EventType::Delete, KeyValue { key, mod_revision: revision, ..Default::default() })
+    } else {
+        let row = view.exactly(&change.key, revision)?;
+        let row = row.unwrap_or_default();
+        let found = crate::store::view::Found { revision, row };
+        (EventType::Put, found.to_kv(key))
+    };
+    let mut previous = None;
+    if prev_kv && change.previous > 0 {
+        let row = view.exactly(&change.key, change.previous)?;
+        previous = row.map(|row| {
+            crate::store::view::Found { revision: change.previous, row }.to_kv(change.key.clone())
+        });
+    }
+    Ok(Event { r#type: kind as i32, kv: Some(kv), prev_kv: previous })
+}

@@ -1,0 +1,329 @@
+//! The one loop that drives a node: it takes everything that came, steps it in, closes the
+//! round, and carries out what the node wants done. It alone acts; the node is pure.
+//!
+//! Beside it run the log's thread (append and sync, many rounds with one sync when the disk
+//! is slower than the rounds) and the checkpoint's thread. A failed write of either ends the
+//! process: nothing is retried, peers take over, the restart trusts no cached page.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use parking_lot::RwLock;
+use proto::cluster::group::GroupRequest;
+use proto::cluster::raft::PeerMessage;
+use proto::etcd::Member;
+use proto::group::GroupError;
+use proto::{Error, GroupId, NodeId, limits};
+use tokio::sync::oneshot;
+
+use crate::engine::Engine;
+use crate::group::{Shared, Ticket};
+use crate::log::Log;
+use crate::mailbox::Mailbox;
+use crate::node::{Answer, Input, Node, NodeError, Output, Persist};
+use crate::store::Store;
+use crate::store::checkpoint::Checkpoint;
+use crate::watch::feed::Feed;
+
+/// Called once when the node cannot go on; it is expected to end the process.
+pub type Fatal = Arc<dyn Fn(String) + Send + Sync>;
+
+/// Where a request's answer goes.
+pub type AnswerSender = oneshot::Sender<Result<Answer, GroupError>>;
+
+/// Takes messages for other nodes; must not wait.
+pub trait Outbox: Send + Sync {
+    /// Sends what a round has for a node, in order; may drop it.
+    fn send(&self, to: NodeId, messages: Vec<PeerMessage>);
+    /// The members of a group and their addresses, now and after each change.
+    fn members(&self, group: GroupId, members: &[Member]);
+    /// This node's replica of a group is no member any more.
+    fn removed(&self, group: GroupId);
+}
+
+/// What everybody may know of one group here.
+#[derive(Clone)]
+pub struct GroupView {
+    /// Role and revision.
+    pub shared: Arc<Shared>,
+    /// Its watches.
+    pub feed: Feed,
+}
+
+/// Times of the last writes, for metrics.
+#[derive(Default)]
+pub struct Durations {
+    /// Log syncs: count, and microseconds in all.
+    pub syncs: (AtomicU64, AtomicU64),
+    /// Log syncs by bucket: below 1, 2, 4, ... milliseconds.
+    pub sync_buckets: [AtomicU64; 15],
+    /// Checkpoints: count, and microseconds in all.
+    pub checkpoints: (AtomicU64, AtomicU64),
+    /// Checkpoints by bucket.
+    pub checkpoint_buckets: [AtomicU64; 15],
+}
+
+impl Durations {
+    fn note(pair: &(AtomicU64, AtomicU64), buckets: &[AtomicU64; 15], took: Duration) {
+        pair.0.fetch_add(1, Ordering::Relaxed);
+        pair.1.fetch_add(took.as_micros() as u64, Ordering::Relaxed);
+        let ms = took.as_micros() as u64 / 1000;
+        // Bucket n holds what took less than 2^n milliseconds; the last holds the rest.
+        let bucket = (64 - ms.leading_zeros()) as usize;
+        if let Some(bucket) = buckets.get(bucket.min(14)) {
+            bucket.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+struct Parts {
+    mailbox: Mailbox<(GroupRequest, AnswerSender), Input>,
+    groups: RwLock<BTreeMap<GroupId, GroupView>>,
+    store: Arc<Store>,
+    clock: Instant,
+    stopping: AtomicBool,
+    closed: AtomicBool,
+    durations: Durations,
+}
+
+/// A hand on a running node.
+#[derive(Clone)]
+pub struct NodeHandle {
+    parts: Arc<Parts>,
+}
+
+impl NodeHandle {
+    /// Hands a request to the worker.
+    pub async fn request(&self, request: GroupRequest) -> Result<Answer, GroupError> {
+        let (sender, receiver) = oneshot::channel();
+        if self.parts.mailbox.request((request, sender)).is_err() {
+            return Err(GroupError::not_done(Error::TooManyRequests, None));
+        }
+        receiver.await.unwrap_or(Err(GroupError::unknown(Error::Stopped)))
+    }
+
+    /// Hands a message of a peer to the worker.
+    pub fn input(&self, input: Input) {
+        self.parts.mailbox.control(input);
+    }
+
+    /// What is known of a group here.
+    pub fn group(&self, id: GroupId) -> Option<GroupView> {
+        self.parts.groups.read().get(&id).cloned()
+    }
+
+    /// The rows.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.parts.store
+    }
+
+    /// Milliseconds of the node's clock.
+    pub fn now_ms(&self) -> u64 {
+        now_ms(self.parts.clock)
+    }
+
+    /// Times of writes.
+    pub fn durations(&self) -> &Durations {
+        &self.parts.durations
+    }
+
+    /// Does any replica here lead?
+    pub fn leads_any(&self, node: u64) -> bool {
+        self.parts.groups.read().values().any(|view| view.shared.leader() == Some(node))
+    }
+
+    /// Is the log closed after a [`NodeHandle::stop`]?
+    pub fn is_closed(&self) -> bool {
+        self.parts.closed.load(Ordering::Acquire)
+    }
+
+    /// Stops the worker after its current round.
+    pub fn stop(&self) {
+        self.parts.stopping.store(true, Ordering::Release);
+        for view in self.parts.groups.read().values() {
+            view.feed.shut();
+        }
+    }
+}
+
+/// The clock's origin lies a second back, so that 0 is never a time.
+fn now_ms(origin: Instant) -> u64 {
+    origin.elapsed().as_millis() as u64 + 1000
+}
+
+/// Starts a node's threads.
+pub fn start(node: Node, log: Arc<Log>, outbox: Arc<dyn Outbox>, fatal: Fatal) -> NodeHandle {
+    let mut views = BTreeMap::new();
+    for (id, group) in node.groups() {
+        let shared = group.shared().clone();
+        let feed = Feed::start(node.store().clone(), shared.published.clone(), fatal.clone());
+        outbox.members(*id, &group.machine().state().members);
+        views.insert(*id, GroupView { shared, feed });
+    }
+    let parts = Arc::new(Parts {
+        mailbox: Mailbox::new(limits::MAILBOX_DEPTH),
+        groups: RwLock::new(views),
+        store: node.store().clone(),
+        clock: Instant::now(),
+        stopping: AtomicBool::new(false),
+        closed: AtomicBool::new(false),
+        durations: Durations::default(),
+    });
+    let handle = NodeHandle { parts: parts.clone() };
+    // Bounded by what Raft takes uncommitted; the worker never waits for the disk.
+    let (persist, persists) = unbounded::<Persist>();
+    // One checkpoint is on its way at a time.
+    let (checkpoint, checkpoints) = bounded::<Arc<Checkpoint>>(1);
+    let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
+        std::thread::Builder::new().name(name.into()).spawn(run).expect("a thread can be started");
+    };
+    let (h, f) = (handle.clone(), fatal.clone());
+    spawn("log", Box::new(move || write_log(&h, &log, &persists, &f)));
+    let (h, f, engine) = (handle.clone(), fatal.clone(), node.store().engine().clone());
+    spawn("checkpoint", Box::new(move || write_checkpoints(&h, engine.as_ref(), &checkpoints, &f)));
+    let h = handle.clone();
+    spawn(
+        "worker",
+        Box::new(move || {
+            let worker = Worker { node, outbox, persist, checkpoint, tickets: HashMap::new(), next: 0 };
+            if let Err(error) = worker.run(&h) {
+                fatal(error.to_string());
+            }
+        }),
+    );
+    handle
+}
+
+fn write_log(handle: &NodeHandle, log: &Log, persists: &Receiver<Persist>, fatal: &Fatal) {
+    while let Ok(first) = persists.recv() {
+        let mut last = first.id;
+        let mut records = first.records;
+        // Whatever came while the last sync ran goes with one sync.
+        while let Ok(next) = persists.try_recv() {
+            last = next.id;
+            records.extend(next.records);
+        }
+        let begun = Instant::now();
+        if let Err(error) = log.append(&records).and_then(|_| log.sync()) {
+            return fatal(format!("write the log: {error}"));
+        }
+        let d = &handle.parts.durations;
+        Durations::note(&d.syncs, &d.sync_buckets, begun.elapsed());
+        handle.input(Input::Persisted { id: last });
+    }
+    if let Err(error) = log.close() {
+        tracing::warn!(%error, "close the log");
+    }
+    handle.parts.closed.store(true, Ordering::Release);
+}
+
+fn write_checkpoints(
+    handle: &NodeHandle,
+    engine: &dyn Engine,
+    checkpoints: &Receiver<Arc<Checkpoint>>,
+    fatal: &Fatal,
+) {
+    while let Ok(checkpoint) = checkpoints.recv() {
+        let begun = Instant::now();
+        if let Err(error) = checkpoint.write(engine) {
+            return fatal(format!("write a checkpoint: {error}"));
+        }
+        let d = &handle.parts.durations;
+        Durations::note(&d.checkpoints, &d.checkpoint_buckets, begun.elapsed());
+        handle.input(Input::CheckpointWritten);
+    }
+}
+
+struct Worker {
+    node: Node,
+    outbox: Arc<dyn Outbox>,
+    persist: Sender<Persist>,
+    checkpoint: Sender<Arc<Checkpoint>>,
+    tickets: HashMap<Ticket, AnswerSender>,
+    next: Ticket,
+}
+
+impl Worker {
+    fn run(mut self, handle: &NodeHandle) -> Result<(), NodeError> {
+        let parts = &handle.parts;
+        let tick_ms = self.node.config().tick_ms;
+        let (mut requests, mut control) = (Vec::new(), Vec::new());
+        let mut next_tick_ms = now_ms(parts.clock) + tick_ms;
+        while !parts.stopping.load(Ordering::Acquire) {
+            let wait_ms = if self.node.is_busy() {
+                0
+            } else {
+                next_tick_ms.saturating_sub(now_ms(parts.clock))
+            };
+            parts.mailbox.take(Duration::from_millis(wait_ms), &mut requests, &mut control);
+            let now = now_ms(parts.clock);
+            for input in control.drain(..) {
+                self.node.step(now, input)?;
+            }
+            for (request, sender) in requests.drain(..) {
+                self.next += 1;
+                self.tickets.insert(self.next, sender);
+                self.node.step(now, Input::Request { ticket: self.next, request })?;
+            }
+            if now >= next_tick_ms {
+                self.node.step(now, Input::Tick)?;
+                next_tick_ms = now + tick_ms;
+                self.tickets.retain(|_, sender| !sender.is_closed());
+            }
+            let outputs = self.node.round(now)?;
+            self.carry_out(handle, outputs);
+        }
+        Ok(())
+    }
+
+    fn carry_out(&mut self, handle: &NodeHandle, outputs: Vec<Output>) {
+        let mut batches: BTreeMap<NodeId, Vec<PeerMessage>> = BTreeMap::new();
+        let mut rest = Vec::new();
+        for output in outputs {
+            match output {
+                Output::Send { to, message } => batches.entry(to).or_default().push(message),
+                other => rest.push(other),
+            }
+        }
+        for (to, messages) in batches {
+            self.outbox.send(to, messages);
+        }
+        for output in rest {
+            match output {
+                Output::Send { .. } => {}
+                Output::Persist(persist) => {
+                    // The log's thread only ends when the process does.
+                    let _ = self.persist.send(persist);
+                }
+                Output::Answer { ticket, answer } => {
+                    if let Some(sender) = self.tickets.remove(&ticket) {
+                        // Who asked may have gone.
+                        let _ = sender.send(answer);
+                    }
+                }
+                Output::Events { group, events } => {
+                    if let Some(view) = handle.parts.groups.read().get(&group) {
+                        view.feed.events(events);
+                    }
+                }
+                Output::Replaced { group } => {
+                    if let Some(view) = handle.parts.groups.read().get(&group) {
+                        view.feed.behind(view.shared.published.revision());
+                    }
+                }
+                Output::Checkpoint(checkpoint) => {
+                    let _ = self.checkpoint.send(checkpoint);
+                }
+                Output::Members { group } => {
+                    if let Some(found) = self.node.group(group) {
+                        self.outbox.members(group, &found.machine().state().members);
+                    }
+                }
+                Output::Removed { group } => self.outbox.removed(group),
+            }
+        }
+    }
+}

@@ -1,0 +1,417 @@
+//! Starting a node: from a data directory and settings to a running server, and down again.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use proto::cluster::group::groups_client::GroupsClient;
+use proto::cluster::group::{GroupRequest, PublishMember, RequestBatch, RequestFrame};
+use proto::etcd::{CompactionRequest, Member, MemberListRequest};
+use proto::group::{Groups, Identity, Reply, Request, from_reply};
+use proto::{GroupId, NodeId, id};
+use router::{HistogramReading, NodeReport, Router, RouterConfig, StatusSource};
+use shard::autocompact::{AutoCompactor, Retention};
+use shard::disk::os::OsDisk;
+use shard::engine::fjall::FjallEngine;
+use shard::group::core::mix;
+use shard::local::LocalGroups;
+use shard::log::{Log, LogConfig};
+use shard::node::{Birth, CheckpointPolicy, Input, Node, NodeConfig};
+use shard::transport::{PeerServices, Peers};
+use shard::worker::{self, NodeHandle};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::config::{Config, host};
+use crate::directory::{Directory, number};
+
+/// How long leaderships may take to move when the node is told to stop.
+const HAND_OVER: Duration = Duration::from_secs(3);
+
+/// Runs a node until it is told to stop.
+pub fn run(config: Config) -> Result<(), String> {
+    let filter = tracing_subscriber::EnvFilter::try_new(&config.log_level)
+        .map_err(|_| format!("log-level is \"{}\": say error, warn, info or debug", config.log_level))?;
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("start the runtime: {error}"))?;
+    runtime.block_on(serve(config))
+}
+
+/// A number from text, the same everywhere and for ever.
+fn stable(parts: &[&str]) -> u64 {
+    let mut numbers = Vec::new();
+    for part in parts {
+        numbers.push(part.len() as u64);
+        numbers.extend(part.bytes().map(u64::from));
+    }
+    mix(&numbers).max(1)
+}
+
+/// Where this node stands in its cluster.
+struct Place {
+    node: u64,
+    cluster: u64,
+    /// First members; empty for a node that joins a running cluster.
+    members: Vec<Member>,
+    /// Ids and peer URLs known before any group said so.
+    peers: Vec<(u64, String)>,
+}
+
+fn first_place(config: &Config) -> Place {
+    let mut members: Vec<Member> = config
+        .initial_cluster
+        .iter()
+        .map(|(name, url)| Member {
+            id: stable(&[&config.token, url]),
+            name: name.clone(),
+            peer_ur_ls: vec![url.clone()],
+            ..Default::default()
+        })
+        .collect();
+    members.sort_by_key(|member| member.id);
+    let ids: Vec<u64> = members.iter().map(|member| member.id).collect();
+    let node = members.iter().find(|m| m.name == config.name).map_or(1, |member| member.id);
+    let peers = members.iter().map(|m| (m.id, m.peer_ur_ls.join(","))).collect();
+    Place { node, cluster: mix(&ids).max(1), members, peers }
+}
+
+/// Asks the running members who we are: they know us by our peer URL.
+async fn joined_place(config: &Config) -> Result<Place, String> {
+    for (name, url) in &config.initial_cluster {
+        if *name == config.name {
+            continue;
+        }
+        let Ok(mut client) = GroupsClient::connect(url.clone()).await else { continue };
+        let request = GroupRequest {
+            tenant: id::DEFAULT_TENANT.0,
+            namespace: id::DEFAULT_NAMESPACE.0,
+            group: id::DEFAULT_GROUP.0,
+            range_version: 1,
+            body: Some(Request::MemberList(MemberListRequest { linearizable: true })),
+            ..Default::default()
+        };
+        let frames = vec![RequestFrame { id: 1, request: Some(request) }];
+        let (sender, receiver) = tokio::sync::mpsc::channel(1);
+        let _ = sender.send(RequestBatch { frames }).await;
+        let stream = tokio_stream_of(receiver);
+        let Ok(replies) = client.call(stream).await else { continue };
+        let Ok(Some(batch)) = replies.into_inner().message().await else { continue };
+        let Some(frame) = batch.frames.into_iter().next() else { continue };
+        let Ok(Reply::Members(list)) = from_reply(frame.reply.unwrap_or_default()) else { continue };
+        let ours = |m: &&Member| m.peer_ur_ls.iter().any(|url| config.advertise_peer.contains(url));
+        let Some(member) = list.members.iter().find(ours) else {
+            return Err(format!(
+                "the cluster has no member with the peer URL {}: add it first with atoll member add",
+                config.advertise_peer.join(",")
+            ));
+        };
+        let cluster = list.header.map_or(0, |header| header.cluster_id);
+        let peers = list.members.iter().map(|m| (m.id, m.peer_ur_ls.join(","))).collect();
+        return Ok(Place { node: member.id, cluster, members: Vec::new(), peers });
+    }
+    Err("no member of --initial-cluster answers: start them, or correct the URLs".into())
+}
+
+fn tokio_stream_of<T: Send + 'static>(
+    receiver: tokio::sync::mpsc::Receiver<T>,
+) -> impl futures::Stream<Item = T> + Send {
+    futures::stream::unfold(receiver, |mut receiver| async move {
+        receiver.recv().await.map(|item| (item, receiver))
+    })
+}
+
+async fn serve(config: Config) -> Result<(), String> {
+    let directory = Directory::open(&config.data_dir)?;
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let incarnation = mix(&[since_epoch.as_nanos() as u64, u64::from(std::process::id())]);
+    let (place, identity) = match directory.identity()? {
+        Some(identity) => {
+            let mut place = first_place(&config);
+            let node = number(&identity.node)?;
+            if config.join || node != place.node {
+                // Joined later: the members are in the group's own state.
+                place.members.clear();
+                place.peers.clear();
+            }
+            (Place { node, cluster: number(&identity.cluster)?, ..place }, identity)
+        }
+        None => {
+            let place =
+                if config.join { joined_place(&config).await? } else { first_place(&config) };
+            let identity = directory.claim(place.node, place.cluster, incarnation)?;
+            (place, identity)
+        }
+    };
+    let disk = OsDisk::open(&directory.log()).map_err(|e| format!("open the log: {e}"))?;
+    let log_config = LogConfig { salt: number(&identity.salt)?, ..Default::default() };
+    let (log, recovered) =
+        Log::open(Arc::new(disk), place.node, log_config).map_err(|e| format!("open the log: {e}"))?;
+    for hole in &recovered.holes {
+        tracing::error!(segment = hole.at.segment, offset = hole.at.offset, "the log has a damaged place");
+    }
+    let log = Arc::new(log);
+    let engine = FjallEngine::open(&directory.engine()).map_err(|e| e.to_string())?;
+    let node_config = NodeConfig {
+        node: NodeId(place.node),
+        cluster: place.cluster,
+        incarnation,
+        seed: incarnation,
+        tick_ms: config.heartbeat_ms,
+        election_ticks: (config.election_ms / config.heartbeat_ms) as usize,
+        quota_bytes: config.quota_bytes,
+        // etcd: the shortest TTL is one and a half election timeouts, rounded up to seconds.
+        min_lease_ttl_s: (config.election_ms * 3 / 2).div_ceil(1000) as i64,
+        checkpoint: CheckpointPolicy { commands: config.snapshot_count, ..Default::default() },
+    };
+    let birth = Birth {
+        group: id::DEFAULT_GROUP,
+        replica: place.node,
+        members: place.members.clone(),
+        cluster_id: place.cluster,
+    };
+    let opened = Node::open(node_config, Arc::new(engine), log.clone(), &recovered, &[birth], 1000)
+        .map_err(|e| e.to_string())?;
+    for refused in &opened.refused {
+        tracing::error!(group = refused.key.group, reason = refused.reason, "a replica is quarantined");
+    }
+    if let (Some(refused), true) = (opened.refused.first(), opened.node.groups().next().is_none()) {
+        return Err(format!(
+            "the data of this node cannot be trusted ({}): remove this member from the cluster, \
+             empty {} and add it again",
+            refused.reason,
+            config.data_dir.display()
+        ));
+    }
+    let (peers, mut reports) = Peers::new(NodeId(place.node), place.cluster);
+    for (node, url) in &place.peers {
+        peers.introduce(NodeId(*node), url);
+    }
+    let fatal: worker::Fatal = Arc::new(|message: String| {
+        // Nothing is retried: a restart replays the log, peers go on meanwhile.
+        eprintln!("atoll: {message}; this node stops");
+        std::process::exit(2);
+    });
+    let handle = worker::start(opened.node, log, peers.clone(), fatal);
+    let identity = Identity { cluster_id: place.cluster, member_id: place.node };
+    let election = Duration::from_millis(config.election_ms);
+    let timeout = Duration::from_secs(5) + 2 * election;
+    let make = |peers| {
+        let node = NodeId(place.node);
+        Arc::new(LocalGroups::new(node, handle.clone(), peers, identity, timeout, election))
+    };
+    let groups: Arc<dyn Groups> = make(Some(peers.clone()));
+    let (stop, stopped) = watch::channel(false);
+    let ended = |mut stopped: watch::Receiver<bool>| async move {
+        let _ = stopped.wait_for(|stop| *stop).await;
+    };
+
+    let alone: Arc<dyn Groups> = make(None);
+    for address in &config.listen_peer {
+        let listener = listen(address).await?;
+        let services = PeerServices::new(NodeId(place.node), place.cluster, handle.clone(), alone.clone());
+        let shutdown = ended(stopped.clone());
+        tokio::spawn(async move {
+            if let Err(error) = services.serve(listener, shutdown).await {
+                tracing::error!(%error, "the peer listener ended");
+            }
+        });
+    }
+    let h = handle.clone();
+    let stop_removed = stop.clone();
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                Some(node) = reports.unreachable.recv() => h.input(Input::Unreachable { node }),
+                Some(_) = reports.removed.recv() => {
+                    eprintln!("atoll: this node was removed from the cluster and stops");
+                    let _ = stop_removed.send(true);
+                }
+                else => return,
+            }
+        }
+    });
+
+    let router = Router::new(router_config(&config), groups.clone(), Arc::new(Figures { handle: handle.clone(), node: place.node }));
+    let mut listeners = Vec::new();
+    for address in &config.listen_client {
+        for address in resolve(address).await? {
+            match TcpListener::bind(address).await {
+                Ok(listener) => listeners.push(listener),
+                // localhost without IPv6 is no reason not to start.
+                Err(error) if address.is_ipv6() => tracing::debug!(%address, %error, "listen"),
+                Err(error) => return Err(format!("listen on {address}: {error}")),
+            }
+        }
+    }
+    if listeners.is_empty() {
+        return Err("none of --listen-client-urls can be listened on".into());
+    }
+    show(&config, &place);
+    let shutdown = ended(stopped.clone());
+    let serving = tokio::spawn(async move { router.serve(listeners, shutdown).await });
+    tokio::spawn(announce(groups.clone(), config.clone(), place.node));
+    if config.retention != Retention::All {
+        tokio::spawn(compact(groups, handle.clone(), config.retention, place.node));
+    }
+
+    wait_for_signal(stopped.clone()).await;
+    handle.input(Input::Drain);
+    let until = tokio::time::Instant::now() + HAND_OVER;
+    while place.peers.len() > 1
+        && handle.leads_any(place.node)
+        && tokio::time::Instant::now() < until
+    {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let _ = stop.send(true);
+    let _ = tokio::time::timeout(HAND_OVER, serving).await;
+    handle.stop();
+    let until = tokio::time::Instant::now() + HAND_OVER;
+    while !handle.is_closed() && tokio::time::Instant::now() < until {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    Ok(())
+}
+
+fn router_config(config: &Config) -> RouterConfig {
+    RouterConfig {
+        max_txn_ops: config.max_txn_ops,
+        max_request_bytes: config.max_request_bytes,
+        watch_progress_interval: config.progress_interval,
+        election_timeout: Duration::from_millis(config.election_ms),
+        max_concurrent_streams: config.max_concurrent_streams,
+        ..Default::default()
+    }
+}
+
+async fn resolve(address: &str) -> Result<Vec<std::net::SocketAddr>, String> {
+    let found = tokio::net::lookup_host(address)
+        .await
+        .map_err(|error| format!("listen on {address}: {error}"))?;
+    let mut found: Vec<_> = found.collect();
+    found.sort_unstable();
+    found.dedup();
+    Ok(found)
+}
+
+async fn listen(address: &str) -> Result<TcpListener, String> {
+    let found = resolve(address).await?;
+    TcpListener::bind(found.as_slice())
+        .await
+        .map_err(|error| format!("listen on {address}: {error}"))
+}
+
+fn show(config: &Config, place: &Place) {
+    println!("atoll {}", env!("CARGO_PKG_VERSION"));
+    println!("  node      {} ({:x})", config.name, place.node);
+    println!("  cluster   {:x}", place.cluster);
+    println!("  data      {}", config.data_dir.display());
+    println!("  clients   {}", config.advertise_client.join(", "));
+    if !config.listen_peer.is_empty() {
+        println!("  peers     {}", config.advertise_peer.join(", "));
+    }
+    if let Some(url) = config.advertise_client.first() {
+        println!("  try       etcdctl --endpoints {} put hello world", host("", url).unwrap_or_default());
+    }
+}
+
+/// A request of this node's own to the default tenant's group.
+fn own(body: Request) -> GroupRequest {
+    GroupRequest {
+        tenant: id::DEFAULT_TENANT.0,
+        namespace: id::DEFAULT_NAMESPACE.0,
+        group: id::DEFAULT_GROUP.0,
+        range_version: 1,
+        body: Some(body),
+        ..Default::default()
+    }
+}
+
+/// Tells the cluster this node's name and client URLs, until it has been heard.
+async fn announce(groups: Arc<dyn Groups>, config: Config, node: u64) {
+    let member = Member {
+        id: node,
+        name: config.name.clone(),
+        client_ur_ls: config.advertise_client.clone(),
+        ..Default::default()
+    };
+    loop {
+        let publish = PublishMember { member: Some(member.clone()) };
+        match groups.call(own(Request::Publish(publish))).await {
+            Ok(_) => break,
+            Err(error) => tracing::debug!(%error, "not heard yet"),
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    println!("ready to serve client requests");
+}
+
+/// Compacts by itself, from the leader's node only.
+async fn compact(groups: Arc<dyn Groups>, handle: NodeHandle, retention: Retention, node: u64) {
+    let mut compactor = AutoCompactor::new(retention, handle.now_ms());
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let Some(view) = handle.group(id::DEFAULT_GROUP) else { continue };
+        let target = compactor.sample(handle.now_ms(), view.shared.published.revision());
+        if let Some(revision) = target
+            && view.shared.leader() == Some(node)
+        {
+            let ask = CompactionRequest { revision, physical: false };
+            match groups.call(own(Request::Compact(ask))).await {
+                Ok(_) => tracing::info!(revision, "compacted automatically"),
+                Err(error) => tracing::warn!(revision, %error, "automatic compaction failed"),
+            }
+        }
+    }
+}
+
+async fn wait_for_signal(mut stopped: watch::Receiver<bool>) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut term), Ok(mut int)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return;
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+        _ = stopped.wait_for(|stop| *stop) => {}
+    }
+}
+
+/// The node's own figures for /metrics.
+struct Figures {
+    handle: NodeHandle,
+    node: u64,
+}
+
+impl StatusSource for Figures {
+    fn report(&self) -> NodeReport {
+        use std::sync::atomic::Ordering::Relaxed;
+        let durations = self.handle.durations();
+        let reading = |pair: &(std::sync::atomic::AtomicU64, std::sync::atomic::AtomicU64),
+                       buckets: &[std::sync::atomic::AtomicU64; 15]| {
+            let mut below = 0;
+            let bounds = buckets.iter().take(14).enumerate().map(|(n, bucket)| {
+                below += bucket.load(Relaxed);
+                (0.001 * f64::from(1u32 << n), below)
+            });
+            HistogramReading {
+                buckets: bounds.collect(),
+                sum: pair.1.load(Relaxed) as f64 / 1e6,
+                count: pair.0.load(Relaxed),
+            }
+        };
+        let leads = |group: GroupId| {
+            self.handle.group(group).is_some_and(|view| view.shared.leader() == Some(self.node))
+        };
+        NodeReport {
+            is_leader: leads(id::DEFAULT_GROUP),
+            log_sync: reading(&durations.syncs, &durations.sync_buckets),
+            engine_commit: reading(&durations.checkpoints, &durations.checkpoint_buckets),
+            ..Default::default()
+        }
+    }
+}

@@ -1,0 +1,140 @@
+# shellcheck shell=bash
+# What the interop scripts share: assertions, waiting for a state, processes
+# that are ended again, free ports. Source it after `set -euo pipefail`.
+#
+# Every wait here is for a state, with a deadline; no script sleeps and hopes.
+
+set -E
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+PEERS=${ATOLL_PEERS:-$HOME/.cache/atoll-peers}/bin
+TMP=$(mktemp -d "${TMPDIR:-/tmp}/interop.XXXXXX")
+CHECKS=0
+STARTED=()
+
+die() {
+  echo "FAIL: $*" >&2
+  exit 1
+}
+
+# A command that failed without an assertion around it is a failure with a place.
+trap 'echo "FAIL: ${BASH_SOURCE[0]##*/}:$LINENO: $BASH_COMMAND" >&2' ERR
+trap 'finish $?' EXIT
+trap 'exit 130' INT TERM
+
+# Ends the processes that were started here (with their groups, where they lead one),
+# and only those. ON_EXIT names a function to call first.
+finish() {
+  local status=$1 pid
+  trap - ERR EXIT
+  set +e
+  [ -z "${ON_EXIT:-}" ] || "$ON_EXIT" "$status"
+  for pid in "${STARTED[@]}"; do kill -- "-$pid" 2>/dev/null || kill "$pid" 2>/dev/null; done
+  for pid in "${STARTED[@]}"; do
+    for _ in $(seq 50); do
+      kill -0 "$pid" 2>/dev/null || break
+      sleep 0.1
+    done
+    kill -9 -- "-$pid" 2>/dev/null || kill -9 "$pid" 2>/dev/null
+    wait "$pid" 2>/dev/null
+  done
+  rm -rf "$TMP"
+  exit "$status"
+}
+
+# spawn NAME COMMAND...: starts COMMAND with its output in $TMP/NAME.out and .err;
+# its process is $SPAWNED.
+spawn() {
+  local name=$1
+  shift
+  "$@" >"$TMP/$name.out" 2>"$TMP/$name.err" &
+  SPAWNED=$!
+  STARTED+=("$SPAWNED")
+}
+
+# ended PID: waits up to 15 s for a spawned process to end and sets STATUS.
+ended() {
+  local pid=$1 end=$((SECONDS + 15))
+  while kill -0 "$pid" 2>/dev/null; do
+    [ $SECONDS -lt $end ] || die "process $pid ($2) did not end within 15 s"
+    sleep 0.05
+  done
+  STATUS=0
+  wait "$pid" || STATUS=$?
+}
+
+passed() {
+  CHECKS=$((CHECKS + 1))
+  [ -z "${VERBOSE:-}" ] || echo "  ok: $1"
+}
+
+# same WHAT WANTED GOT
+same() {
+  [ "$2" = "$3" ] || die "$(printf '%s\n  wanted: %q\n  got:    %q' "$1" "$2" "$3")"
+  passed "$1"
+}
+
+# differs WHAT UNWANTED GOT
+differs() {
+  [ "$2" != "$3" ] || die "$(printf '%s\n  got twice: %q' "$1" "$3")"
+  passed "$1"
+}
+
+# like WHAT EXTENDED-REGEX GOT
+like() {
+  [[ $3 =~ $2 ]] || die "$(printf '%s\n  wanted to match: %s\n  got: %q' "$1" "$2" "$3")"
+  passed "$1"
+}
+
+# holds WHAT COMMAND...: the command (often `test`) succeeds.
+holds() {
+  local what=$1
+  shift
+  "$@" || die "$(printf '%s\n  failed: %s' "$what" "$*")"
+  passed "$what"
+}
+
+# refused WHAT EXTENDED-REGEX COMMAND...: the command fails and says so.
+refused() {
+  local what=$1 regex=$2 out status=0
+  shift 2
+  out=$(trap - ERR; "$@" 2>&1) || status=$?
+  [ $status -ne 0 ] || die "$(printf '%s\n  wanted a refusal, got success: %q' "$what" "$out")"
+  [[ $out =~ $regex ]] || die "$(printf '%s\n  wanted a refusal with: %s\n  got: %q' "$what" "$regex" "$out")"
+  passed "$what"
+}
+
+# eventually SECONDS WHAT COMMAND...: the command succeeds before the deadline.
+eventually() {
+  local seconds=$1 what=$2 end
+  shift 2
+  end=$((SECONDS + seconds + 1))
+  until (trap - ERR; "$@") >/dev/null 2>&1; do
+    [ $SECONDS -lt $end ] || die "$(printf '%s: not within %s s\n  tried: %s\n%s' "$what" "$seconds" "$*" "$(tail -n 5 "$TMP"/*.out "$TMP"/*.err 2>/dev/null)")"
+    sleep 0.05
+  done
+  passed "$what"
+}
+
+# free_ports N: N ports of 127.0.0.1 that nobody listens on.
+free_ports() {
+  python3 - "$1" <<'PY'
+import socket, sys
+held = [socket.socket() for _ in range(int(sys.argv[1]))]
+for s in held:
+    s.bind(("127.0.0.1", 0))
+print(*[s.getsockname()[1] for s in held])
+PY
+}
+
+# only NAME: whether section NAME is to be run; says so when it is not.
+# INTEROP_ONLY="a b" runs these alone, INTEROP_SKIP="c" leaves these out.
+only() {
+  if [ -n "${INTEROP_ONLY:-}" ]; then
+    [[ " $INTEROP_ONLY " == *" $1 "* ]]
+    return
+  fi
+  [[ " ${INTEROP_SKIP:-} " != *" $1 "* ]] || {
+    echo "skipped: $1"
+    return 1
+  }
+}

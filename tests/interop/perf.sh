@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# etcdctl's own loads: check perf (150 writes a second for a minute) and check
+# datascale (10,000 keys, with the server's memory read from /metrics):
+#
+#   tests/interop/perf.sh ENDPOINT
+#
+# Its verdicts on latency are for machines of their own: here every write must
+# succeed and the rate must be kept; latencies are only shown.
+set -euo pipefail
+
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+ENDPOINT=${1:?usage: perf.sh ENDPOINT}
+ETCDCTL=${ETCDCTL:-$PEERS/etcdctl}
+
+left() { "$ETCDCTL" --endpoints "$ENDPOINT" get --prefix "$1" --count-only -w fields | sed -nE 's/^"Count" : //p'; }
+
+# Exits with 1 when it does not like a latency. A bar stands before its first line.
+out=$(timeout 150 "$ETCDCTL" --endpoints "$ENDPOINT" check perf --load s 2>&1 | tr '\r' '\n' || true)
+like "check perf keeps its rate" 'PASS: Throughput is 1[0-9][0-9] writes/s' "$out"
+same "check perf has no errors" "" "$(grep -iE 'error|panic' <<<"$out" || true)"
+same "check perf leaves nothing behind" 0 "$(left /etcdctl-check-perf/)"
+grep -oE '(Throughput|Slowest|Stddev).*' <<<"$out" | sed 's/^/  /'
+
+out=$(timeout 150 "$ETCDCTL" --endpoints "$ENDPOINT" check datascale --load s 2>&1 | tr '\r' '\n' || true)
+like "check datascale" 'PASS: Approximate system memory used : [0-9.]+ [MG]B' "$out"
+same "check datascale has no errors" "" "$(grep -E 'FAIL|ERROR' <<<"$out" || true)"
+same "check datascale leaves nothing behind" 0 "$(left /etcdctl-check-datascale/)"
+grep -oE 'Approximate.*' <<<"$out" | sed 's/^/  /'
+echo "ok $CHECKS checks"
