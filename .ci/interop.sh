@@ -74,7 +74,6 @@ part_cluster() {
 begin() {
   setsid env -u INTEROP_ONLY -u INTEROP_SKIP "$BASH" "$ROOT/.ci/interop.sh" --part "$1" >"$TMP/$1.log" 2>&1 &
   RUNNING[$1]=$!
-  STARTED+=($!)
 }
 
 # tell PART: waits for its end and tells what became of it.

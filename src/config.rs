@@ -14,116 +14,116 @@ use shard::autocompact::Retention;
 /// Everything that can be set, as it was given: unset is `None`.
 #[derive(clap::Args, Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Settings {
+pub(crate) struct Settings {
     /// Name of this node, as in --initial-cluster.
     #[arg(long, env = "ATOLL_NAME")]
-    pub name: Option<String>,
+    pub(crate) name: Option<String>,
     /// Directory of everything this node stores [default: NAME.atoll].
     #[arg(long, env = "ATOLL_DATA_DIR")]
-    pub data_dir: Option<PathBuf>,
+    pub(crate) data_dir: Option<PathBuf>,
     /// URLs to answer clients on, separated by commas [default: http://localhost:2379].
     #[arg(long, env = "ATOLL_LISTEN_CLIENT_URLS")]
-    pub listen_client_urls: Option<String>,
+    pub(crate) listen_client_urls: Option<String>,
     /// URLs that clients are told [default: those listened on].
     #[arg(long, env = "ATOLL_ADVERTISE_CLIENT_URLS")]
-    pub advertise_client_urls: Option<String>,
+    pub(crate) advertise_client_urls: Option<String>,
     /// URLs to answer other nodes on [default: http://localhost:2380].
     #[arg(long, env = "ATOLL_LISTEN_PEER_URLS")]
-    pub listen_peer_urls: Option<String>,
+    pub(crate) listen_peer_urls: Option<String>,
     /// URLs that other nodes are told [default: http://localhost:2380].
     #[arg(long, env = "ATOLL_INITIAL_ADVERTISE_PEER_URLS")]
-    pub initial_advertise_peer_urls: Option<String>,
+    pub(crate) initial_advertise_peer_urls: Option<String>,
     /// First members, name=peer URL, separated by commas [default: this node alone].
     #[arg(long, env = "ATOLL_INITIAL_CLUSTER")]
-    pub initial_cluster: Option<String>,
+    pub(crate) initial_cluster: Option<String>,
     /// new, or existing to join a running cluster that this node was added to.
     #[arg(long, env = "ATOLL_INITIAL_CLUSTER_STATE")]
-    pub initial_cluster_state: Option<String>,
+    pub(crate) initial_cluster_state: Option<String>,
     /// Keeps clusters apart that are made from the same URLs [default: atoll-cluster].
     #[arg(long, env = "ATOLL_INITIAL_CLUSTER_TOKEN")]
-    pub initial_cluster_token: Option<String>,
+    pub(crate) initial_cluster_token: Option<String>,
     /// Milliseconds between heartbeats [default: 100].
     #[arg(long, env = "ATOLL_HEARTBEAT_INTERVAL")]
-    pub heartbeat_interval: Option<u64>,
+    pub(crate) heartbeat_interval: Option<u64>,
     /// Milliseconds without a leader before an election [default: 1000].
     #[arg(long, env = "ATOLL_ELECTION_TIMEOUT")]
-    pub election_timeout: Option<u64>,
+    pub(crate) election_timeout: Option<u64>,
     /// Bytes from which on writes are refused; 0 is 2 GiB, below 0 is never [default: 0].
     #[arg(long, env = "ATOLL_QUOTA_BACKEND_BYTES", allow_negative_numbers = true)]
-    pub quota_backend_bytes: Option<i64>,
+    pub(crate) quota_backend_bytes: Option<i64>,
     /// periodic or revision [default: periodic].
     #[arg(long, env = "ATOLL_AUTO_COMPACTION_MODE")]
-    pub auto_compaction_mode: Option<String>,
+    pub(crate) auto_compaction_mode: Option<String>,
     /// What automatic compaction keeps: a duration (hours if a bare number), or revisions;
     /// 0 switches it off [default: 0].
     #[arg(long, env = "ATOLL_AUTO_COMPACTION_RETENTION")]
-    pub auto_compaction_retention: Option<String>,
+    pub(crate) auto_compaction_retention: Option<String>,
     /// Operations allowed in one list of a transaction [default: 128].
     #[arg(long, env = "ATOLL_MAX_TXN_OPS")]
-    pub max_txn_ops: Option<usize>,
+    pub(crate) max_txn_ops: Option<usize>,
     /// Bytes of a request [default: 1572864].
     #[arg(long, env = "ATOLL_MAX_REQUEST_BYTES")]
-    pub max_request_bytes: Option<usize>,
+    pub(crate) max_request_bytes: Option<usize>,
     /// Streams of one client connection [default: 4294967295].
     #[arg(long, env = "ATOLL_MAX_CONCURRENT_STREAMS")]
-    pub max_concurrent_streams: Option<u32>,
+    pub(crate) max_concurrent_streams: Option<u32>,
     /// Commands after which a checkpoint is written [default: 50000].
     #[arg(long, env = "ATOLL_SNAPSHOT_COUNT")]
-    pub snapshot_count: Option<u64>,
+    pub(crate) snapshot_count: Option<u64>,
     /// How often an idle watch that asked for it is told its progress [default: 10m].
     #[arg(long, env = "ATOLL_WATCH_PROGRESS_NOTIFY_INTERVAL")]
-    pub watch_progress_notify_interval: Option<String>,
+    pub(crate) watch_progress_notify_interval: Option<String>,
     /// error, warn, info, debug or trace [default: info].
     #[arg(long, env = "ATOLL_LOG_LEVEL")]
-    pub log_level: Option<String>,
+    pub(crate) log_level: Option<String>,
 }
 
 /// Settings as the program uses them.
 #[derive(Clone, Debug)]
-pub struct Config {
+pub(crate) struct Config {
     /// Name of this node.
-    pub name: String,
+    pub(crate) name: String,
     /// Where everything is stored.
-    pub data_dir: PathBuf,
+    pub(crate) data_dir: PathBuf,
     /// `host:port` to answer clients on.
-    pub listen_client: Vec<String>,
+    pub(crate) listen_client: Vec<String>,
     /// URLs that clients are told.
-    pub advertise_client: Vec<String>,
+    pub(crate) advertise_client: Vec<String>,
     /// `host:port` to answer other nodes on; empty for a node that is alone for ever.
-    pub listen_peer: Vec<String>,
+    pub(crate) listen_peer: Vec<String>,
     /// Names and peer URLs of the first members.
-    pub initial_cluster: Vec<(String, String)>,
+    pub(crate) initial_cluster: Vec<(String, String)>,
     /// Join a running cluster.
-    pub join: bool,
+    pub(crate) join: bool,
     /// Keeps clusters apart.
-    pub token: String,
+    pub(crate) token: String,
     /// Own peer URLs.
-    pub advertise_peer: Vec<String>,
+    pub(crate) advertise_peer: Vec<String>,
     /// Milliseconds between ticks.
-    pub heartbeat_ms: u64,
+    pub(crate) heartbeat_ms: u64,
     /// Milliseconds of the election timeout.
-    pub election_ms: u64,
+    pub(crate) election_ms: u64,
     /// The quota; below 1 is none.
-    pub quota_bytes: i64,
+    pub(crate) quota_bytes: i64,
     /// Automatic compaction.
-    pub retention: Retention,
+    pub(crate) retention: Retention,
     /// Transaction operations.
-    pub max_txn_ops: usize,
+    pub(crate) max_txn_ops: usize,
     /// Bytes of a request.
-    pub max_request_bytes: usize,
+    pub(crate) max_request_bytes: usize,
     /// Streams of a connection.
-    pub max_concurrent_streams: u32,
+    pub(crate) max_concurrent_streams: u32,
     /// Commands between checkpoints.
-    pub snapshot_count: u64,
+    pub(crate) snapshot_count: u64,
     /// Progress of idle watches.
-    pub progress_interval: Duration,
+    pub(crate) progress_interval: Duration,
     /// Log level.
-    pub log_level: String,
+    pub(crate) log_level: String,
 }
 
 /// A setting that cannot be used: one line that says what to do.
 #[derive(Debug)]
-pub struct ConfigError(pub String);
+pub(crate) struct ConfigError(pub(crate) String);
 
 impl std::fmt::Display for ConfigError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -139,7 +139,7 @@ macro_rules! fill {
 
 impl Settings {
     /// Fills what flags and environment left open from a file.
-    pub fn with_file(mut self, path: Option<&Path>) -> Result<Settings, ConfigError> {
+    pub(crate) fn with_file(mut self, path: Option<&Path>) -> Result<Settings, ConfigError> {
         let Some(path) = path else { return Ok(self) };
         let text = std::fs::read_to_string(path)
             .map_err(|error| ConfigError(format!("read {}: {error}", path.display())))?;
@@ -158,7 +158,7 @@ impl Settings {
 
     /// Checks everything and fills in the defaults. `alone` is the embedded default: no
     /// other node will ever be.
-    pub fn check(self, alone: bool) -> Result<Config, ConfigError> {
+    pub(crate) fn check(self, alone: bool) -> Result<Config, ConfigError> {
         let name = self.name.unwrap_or_else(|| "default".into());
         let client_urls = self.listen_client_urls.unwrap_or_else(|| "http://localhost:2379".into());
         let listen_client = hosts("listen-client-urls", &client_urls)?;
@@ -258,7 +258,7 @@ fn duration(name: &str, text: &str) -> Result<Duration, ConfigError> {
 }
 
 /// Reads Go's notation of durations: numbers, each with its unit.
-pub fn parse_duration(text: &str) -> Option<Duration> {
+pub(crate) fn parse_duration(text: &str) -> Option<Duration> {
     let mut rest = text.trim();
     let mut total = Duration::ZERO;
     if rest.is_empty() {
@@ -290,7 +290,7 @@ fn hosts(name: &str, urls: &str) -> Result<Vec<String>, ConfigError> {
 }
 
 /// `host:port` of a plain URL.
-pub fn host(name: &str, url: &str) -> Result<String, ConfigError> {
+pub(crate) fn host(name: &str, url: &str) -> Result<String, ConfigError> {
     let rest = match url.split_once("://") {
         Some(("http", rest)) => rest,
         Some(("https", _)) => {

@@ -19,19 +19,19 @@ const FORMAT: u32 = 1;
 /// Who a data directory belongs to.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-pub struct Identity {
+pub(crate) struct Identity {
     /// Format of the directory.
-    pub format: u32,
+    pub(crate) format: u32,
     /// The cluster, in hexadecimal.
-    pub cluster: String,
+    pub(crate) cluster: String,
     /// The node, in hexadecimal.
-    pub node: String,
+    pub(crate) node: String,
     /// Seeds the log's checksums, in hexadecimal.
-    pub salt: String,
+    pub(crate) salt: String,
 }
 
 /// A data directory that this process holds.
-pub struct Directory {
+pub(crate) struct Directory {
     path: PathBuf,
     // Held until the process ends.
     _lock: File,
@@ -39,8 +39,9 @@ pub struct Directory {
 
 impl Directory {
     /// Takes the directory, and makes it if there is none.
-    pub fn open(path: &Path) -> Result<Directory, String> {
-        let failed = |what: &str, error: std::io::Error| format!("{what} {}: {error}", path.display());
+    pub(crate) fn open(path: &Path) -> Result<Directory, String> {
+        let failed =
+            |what: &str, error: std::io::Error| format!("{what} {}: {error}", path.display());
         fs::create_dir_all(path.join("log")).map_err(|e| failed("make", e))?;
         let lock = OpenOptions::new()
             .create(true)
@@ -58,7 +59,7 @@ impl Directory {
     }
 
     /// Who it belongs to, if it was ever used.
-    pub fn identity(&self) -> Result<Option<Identity>, String> {
+    pub(crate) fn identity(&self) -> Result<Option<Identity>, String> {
         let path = self.path.join("identity");
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,
@@ -85,14 +86,10 @@ impl Directory {
     }
 
     /// Writes who it belongs to; durable on return.
-    pub fn claim(&self, node: u64, cluster: u64, salt: u64) -> Result<Identity, String> {
+    pub(crate) fn claim(&self, node: u64, cluster: u64, salt: u64) -> Result<Identity, String> {
         let hex = |number: u64| format!("{number:x}");
-        let identity = Identity {
-            format: FORMAT,
-            cluster: hex(cluster),
-            node: hex(node),
-            salt: hex(salt),
-        };
+        let identity =
+            Identity { format: FORMAT, cluster: hex(cluster), node: hex(node), salt: hex(salt) };
         let write = || -> std::io::Result<()> {
             let text = toml::to_string(&identity).map_err(std::io::Error::other)?;
             let next = self.path.join("identity.next");
@@ -107,17 +104,17 @@ impl Directory {
     }
 
     /// Where the log is.
-    pub fn log(&self) -> PathBuf {
+    pub(crate) fn log(&self) -> PathBuf {
         self.path.join("log")
     }
 
     /// Where the engine is.
-    pub fn engine(&self) -> PathBuf {
+    pub(crate) fn engine(&self) -> PathBuf {
         self.path.join("engine")
     }
 }
 
 /// A number of an [`Identity`].
-pub fn number(hex: &str) -> Result<u64, String> {
+pub(crate) fn number(hex: &str) -> Result<u64, String> {
     u64::from_str_radix(hex, 16).map_err(|_| format!("\"{hex}\" is no hexadecimal number"))
 }

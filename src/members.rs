@@ -9,7 +9,7 @@ use proto::etcd::{
 
 /// What to do.
 #[derive(Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// List the members.
     List,
     /// Add a node as a learner; start it with --initial-cluster-state existing, then promote it.
@@ -30,7 +30,7 @@ pub enum Command {
 }
 
 /// Carries a command out.
-pub fn run(endpoint: &str, command: Command) -> Result<(), String> {
+pub(crate) fn run(endpoint: &str, command: Command) -> Result<(), String> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -49,7 +49,9 @@ pub fn run(endpoint: &str, command: Command) -> Result<(), String> {
                 let ask = MemberAddRequest { peer_ur_ls: vec![peer_url], is_learner: true };
                 let answer = client.member_add(ask).await.map_err(told)?.into_inner();
                 let id = answer.member.map_or(0, |member| member.id);
-                println!("added {id:x} as a learner; start it with --initial-cluster-state existing,");
+                println!(
+                    "added {id:x} as a learner; start it with --initial-cluster-state existing,"
+                );
                 println!("then: atoll member promote {id:x}");
                 answer.members
             }

@@ -28,9 +28,10 @@ use crate::directory::{Directory, number};
 const HAND_OVER: Duration = Duration::from_secs(3);
 
 /// Runs a node until it is told to stop.
-pub fn run(config: Config) -> Result<(), String> {
-    let filter = tracing_subscriber::EnvFilter::try_new(&config.log_level)
-        .map_err(|_| format!("log-level is \"{}\": say error, warn, info or debug", config.log_level))?;
+pub(crate) fn run(config: Config) -> Result<(), String> {
+    let filter = tracing_subscriber::EnvFilter::try_new(&config.log_level).map_err(|_| {
+        format!("log-level is \"{}\": say error, warn, info or debug", config.log_level)
+    })?;
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -99,7 +100,9 @@ async fn joined_place(config: &Config) -> Result<Place, String> {
         let Ok(replies) = client.call(stream).await else { continue };
         let Ok(Some(batch)) = replies.into_inner().message().await else { continue };
         let Some(frame) = batch.frames.into_iter().next() else { continue };
-        let Ok(Reply::Members(list)) = from_reply(frame.reply.unwrap_or_default()) else { continue };
+        let Ok(Reply::Members(list)) = from_reply(frame.reply.unwrap_or_default()) else {
+            continue;
+        };
         let ours = |m: &&Member| m.peer_ur_ls.iter().any(|url| config.advertise_peer.contains(url));
         let Some(member) = list.members.iter().find(ours) else {
             return Err(format!(
@@ -144,12 +147,16 @@ async fn serve(config: Config) -> Result<(), String> {
             (place, identity)
         }
     };
-    let disk = OsDisk::open(&directory.log()).map_err(|e| format!("open the log: {e}"))?;
+    let disk = OsDisk::open(directory.log()).map_err(|e| format!("open the log: {e}"))?;
     let log_config = LogConfig { salt: number(&identity.salt)?, ..Default::default() };
-    let (log, recovered) =
-        Log::open(Arc::new(disk), place.node, log_config).map_err(|e| format!("open the log: {e}"))?;
+    let (log, recovered) = Log::open(Arc::new(disk), place.node, log_config)
+        .map_err(|e| format!("open the log: {e}"))?;
     for hole in &recovered.holes {
-        tracing::error!(segment = hole.at.segment, offset = hole.at.offset, "the log has a damaged place");
+        tracing::error!(
+            segment = hole.at.segment,
+            offset = hole.at.offset,
+            "the log has a damaged place"
+        );
     }
     let log = Arc::new(log);
     let engine = FjallEngine::open(&directory.engine()).map_err(|e| e.to_string())?;
@@ -174,7 +181,11 @@ async fn serve(config: Config) -> Result<(), String> {
     let opened = Node::open(node_config, Arc::new(engine), log.clone(), &recovered, &[birth], 1000)
         .map_err(|e| e.to_string())?;
     for refused in &opened.refused {
-        tracing::error!(group = refused.key.group, reason = refused.reason, "a replica is quarantined");
+        tracing::error!(
+            group = refused.key.group,
+            reason = refused.reason,
+            "a replica is quarantined"
+        );
     }
     if let (Some(refused), true) = (opened.refused.first(), opened.node.groups().next().is_none()) {
         return Err(format!(
@@ -210,7 +221,8 @@ async fn serve(config: Config) -> Result<(), String> {
     let alone: Arc<dyn Groups> = make(None);
     for address in &config.listen_peer {
         let listener = listen(address).await?;
-        let services = PeerServices::new(NodeId(place.node), place.cluster, handle.clone(), alone.clone());
+        let services =
+            PeerServices::new(NodeId(place.node), place.cluster, handle.clone(), alone.clone());
         let shutdown = ended(stopped.clone());
         tokio::spawn(async move {
             if let Err(error) = services.serve(listener, shutdown).await {
@@ -233,7 +245,11 @@ async fn serve(config: Config) -> Result<(), String> {
         }
     });
 
-    let router = Router::new(router_config(&config), groups.clone(), Arc::new(Figures { handle: handle.clone(), node: place.node }));
+    let router = Router::new(
+        router_config(&config),
+        groups.clone(),
+        Arc::new(Figures { handle: handle.clone(), node: place.node }),
+    );
     let mut listeners = Vec::new();
     for address in &config.listen_client {
         for address in resolve(address).await? {
@@ -313,7 +329,10 @@ fn show(config: &Config, place: &Place) {
         println!("  peers     {}", config.advertise_peer.join(", "));
     }
     if let Some(url) = config.advertise_client.first() {
-        println!("  try       etcdctl --endpoints {} put hello world", host("", url).unwrap_or_default());
+        println!(
+            "  try       etcdctl --endpoints {} put hello world",
+            host("", url).unwrap_or_default()
+        );
     }
 }
 

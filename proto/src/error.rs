@@ -106,8 +106,8 @@ table! {
     DowngradeBadFormat = 41, InvalidArgument, "etcdserver: wrong downgrade target version format";
     DowngradeBadTarget = 42, InvalidArgument, "etcdserver: invalid downgrade target version";
     NoInflightDowngrade = 43, FailedPrecondition, "etcdserver: no inflight downgrade job";
-    StreamSortUnsupported = 44, Unimplemented, "etcdserver: RangeStream does not support custom sort orders";
-    StreamFilterUnsupported = 45, Unimplemented, "etcdserver: RangeStream does not support revision filters";
+    StreamSortUnsupported = 44, Unimplemented, "RangeStream does not support custom sort orders";
+    StreamFilterUnsupported = 45, Unimplemented, "RangeStream does not support revision filters";
     AuthUnavailable = 46, Unimplemented, "atoll: users and roles are not available yet";
     SnapshotUnavailable = 47, Unimplemented, "atoll: snapshots in etcd's file format are not available yet";
     LeaderFieldMissing = 48, Unknown, "\"leader\" field must be provided";
@@ -175,7 +175,7 @@ mod tests {
         for error in Error::ALL {
             let text = error.text();
             assert!(
-                ["etcdserver: ", "atoll: ", "election: ", "\"leader\""]
+                ["etcdserver: ", "atoll: ", "election: ", "RangeStream ", "\"leader\""]
                     .iter()
                     .any(|owner| text.starts_with(owner)),
                 "{text}"

@@ -193,7 +193,7 @@ fn touched(ops: &[RequestOp]) -> Result<Touched<'_>, Error> {
 /// A union of key intervals: start -> end, none touching another.
 ///
 /// Ends are taken as etcd's check takes them: an end that is not above its start, the end of a
-/// single zero byte among them, covers exactly the start key.
+/// single zero byte among them, covers nothing.
 #[derive(Default)]
 struct Intervals<'a> {
     keys: HashSet<&'a [u8]>,
@@ -204,9 +204,9 @@ struct Intervals<'a> {
 
 impl<'a> Intervals<'a> {
     fn insert(&mut self, key: &'a Bytes, range_end: &'a Bytes) {
-        if range_end <= key {
+        if range_end.is_empty() {
             self.keys.insert(key);
-        } else {
+        } else if range_end > key {
             self.insert_range(key, range_end);
         }
     }

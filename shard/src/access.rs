@@ -4,7 +4,7 @@
 use std::ops::ControlFlow;
 
 use proto::Error;
-use proto::etcd::{HashKvRequest, HashKvResponse, ResponseHeader};
+use proto::etcd::{HashKvResponse, ResponseHeader};
 use proto::group::{GroupError, Reply, Request};
 
 use crate::engine::EngineError;
@@ -30,14 +30,12 @@ pub fn is_serializable(request: &Request) -> bool {
 pub fn read(store: &Store, shared: &Shared, request: &Request) -> Result<Reply, GroupError> {
     let published = &shared.published;
     for _ in 0..TRIES {
-        if published.corrupt() && !matches!(request, Request::HashKv(_)) {
-            return Err(GroupError::refused(Error::Corrupt));
-        }
         // In this order: a view must not be older than the revision it is read at.
         let compacted = published.compacted();
         let current = published.revision();
         let view = store.view(published.shelf(), current);
-        let header = ResponseHeader { revision: current, raft_term: shared.term(), ..Default::default() };
+        let header =
+            ResponseHeader { revision: current, raft_term: shared.term(), ..Default::default() };
         let read_at;
         let answer = match request {
             Request::Range(range) => {
@@ -59,15 +57,20 @@ pub fn read(store: &Store, shared: &Shared, request: &Request) -> Result<Reply, 
                 })
             }
             Request::HashKv(request) => {
-                let at = read::resolve(request.revision, current, compacted)
-                    .map_err(GroupError::refused)?;
+                let at = if request.revision == 0 { current } else { request.revision };
+                if at > current {
+                    return Err(GroupError::refused(Error::FutureRevision));
+                }
+                if at > 0 && at < compacted {
+                    return Err(GroupError::refused(Error::Compacted));
+                }
                 read_at = at;
-                hash(&view.at(at), request, compacted, header).map(Ok)
+                hash(&view.at(at), compacted, header).map(Ok)
             }
             _ => return Err(GroupError::refused(Error::KeyNotFound)),
         };
         // What was compacted while we read may be missing from the answer: look again.
-        if read_at < published.compacted() && read_at >= compacted {
+        if read_at > 0 && read_at < published.compacted() && read_at >= compacted {
             continue;
         }
         return match answer {
@@ -93,7 +96,6 @@ fn oldest(request: &proto::etcd::TxnRequest, current: i64) -> i64 {
 /// newest at or below it unless it is a delete. Equal on all replicas, whatever they swept.
 fn hash(
     view: &crate::store::view::View,
-    request: &HashKvRequest,
     compacted: i64,
     header: ResponseHeader,
 ) -> Result<Reply, EngineError> {
@@ -117,11 +119,10 @@ fn hash(
         hash.update(&row.encode());
         Ok(ControlFlow::Continue(()))
     })?;
-    let asked = request.revision;
     Ok(Reply::HashKv(HashKvResponse {
         hash: hash.finalize(),
         compact_revision: compacted,
-        hash_revision: if asked > 0 { asked } else { header.revision },
+        hash_revision: view.revision,
         header: Some(header),
     }))
 }

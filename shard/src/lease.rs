@@ -104,10 +104,9 @@ impl Lessor {
         match self.deadlines.get(&lease) {
             None => Standing::Unknown,
             Some(entry) if entry.revoking || entry.deadline_ms <= now_ms => Standing::Revoking,
-            Some(entry) => Standing::Alive {
-                remaining_ms: entry.deadline_ms - now_ms,
-                ttl_s: entry.ttl_s,
-            },
+            Some(entry) => {
+                Standing::Alive { remaining_ms: entry.deadline_ms - now_ms, ttl_s: entry.ttl_s }
+            }
         }
     }
 

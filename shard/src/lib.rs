@@ -1,9 +1,9 @@
 //! The rooms: Raft groups, each a full MVCC store. In reading order.
 
-pub mod engine;
 pub mod access;
 pub mod autocompact;
 pub mod disk;
+pub mod engine;
 pub mod group;
 pub mod lease;
 pub mod local;

@@ -132,11 +132,8 @@ impl Caller {
 
 impl Groups for LocalGroups {
     fn call(&self, request: GroupRequest) -> ReplyFuture {
-        let caller = Caller {
-            node: self.node,
-            handle: self.handle.clone(),
-            peers: self.peers.clone(),
-        };
+        let caller =
+            Caller { node: self.node, handle: self.handle.clone(), peers: self.peers.clone() };
         let timeout = match request.timeout_ms {
             0 => self.timeout,
             ms => Duration::from_millis(ms).min(self.timeout),

@@ -50,7 +50,6 @@ pub struct Published {
     compacted: AtomicI64,
     applied: AtomicU64,
     shelf: AtomicU64,
-    corrupt: std::sync::atomic::AtomicBool,
 }
 
 impl Published {
@@ -72,11 +71,6 @@ impl Published {
     /// Where the rows stand.
     pub fn shelf(&self) -> Shelf {
         Shelf(self.shelf.load(Ordering::Acquire))
-    }
-
-    /// Is the CORRUPT alarm raised? Then reads are refused.
-    pub fn corrupt(&self) -> bool {
-        self.corrupt.load(Ordering::Acquire)
     }
 }
 
@@ -184,8 +178,6 @@ impl Machine {
         published.shelf.store(self.state.shelf, Ordering::Release);
         published.compacted.store(self.state.compacted, Ordering::Release);
         published.applied.store(self.state.applied_index, Ordering::Release);
-        let corrupt = self.alarm(AlarmType::Corrupt);
-        published.corrupt.store(corrupt, Ordering::Release);
         // Last: whoever sees the revision may read its rows.
         published.revision.store(self.state.revision, Ordering::Release);
     }

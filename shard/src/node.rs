@@ -95,6 +95,7 @@ impl Default for CheckpointPolicy {
 
 /// What comes into a node.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "most inputs are requests or messages")]
 pub enum Input {
     /// Time passed; once every tick.
     Tick,
@@ -139,6 +140,7 @@ pub struct Persist {
 
 /// How a request is answered.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "it is moved once")]
 pub enum Answer {
     /// Like this.
     Reply(Reply),
@@ -147,6 +149,7 @@ pub enum Answer {
 }
 
 /// What a node wants done, in this order.
+#[allow(clippy::large_enum_variant, reason = "most outputs are answers or messages")]
 pub enum Output {
     /// Send to another node.
     Send {

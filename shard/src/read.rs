@@ -94,9 +94,8 @@ fn has_filters(request: &RangeRequest) -> bool {
 }
 
 fn passes(request: &RangeRequest, kv: &KeyValue) -> bool {
-    let inside = |value: i64, min: i64, max: i64| {
-        (min == 0 || value >= min) && (max == 0 || value <= max)
-    };
+    let inside =
+        |value: i64, min: i64, max: i64| (min == 0 || value >= min) && (max == 0 || value <= max);
     inside(kv.mod_revision, request.min_mod_revision, request.max_mod_revision)
         && inside(kv.create_revision, request.min_create_revision, request.max_create_revision)
 }

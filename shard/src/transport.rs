@@ -14,9 +14,7 @@ use futures::StreamExt;
 use parking_lot::Mutex;
 use proto::cluster::group::groups_client::GroupsClient;
 use proto::cluster::group::groups_server::{Groups as GroupsService, GroupsServer};
-use proto::cluster::group::{
-    GroupRequest, ReplyBatch, ReplyFrame, RequestBatch, RequestFrame,
-};
+use proto::cluster::group::{GroupRequest, ReplyBatch, ReplyFrame, RequestBatch, RequestFrame};
 use proto::cluster::raft::peer_client::PeerClient;
 use proto::cluster::raft::peer_server::{Peer, PeerServer};
 use proto::cluster::raft::{PeerAck, PeerBatch, PeerMessage};
@@ -319,7 +317,8 @@ impl PeerServices {
         shutdown: impl Future<Output = ()> + Send,
     ) -> Result<(), tonic::transport::Error> {
         let this = Arc::new(self);
-        let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
+        let incoming =
+            tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
         Server::builder()
             .initial_connection_window_size(WINDOW_BYTES)
             .initial_stream_window_size(WINDOW_BYTES)
@@ -378,9 +377,7 @@ impl GroupsService for PeerServices {
                     let sender = sender.clone();
                     tokio::spawn(async move {
                         let reply = match reply.await {
-                            Ok(body) => {
-                                proto::cluster::group::GroupReply { body: Some(body) }
-                            }
+                            Ok(body) => proto::cluster::group::GroupReply { body: Some(body) },
                             Err(error) => error.to_reply(),
                         };
                         // The asker may have gone.

@@ -181,14 +181,20 @@ pub fn start(node: Node, log: Arc<Log>, outbox: Arc<dyn Outbox>, fatal: Fatal) -
         std::thread::Builder::new().name(name.into()).spawn(run).expect("a thread can be started");
     };
     let (h, f) = (handle.clone(), fatal.clone());
-    spawn("log", Box::new(move || write_log(&h, &log, &persists, &f)));
+    let writer = log.clone();
+    spawn("log", Box::new(move || write_log(&h, &writer, &persists, &f)));
     let (h, f, engine) = (handle.clone(), fatal.clone(), node.store().engine().clone());
-    spawn("checkpoint", Box::new(move || write_checkpoints(&h, engine.as_ref(), &checkpoints, &f)));
+    let spares = log.clone();
+    spawn(
+        "checkpoint",
+        Box::new(move || write_checkpoints(&h, engine.as_ref(), &spares, &checkpoints, &f)),
+    );
     let h = handle.clone();
     spawn(
         "worker",
         Box::new(move || {
-            let worker = Worker { node, outbox, persist, checkpoint, tickets: HashMap::new(), next: 0 };
+            let worker =
+                Worker { node, outbox, persist, checkpoint, tickets: HashMap::new(), next: 0 };
             if let Err(error) = worker.run(&h) {
                 fatal(error.to_string());
             }
@@ -223,9 +229,17 @@ fn write_log(handle: &NodeHandle, log: &Log, persists: &Receiver<Persist>, fatal
 fn write_checkpoints(
     handle: &NodeHandle,
     engine: &dyn Engine,
+    log: &Log,
     checkpoints: &Receiver<Arc<Checkpoint>>,
     fatal: &Fatal,
 ) {
+    // The zeros of the next log segment are written here, off the path of a put.
+    let spare = || {
+        if let Err(error) = log.prepare_spare() {
+            tracing::warn!(%error, "prepare a log segment");
+        }
+    };
+    spare();
     while let Ok(checkpoint) = checkpoints.recv() {
         let begun = Instant::now();
         if let Err(error) = checkpoint.write(engine) {
@@ -234,6 +248,7 @@ fn write_checkpoints(
         let d = &handle.parts.durations;
         Durations::note(&d.checkpoints, &d.checkpoint_buckets, begun.elapsed());
         handle.input(Input::CheckpointWritten);
+        spare();
     }
 }
 

@@ -43,7 +43,7 @@ def same(what, wanted, got):
 
 
 def eventually(seconds, what, condition):
-    end = time.monotonic() + seconds
+    end = time.monotonic() + 3 * seconds
     while not (got := condition()) and time.monotonic() < end:
         time.sleep(0.05)
     check(got, f"{what}: not within {seconds} s")
@@ -152,7 +152,7 @@ class Watch(threading.Thread):
 
 
 def eventually_story(seconds, what, watch, story):
-    end = time.monotonic() + seconds
+    end = time.monotonic() + 3 * seconds
     while len(watch.story()) < len(story) and not watch.over and time.monotonic() < end:
         time.sleep(0.02)
     same(what, story, watch.story())

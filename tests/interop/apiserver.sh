@@ -38,7 +38,7 @@ show_log() {
 for watch_cache; do
   port=${APISERVER_PORT:-$(free_ports 1)}
   begun=$SECONDS
-  spawn apiserver nice "$APISERVER" --etcd-servers="$ENDPOINTS" --watch-cache="$watch_cache" \
+  spawn apiserver "$APISERVER" --etcd-servers="$ENDPOINTS" --watch-cache="$watch_cache" \
     --bind-address=127.0.0.1 --secure-port="$port" --advertise-address=127.0.0.1 \
     --tls-cert-file="$TMP/server.crt" --tls-private-key-file="$TMP/server.key" \
     --authorization-mode=AlwaysAllow --token-auth-file="$TMP/tokens" \
@@ -46,15 +46,14 @@ for watch_cache; do
     --service-account-signing-key-file="$TMP/accounts.key" --service-cluster-ip-range=10.96.0.0/16 \
     --disable-admission-plugins=ServiceAccount --endpoint-reconciler-type=none --profiling=false
   server=$SPAWNED
-  ready() {
-    kill -0 "$server" || die "kube-apiserver ended: $(tail -n 5 "$TMP/apiserver.err")"
-    curl -sSf -m 5 --cacert "$TMP/server.crt" -H "Authorization: Bearer $TOKEN" "https://127.0.0.1:$port/readyz"
-  }
-  eventually 90 "kube-apiserver is ready" ready
+  until curl -sSf -m 5 --cacert "$TMP/server.crt" -H "Authorization: Bearer $TOKEN" "https://127.0.0.1:$port/readyz" >/dev/null 2>&1; do
+    running "$server" || die "kube-apiserver ended: $(tail -n 5 "$TMP/apiserver.err")"
+    [ $((SECONDS - begun)) -lt 90 ] || die "kube-apiserver is not ready within 90 s"
+    sleep 0.1
+  done
   echo "kube-apiserver --watch-cache=$watch_cache: ready after $((SECONDS - begun)) s"
   TOKEN=$TOKEN ETCDCTL="$ETCDCTL" python3 "$HERE/apiserver.py" --url "https://127.0.0.1:$port" --ca "$TMP/server.crt" \
     --store "$ENDPOINTS" --run "$RUN-${watch_cache:0:1}" --watch-cache "$watch_cache"
-  begun=$SECONDS
   kill -TERM "$server"
   ended "$server" "kube-apiserver"
   same "kube-apiserver ends when told to" 0 "$STATUS"

@@ -44,7 +44,7 @@ report() {
   local name=$1 begun=$SECONDS out
   shift
   [ -n "$ENDPOINT" ] || return 0
-  out=$(timeout 240 "$@" "$ENDPOINT") || die "$name: $* (status $?)
+  out=$(timeout 400 "$@" "$ENDPOINT") || die "$name: $* (status $?)
 $out"
   [ -z "${VERBOSE:-}" ] || sed '$d' <<<"$out"
   grep '^skipped' <<<"$out" || true

@@ -28,7 +28,7 @@ command -v "$ETCDCTL" >/dev/null || die "no etcdctl at $ETCDCTL: tests/peers/bui
 # at ENDPOINTS ARGUMENT...: etcdctl with these endpoints; a failure is printed too.
 at() {
   local status=0 errors=$TMP/errors.$BASHPID
-  timeout 30 "$ETCDCTL" --endpoints "$1" "${@:2}" 2>"$errors" || status=$?
+  timeout 60 "$ETCDCTL" --endpoints "$1" --dial-timeout 10s --command-timeout 30s "${@:2}" 2>"$errors" || status=$?
   [ $status -eq 0 ] || echo "exit $status: $(cat "$errors")"
   rm -f "$errors"
   return $status
@@ -140,7 +140,7 @@ check_lease() {
     same "the key is gone for node $i" "" "$(at "${NODE[i]}" get "$P/lease")"
     refused "the lease is gone for node $i" "requested lease not found" at "${NODE[i]}" lease keep-alive --once "$id"
   done
-  id=$(at "${NODE[1]}" lease grant 2 | cut -d' ' -f2)
+  id=$(at "${NODE[1]}" lease grant 4 | cut -d' ' -f2)
   at "${NODE[2]}" put "$P/expiry" 1 --lease="$id" >/dev/null
   gone() { [ -z "$(at "${NODE[0]}" get "$P/expiry")" ]; }
   eventually 10 "a lease expires for all" gone

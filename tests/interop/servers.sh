@@ -13,7 +13,7 @@ esac
 
 # serve_member NAME CLIENT-PORT PEER-PORT CLUSTER: one node; the flags are etcd's.
 serve_member() {
-  spawn "$1" nice "${SERVER[@]}" --name "$1" --data-dir "$TMP/$1.data" \
+  spawn "$1" "${SERVER[@]}" --name "$1" --data-dir "$TMP/$1.data" \
     --listen-client-urls "http://127.0.0.1:$2" --advertise-client-urls "http://127.0.0.1:$2" \
     --listen-peer-urls "http://127.0.0.1:$3" --initial-advertise-peer-urls "http://127.0.0.1:$3" \
     --initial-cluster "$4" --initial-cluster-token "$4"
@@ -23,7 +23,7 @@ serve_member() {
 up() {
   local end=$((SECONDS + 60))
   until grep -qs "ready to serve client requests" "$TMP/$1.out" "$TMP/$1.err"; do
-    kill -0 "$2" 2>/dev/null || die "$1 ended before it served: $(tail -n 20 "$TMP/$1.out" "$TMP/$1.err")"
+    running "$2" || die "$1 ended before it served: $(tail -n 20 "$TMP/$1.out" "$TMP/$1.err")"
     [ $SECONDS -lt $end ] || die "$1 does not say within 60 s that it serves: $(tail -n 20 "$TMP/$1.out" "$TMP/$1.err")"
     sleep 0.1
   done
@@ -35,7 +35,7 @@ serve_one() {
   read -r client peer <<<"$(free_ports 2)"
   ENDPOINT=http://127.0.0.1:$client
   if [ "$INTEROP_PEER" = atoll ]; then
-    spawn "$1" nice "$ATOLL_BIN" dev --data-dir "$TMP/$1.data" --listen-client-urls "$ENDPOINT"
+    spawn "$1" "$ATOLL_BIN" dev --data-dir "$TMP/$1.data" --listen-client-urls "$ENDPOINT"
   else
     serve_member "$1" "$client" "$peer" "$1=http://127.0.0.1:$peer"
   fi

@@ -145,26 +145,3 @@ mod tests {
         assert!(heard(|v| matches!(v, Violation::Linear(_))), "{}", report.text());
     }
 }
-
-#[cfg(test)]
-mod speed {
-    #[test]
-    fn speed_temporary() {
-        for (n, lost) in [(100_000, 0), (300_000, 2), (100_000, 20)] {
-            let scribe = super::scribe::busy(5, n, 50, lost);
-            let t = std::time::Instant::now();
-            let w = super::witness::check(&scribe.history);
-            let a = t.elapsed();
-            let t = std::time::Instant::now();
-            let l = super::linear::check(&scribe.history, &Default::default(), Some(&w));
-            println!(
-                "{n} {lost}%: witness {a:?} ({}), linear {:?} {} windows {} given up, {}",
-                w.violations.len(),
-                t.elapsed(),
-                l.windows,
-                l.given_up,
-                l.violations.len()
-            );
-        }
-    }
-}

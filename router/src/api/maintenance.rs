@@ -60,7 +60,12 @@ pub(super) async fn status(
 
 /// An alarm as Status names it.
 fn alarm_text(alarm: &AlarmMember) -> String {
-    format!("memberID:{} alarm:{}", alarm.member_id, alarm.alarm().as_str_name())
+    // Protobuf's text format: what has its default value is left out.
+    let member = Some(alarm.member_id).filter(|id| *id != 0).map(|id| format!("memberID:{id}"));
+    let kind = Some(alarm.alarm().as_str_name()).filter(|_| alarm.alarm != 0);
+    let parts: Vec<String> =
+        member.into_iter().chain(kind.map(|kind| format!("alarm:{kind}"))).collect();
+    parts.join(" ")
 }
 
 pub(super) async fn alarm(caller: Caller, request: AlarmRequest) -> Result<AlarmResponse, Status> {

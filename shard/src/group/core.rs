@@ -165,6 +165,7 @@ impl Core {
 
     /// Proposes data; gives the index and term under which it will stand, or `None` if it
     /// was not taken.
+    #[allow(clippy::field_reassign_with_default, reason = "raft-rs's messages are built so")]
     pub fn propose(&mut self, data: Bytes) -> Option<(u64, u64)> {
         let before = self.raw.raft.raft_log.last_index();
         let mut entry = Entry::default();

@@ -3,9 +3,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 use proto::cluster::raft as wire;
-use raft::eraftpb::{
-    ConfState, Entry, EntryType, Message, MessageType, Snapshot,
-};
+use raft::eraftpb::{ConfState, Entry, EntryType, Message, MessageType, Snapshot};
 
 use crate::log;
 
@@ -52,6 +50,7 @@ pub fn conf_to_wire(conf: &ConfState) -> wire::ConfState {
 }
 
 /// The other way.
+#[allow(clippy::field_reassign_with_default, reason = "raft-rs's messages are built so")]
 pub fn conf_from_wire(conf: &wire::ConfState) -> ConfState {
     let mut out = ConfState::default();
     out.voters = conf.voters.clone();

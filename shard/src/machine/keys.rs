@@ -35,6 +35,13 @@ impl Changes {
         self.begin + i64::from(!self.list.is_empty())
     }
 
+    /// An earlier operation's row is about to be overwritten: its change keeps it.
+    fn overwrite(&mut self, key: &Bytes, row: &Row) {
+        if let Some(change) = self.list.iter_mut().rev().find(|change| change.key == *key) {
+            change.overwritten = Some(row.clone());
+        }
+    }
+
     pub(super) fn header(&self) -> Option<ResponseHeader> {
         Some(ResponseHeader { revision: self.revision(), ..Default::default() })
     }
@@ -121,14 +128,21 @@ impl Machine {
                 self.store.put_raw(layout::lease_key_key(shelf, row.lease, key), Bytes::new());
             }
         }
+        // An earlier operation of the same transaction may have written this very row.
+        let replaced = newest.as_ref().filter(|found| found.revision == revision);
+        self.state.size -= replaced.map_or(0, |found| found.row.cost(key.len()));
         self.state.size += row.cost(key.len());
         self.state.keys += i64::from(live.is_none());
         self.digest(key, revision, Some(&row.value));
         let previous = live.map(|found| found.to_kv(key.clone()));
+        if let Some(found) = replaced {
+            changes.overwrite(key, &found.row);
+        }
         changes.list.push(Change {
             key: key.clone(),
             deleted: false,
             previous: live.map_or(0, |found| found.revision),
+            overwritten: None,
         });
         let kv = Found { revision, row: row.clone() }.to_kv(key.clone());
         let event = Event { r#type: EventType::Put as i32, kv: Some(kv), prev_kv: None };
@@ -185,11 +199,20 @@ impl Machine {
             self.store.remove(layout::lease_key_key(shelf, live.row.lease, &key));
         }
         let row = Row { deleted: true, place: changes.list.len() as u32, ..Default::default() };
+        if live.revision == revision {
+            self.state.size -= live.row.cost(key.len());
+            changes.overwrite(&key, &live.row);
+        }
         self.state.size += row.cost(key.len());
         self.state.keys -= 1;
         self.digest(&key, revision, None);
         self.store.put_version(shelf, &key, revision, row);
-        changes.list.push(Change { key: key.clone(), deleted: true, previous: live.revision });
+        changes.list.push(Change {
+            key: key.clone(),
+            deleted: true,
+            previous: live.revision,
+            overwritten: None,
+        });
         let kv = KeyValue { key: key.clone(), mod_revision: revision, ..Default::default() };
         let event = Event { r#type: EventType::Delete as i32, kv: Some(kv), prev_kv: None };
         changes

@@ -83,4 +83,3 @@ impl Machine {
         Ok(Ok(Reply::LeaseRevoke(LeaseRevokeResponse { header: self.header() })))
     }
 }
-

@@ -33,7 +33,10 @@ impl Machine {
         }
         for (revision, changes) in &history {
             for change in changes.iter() {
+                // A transaction may delete and put one key: then the row of its revision is
+                // what the last operation left, and only a delete marker may go.
                 if change.previous > 0
+                    && change.previous < *revision
                     && let Some(row) = view.exactly(&change.key, change.previous)?
                 {
                     self.state.size -= row.cost(change.key.len());
@@ -41,6 +44,7 @@ impl Machine {
                 }
                 if change.deleted
                     && let Some(row) = view.exactly(&change.key, *revision)?
+                    && row.deleted
                 {
                     self.state.size -= row.cost(change.key.len());
                     self.store.remove(layout::version_key(shelf, &change.key, *revision));

@@ -10,7 +10,9 @@ use std::ops::ControlFlow;
 use proto::etcd::compare::{CompareResult, CompareTarget, TargetUnion};
 use proto::etcd::request_op::Request as Op;
 use proto::etcd::response_op::Response as OpResponse;
-use proto::etcd::{Compare, RangeRequest, RequestOp, ResponseHeader, ResponseOp, TxnRequest, TxnResponse};
+use proto::etcd::{
+    Compare, RangeRequest, RequestOp, ResponseHeader, ResponseOp, TxnRequest, TxnResponse,
+};
 use proto::group::Reply;
 use proto::mvccpb::KeyValue;
 use proto::{Error, KeyRange};
@@ -110,9 +112,8 @@ fn matches(compare: &Compare, kv: &KeyValue) -> bool {
 
 /// Is this a transaction that only reads? (A nested one counts as a write, as in etcd.)
 pub fn is_read_only(request: &TxnRequest) -> bool {
-    let reads = |ops: &[RequestOp]| {
-        ops.iter().all(|op| matches!(op.request, Some(Op::RequestRange(_))))
-    };
+    let reads =
+        |ops: &[RequestOp]| ops.iter().all(|op| matches!(op.request, Some(Op::RequestRange(_))));
     reads(&request.success) && reads(&request.failure)
 }
 

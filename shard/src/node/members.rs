@@ -226,8 +226,11 @@ impl Node {
         }
         let ticket = transfer.ticket;
         group.transfer = None;
-        let answer =
-            if done { Ok(Reply::Done(header(group))) } else { Err(GroupError::unknown(Error::Timeout)) };
+        let answer = if done {
+            Ok(Reply::Done(header(group)))
+        } else {
+            Err(GroupError::unknown(Error::Timeout))
+        };
         self.answer(ticket, answer);
     }
 

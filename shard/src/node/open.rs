@@ -12,7 +12,8 @@
 //! | older than the log's checkpoint | entries still reach back | replay more |
 //! | older than the log's checkpoint | entries do not reach back | refused |
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::collections::btree_map::{BTreeMap, Entry};
 use std::sync::Arc;
 
 use prost::Message;
@@ -27,7 +28,7 @@ use crate::group::Group;
 use crate::group::core::Core;
 use crate::group::storage::GroupStorage;
 use crate::group::wire;
-use crate::log::{Log, Record, Recovered, RecoveredReplica, ReplicaKey};
+use crate::log::{DamageExtent, Log, Record, Recovered, RecoveredReplica, ReplicaKey};
 use crate::machine::Machine;
 use crate::machine::state::State;
 use crate::store::Store;
@@ -86,7 +87,9 @@ impl Node {
         let store = Arc::new(Store::new(engine.clone()));
         let row = match engine.get(layout::NODE_KEY)? {
             Some(row) => NodeRow::decode(row).map_err(|_| damaged("the engine's own row"))?,
-            None => NodeRow { format: FORMAT, next_shelf: 1, node: config.node.0, ..Default::default() },
+            None => {
+                NodeRow { format: FORMAT, next_shelf: 1, node: config.node.0, ..Default::default() }
+            }
         };
         if row.format > FORMAT {
             return Err(NodeError::Damaged(format!(
@@ -161,7 +164,7 @@ impl Node {
         for birth in births {
             let key = ReplicaKey { group: birth.group.0, replica: birth.replica };
             let joins = birth.members.is_empty();
-            if !states.contains_key(&key) {
+            if let Entry::Vacant(vacant) = states.entry(key) {
                 if recovered.replicas.contains_key(&key) {
                     return Err(NodeError::Damaged(format!(
                         "the log knows replica {:x} of group {}, but the engine has lost it: \
@@ -178,7 +181,12 @@ impl Node {
                     (state.applied_index, state.applied_term) = BIRTH;
                     let learner = |m: &&Member| m.is_learner;
                     state.conf_state = ConfState {
-                        voters: birth.members.iter().filter(|m| !m.is_learner).map(|m| m.id).collect(),
+                        voters: birth
+                            .members
+                            .iter()
+                            .filter(|m| !m.is_learner)
+                            .map(|m| m.id)
+                            .collect(),
                         learners: birth.members.iter().filter(learner).map(|m| m.id).collect(),
                         ..Default::default()
                     };
@@ -190,10 +198,17 @@ impl Node {
                     self.store.freeze(&self.node_row(), vec![(row_key.into(), Some(row))]);
                 checkpoint.write(self.store.engine().as_ref())?;
                 self.store.finish(&checkpoint);
-                states.insert(key, state);
+                vacant.insert(state);
             }
             let Some(state) = states.get(&key) else { continue };
             let unborn = !recovered.replicas.contains_key(&key);
+            if unborn && !recovered.holes.is_empty() {
+                return Err(NodeError::Damaged(format!(
+                    "the log has a damaged place that may have held replica {:x} of group {}: \
+                     remove this member, empty its data directory and add it again",
+                    key.replica, key.group
+                )));
+            }
             if unborn && !joins && state.applied_index == BIRTH.0 {
                 records.push(Record::Restore {
                     key,
@@ -248,7 +263,13 @@ impl Node {
             None => return Ok(Err("the log has lost this replica".into())),
         };
         if let Some(damage) = &found.damage {
-            return Ok(Err(format!("the log is damaged: {}", damage.reason)));
+            // Entries that the engine's checkpoint covers are not needed any more.
+            let covered = damage.extent == DamageExtent::Entries
+                && state.applied_index + 1 >= found.lowest_intact;
+            if !covered {
+                return Ok(Err(format!("the log is damaged: {}", damage.reason)));
+            }
+            tracing::warn!(reason = damage.reason, "entries below the checkpoint are damaged");
         }
         for control in &found.controls {
             match control {

@@ -157,7 +157,8 @@ impl Node {
     fn fresh_lease(&mut self, id: GroupId) -> i64 {
         loop {
             self.next_lease += 1;
-            let parts = [self.config.node.0, self.config.incarnation, self.next_lease, self.config.seed];
+            let parts =
+                [self.config.node.0, self.config.incarnation, self.next_lease, self.config.seed];
             let lease = (mix(&parts) >> 1) as i64;
             let taken =
                 self.groups.get(&id).is_some_and(|g| g.machine.leases().contains_key(&lease));
@@ -267,7 +268,7 @@ impl Node {
             raft_applied_index: state.applied_index,
             raft_committed_index: group.core.committed(),
             size: self.store.engine().disk_bytes().max(state.size as u64) as i64,
-            size_in_use: state.size,
+            size_in_use: state.size + prost::Message::encoded_len(state) as i64,
             quota: self.config.quota_bytes,
             is_learner: state.members.iter().any(|m| m.id == replica && m.is_learner),
             compacted: state.compacted,

@@ -13,8 +13,8 @@ use std::sync::Arc;
 use super::{Input, Node, NodeError, Output, Persist};
 use crate::group::{LeaseAsk, Proposal, Then, Ticket, wire};
 use crate::log::Record;
-use crate::machine::effect::Effect;
 use crate::machine;
+use crate::machine::effect::Effect;
 use crate::store::layout;
 
 /// Format of a log entry's batch.
@@ -206,7 +206,7 @@ impl Node {
     }
 
     /// A command will not be applied: whoever waits for it hears `error`.
-    fn give_up(&mut self, id: GroupId, then: Then, error: GroupError) {
+    pub(super) fn give_up(&mut self, id: GroupId, then: Then, error: GroupError) {
         if let Then::Expiry(lease) = then
             && let Some(group) = self.groups.get_mut(&id)
         {
@@ -371,12 +371,20 @@ impl Node {
     }
 
     /// Answers whoever waits for the entry at `index`.
-    fn resolve(&mut self, id: GroupId, index: u64, term: u64, answers: Option<Vec<machine::Answer>>) {
+    fn resolve(
+        &mut self,
+        id: GroupId,
+        index: u64,
+        term: u64,
+        answers: Option<Vec<machine::Answer>>,
+    ) {
         let Some(group) = self.groups.get_mut(&id) else { return };
         let (current, leader) = (group.core.term(), group.core.leader());
         let swept = group.machine.state().swept;
         let mut mine = None;
         let mut passed = Vec::new();
+        // Every index is applied once and in order, or jumped over by a snapshot, which takes
+        // its proposals out: so what is passed here had its place taken by another term.
         while group.proposals.front().is_some_and(|proposal| proposal.index <= index) {
             let Some(proposal) = group.proposals.pop_front() else { break };
             if proposal.index == index && proposal.term == term {

@@ -26,7 +26,8 @@ use prost::Message as _;
 use proto::cluster::raft::{
     GroupMessage, PeerMessage, SnapshotAck, SnapshotPiece, SnapshotRow, peer_message,
 };
-use proto::{GroupId, NodeId};
+use proto::group::GroupError;
+use proto::{Error, GroupId, NodeId};
 use raft::SnapshotStatus;
 use raft::eraftpb::{Message, Snapshot};
 
@@ -131,7 +132,7 @@ impl Rebuild {
 
     fn settle(&mut self, previous: i64) {
         if let Some((key, revision, place, deleted)) = self.newer.take() {
-            let change = Change { key, deleted, previous };
+            let change = Change { key, deleted, previous, overwritten: None };
             self.changes.entry(revision).or_default().push((place, change));
         }
     }
@@ -525,6 +526,11 @@ impl Node {
         let Some(group) = self.groups.get_mut(&id) else { return Ok(()) };
         self.dropped.insert(group.machine.shelf());
         group.machine.restore(state)?;
+        // What was proposed here and lies below the snapshot may be in it or not.
+        let mut below = Vec::new();
+        while group.proposals.front().is_some_and(|proposal| proposal.index <= meta.index) {
+            below.extend(group.proposals.pop_front());
+        }
         self.records.push(Record::Restore {
             key: group.core.key(),
             index: meta.index,
@@ -534,6 +540,10 @@ impl Node {
         });
         let restore = Restore { persist, index: meta.index, term: meta.term };
         self.transfers.restores.insert(id, restore);
+        let error = GroupError::unknown(Error::LeaderChanged);
+        for then in below.into_iter().flat_map(|proposal| proposal.then) {
+            self.give_up(id, then, error);
+        }
         self.outputs.push(Output::Replaced { group: id });
         self.outputs.push(Output::Members { group: id });
         Ok(())

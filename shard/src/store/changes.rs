@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::layout::{Shelf, changes_key, put_varint, take_varint};
+use super::layout::{Row, Shelf, changes_key, put_varint, take_varint};
 use super::recent::ChangeMap;
 
 /// One key touched by one revision.
@@ -20,7 +20,13 @@ pub struct Change {
     pub deleted: bool,
     /// Revision of the version that this one superseded, 0 if the key was not there.
     pub previous: i64,
+    /// What the operation wrote, if a later operation of the same revision wrote the key
+    /// again: then the row of the revision tells only the last one.
+    pub overwritten: Option<Row>,
 }
+
+const DELETED: u8 = 1;
+const OVERWRITTEN: u8 = 2;
 
 /// Changes that one packed row holds at least, unless there are no more.
 const PACK: usize = 256;
@@ -35,10 +41,16 @@ pub fn pack(shelf: Shelf, changes: &ChangeMap) -> Vec<(Bytes, Bytes)> {
         put_varint(&mut out, *revision as u64);
         put_varint(&mut out, list.len() as u64);
         for change in list.iter() {
-            out.push(u8::from(change.deleted));
+            let overwritten = change.overwritten.as_ref().map(Row::encode);
+            let flags = if change.deleted { DELETED } else { 0 };
+            out.push(flags | if overwritten.is_some() { OVERWRITTEN } else { 0 });
             put_varint(&mut out, change.previous as u64);
             put_varint(&mut out, change.key.len() as u64);
             out.extend_from_slice(&change.key);
+            if let Some(row) = overwritten {
+                put_varint(&mut out, row.len() as u64);
+                out.extend_from_slice(&row);
+            }
         }
         count += list.len();
         last = *revision;
@@ -62,17 +74,28 @@ pub fn unpack(row: &Bytes) -> Option<ChangeMap> {
         let count = take_varint(row, &mut at)?;
         let mut list = Vec::new();
         for _ in 0..count {
-            let deleted = *row.get(at)? != 0;
+            let flags = *row.get(at)?;
             at += 1;
             let previous = take_varint(row, &mut at)? as i64;
-            let len = usize::try_from(take_varint(row, &mut at)?).ok()?;
-            let end = at.checked_add(len).filter(|end| *end <= row.len())?;
-            list.push(Change { key: row.slice(at..end), deleted, previous });
-            at = end;
+            let key = take_bytes(row, &mut at)?;
+            let overwritten = if flags & OVERWRITTEN != 0 {
+                Some(Row::decode(&take_bytes(row, &mut at)?)?)
+            } else {
+                None
+            };
+            list.push(Change { key, deleted: flags & DELETED != 0, previous, overwritten });
         }
         map.insert(revision, Arc::from(list));
     }
     Some(map)
+}
+
+fn take_bytes(row: &Bytes, at: &mut usize) -> Option<Bytes> {
+    let len = usize::try_from(take_varint(row, at)?).ok()?;
+    let end = at.checked_add(len).filter(|end| *end <= row.len())?;
+    let taken = row.slice(*at..end);
+    *at = end;
+    Some(taken)
 }
 
 #[cfg(test)]
@@ -93,7 +116,10 @@ mod tests {
                 .into_iter()
                 .map(|(revision, list)| {
                     let list = list.into_iter().map(|(deleted, previous, key)| Change {
-                        key: Bytes::copy_from_slice(&key), deleted, previous,
+                        key: Bytes::copy_from_slice(&key),
+                        deleted,
+                        previous,
+                        overwritten: (previous == 7).then(Row::default),
                     });
                     (revision, list.collect())
                 })

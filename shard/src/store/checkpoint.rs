@@ -58,7 +58,8 @@ impl Store {
         let frozen = self.active();
         let list: Arc<[Arc<Table>]> = Arc::from([Arc::new(Table::default()), frozen.clone()]);
         self.tables.store(Arc::new(list));
-        let mut meta = vec![(Bytes::from_static(layout::NODE_KEY), Some(node.encode_to_vec().into()))];
+        let mut meta =
+            vec![(Bytes::from_static(layout::NODE_KEY), Some(node.encode_to_vec().into()))];
         meta.extend(groups);
         Checkpoint { number: node.checkpoint, table: frozen, meta }
     }

@@ -90,8 +90,7 @@ impl Table {
     /// Rows of an interval, ascending.
     pub fn range(&self, from: &[u8], to: &[u8]) -> impl Iterator<Item = (Bytes, Cell)> + use<'_> {
         use std::ops::Bound::{Excluded, Included};
-        let bounds =
-            (Included(Bytes::copy_from_slice(from)), Excluded(Bytes::copy_from_slice(to)));
+        let bounds = (Included(Bytes::copy_from_slice(from)), Excluded(Bytes::copy_from_slice(to)));
         self.rows.range(bounds).map(|entry| (entry.key().clone(), entry.value().clone()))
     }
 

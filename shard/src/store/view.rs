@@ -61,6 +61,13 @@ impl Found {
     }
 }
 
+/// Called with a row key and its row, until it breaks.
+pub type EachVersion<'a> = dyn FnMut(&Bytes, Row) -> Result<ControlFlow<()>, EngineError> + 'a;
+
+/// The same, with the row decoded only when it is asked for.
+type EachRow<'a> = dyn FnMut(&Bytes, &dyn Fn() -> Result<Row, EngineError>) -> Result<ControlFlow<()>, EngineError>
+    + 'a;
+
 fn damaged() -> EngineError {
     EngineError("a row cannot be read: unknown format".into())
 }
@@ -173,7 +180,7 @@ impl View {
     pub fn all_versions(
         &self,
         from: Option<&[u8]>,
-        each: &mut dyn FnMut(&Bytes, Row) -> Result<ControlFlow<()>, EngineError>,
+        each: &mut EachVersion<'_>,
     ) -> Result<(), EngineError> {
         let (start, end) = layout::versions_bounds(self.shelf);
         let from = from.unwrap_or(&start).to_vec();
@@ -187,16 +194,7 @@ impl View {
     }
 
     /// Merges the sources of an interval of version rows; rows taken away are left out.
-    #[allow(clippy::type_complexity)]
-    fn rows(
-        &self,
-        from: &[u8],
-        to: &[u8],
-        each: &mut dyn FnMut(
-            &Bytes,
-            &dyn Fn() -> Result<Row, EngineError>,
-        ) -> Result<ControlFlow<()>, EngineError>,
-    ) -> Result<(), EngineError> {
+    fn rows(&self, from: &[u8], to: &[u8], each: &mut EachRow<'_>) -> Result<(), EngineError> {
         let mut tables: Vec<_> =
             self.tables.iter().map(|table| table.range(from, to).peekable()).collect();
         let mut engine = self.engine.scan(from, to).peekable();

@@ -54,7 +54,8 @@ impl Feed {
         let missed = Arc::new(AtomicI64::new(0));
         let counts = Arc::new((AtomicU64::new(0), AtomicU64::new(0)));
         let hub = Hub::new(store, published);
-        let feed = Feed { sender, sinks: Arc::default(), missed: missed.clone(), counts: counts.clone() };
+        let feed =
+            Feed { sender, sinks: Arc::default(), missed: missed.clone(), counts: counts.clone() };
         std::thread::Builder::new()
             .name("watch".into())
             .spawn(move || {

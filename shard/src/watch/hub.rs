@@ -12,7 +12,7 @@ use crate::machine::Published;
 use crate::machine::effect::{ChangeEvent, RevisionEvents};
 use crate::store::Store;
 use crate::store::changes::Change;
-use crate::store::view::View;
+use crate::store::view::{Found, View};
 
 /// Names a client stream at the hub.
 pub type SinkId = u64;
@@ -168,7 +168,8 @@ impl Hub {
     pub fn flush(&mut self) {
         self.pending_revisions = 0;
         for (id, events) in std::mem::take(&mut self.pending) {
-            let revision_of = |event: &Arc<Event>| event.kv.as_ref().map_or(0, |kv| kv.mod_revision);
+            let revision_of =
+                |event: &Arc<Event>| event.kv.as_ref().map_or(0, |kv| kv.mod_revision);
             let first = events.first().map_or(self.revision, revision_of);
             let last = events.last().map_or(self.revision, revision_of);
             let Some(sink) = self.sinks.get(&id.0) else { continue };
@@ -248,10 +249,13 @@ impl Hub {
         let view = self.store.view(shelf, to);
         let mut events = Vec::new();
         for (revision, changes) in &history {
-            for change in changes.iter().filter(|change| spec.range.contains(&change.key)) {
+            for (place, change) in changes.iter().enumerate() {
+                if !spec.range.contains(&change.key) {
+                    continue;
+                }
                 let filtered = if change.deleted { spec.no_delete } else { spec.no_put };
                 if !filtered {
-                    events.push(Arc::new(replay(&view, change, *revision, spec.prev_kv)?));
+                    events.push(Arc::new(replay(&view, changes, place, *revision, spec.prev_kv)?));
                 }
             }
         }
@@ -315,28 +319,36 @@ impl Hub {
     }
 }
 
-/// Makes an event anew from history.
+/// Makes the event of the change at `place` of a revision anew from history.
 fn replay(
     view: &View,
-    change: &Change,
+    changes: &[Change],
+    place: usize,
     revision: i64,
     prev_kv: bool,
 ) -> Result<Event, EngineError> {
+    let (before, rest) = changes.split_at(place);
+    let Some(change) = rest.first() else { return Ok(Event::default()) };
     let key = change.key.clone();
     let (kind, kv) = if change.deleted {
         (EventType::Delete, KeyValue { key, mod_revision: revision, ..Default::default() })
     } else {
-        let row = view.exactly(&change.key, revision)?;
-        let row = row.unwrap_or_default();
-        let found = crate::store::view::Found { revision, row };
-        (EventType::Put, found.to_kv(key))
+        let row = match &change.overwritten {
+            Some(row) => Some(row.clone()),
+            None => view.exactly(&change.key, revision)?,
+        };
+        (EventType::Put, Found { revision, row: row.unwrap_or_default() }.to_kv(key))
     };
     let mut previous = None;
     if prev_kv && change.previous > 0 {
-        let row = view.exactly(&change.key, change.previous)?;
-        previous = row.map(|row| {
-            crate::store::view::Found { revision: change.previous, row }.to_kv(change.key.clone())
-        });
+        let row = if change.previous == revision {
+            let earlier = before.iter().rev().find(|earlier| earlier.key == change.key);
+            earlier.and_then(|earlier| earlier.overwritten.clone())
+        } else {
+            view.exactly(&change.key, change.previous)?
+        };
+        let found = row.map(|row| Found { revision: change.previous, row });
+        previous = found.map(|found| found.to_kv(change.key.clone()));
     }
     Ok(Event { r#type: kind as i32, kv: Some(kv), prev_kv: previous })
 }

@@ -105,15 +105,15 @@ func refused(what string, wanted error, got error) {
 
 // eventually waits for a state.
 func eventually(limit time.Duration, what string, condition func() bool) {
-	for end := time.Now().Add(limit); !condition(); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(3 * limit); !condition(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
-			fail(fmt.Sprintf("%s: not within %s", what, limit))
+			fail(fmt.Sprintf("%s: not within %s", what, 3*limit))
 		}
 	}
 	checks.Add(1)
 }
 
-// receive takes one value from a channel, or fails after 15 s.
+// receive takes one value from a channel, or fails after 45 s.
 func receive[T any](what string, from <-chan T) T {
 	select {
 	case value, ok := <-from:
@@ -121,14 +121,14 @@ func receive[T any](what string, from <-chan T) T {
 			fail(what + ": the channel is closed")
 		}
 		return value
-	case <-time.After(15 * time.Second):
-		fail(what + ": nothing within 15 s")
+	case <-time.After(45 * time.Second):
+		fail(what + ": nothing within 45 s")
 	}
 	panic("unreachable")
 }
 
 func closed[T any](what string, channel <-chan T) {
-	end := time.After(15 * time.Second)
+	end := time.After(45 * time.Second)
 	for {
 		select {
 		case _, ok := <-channel:
@@ -137,13 +137,13 @@ func closed[T any](what string, channel <-chan T) {
 				return
 			}
 		case <-end:
-			fail(what + ": not closed within 15 s")
+			fail(what + ": not closed within 45 s")
 		}
 	}
 }
 
 func connect(endpoints ...string) *clientv3.Client {
-	return must(clientv3.New(clientv3.Config{Endpoints: endpoints, DialTimeout: 10 * time.Second, Logger: zap.NewNop()}))
+	return must(clientv3.New(clientv3.Config{Endpoints: endpoints, DialTimeout: 30 * time.Second, Logger: zap.NewNop()}))
 }
 
 func revision() int64 {
@@ -157,7 +157,7 @@ func main() {
 	}
 	endpoint = os.Args[1]
 	var cancel context.CancelFunc
-	ctx, cancel = context.WithTimeout(context.Background(), 3*time.Minute)
+	ctx, cancel = context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	client = connect(endpoint)
 	only, skip := strings.Fields(os.Getenv("INTEROP_ONLY")), strings.Fields(os.Getenv("INTEROP_SKIP"))

@@ -211,7 +211,7 @@ func checkProgress() {
 	receive("created", watch)
 	// until asks for progress until an answer is at least at the revision; the events before it.
 	until := func(revision int64) (events int) {
-		for end := time.Now().Add(15 * time.Second); ; {
+		for end := time.Now().Add(45 * time.Second); ; {
 			done(own.RequestProgress(ctx))
 			select {
 			case answer := <-watch:

@@ -28,14 +28,14 @@ async def refused(what, kind, act, text=""):
 async def take(events, n, what):
     got = []
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             async for event in events:
                 got.append(event)
                 if len(got) == n:
                     return got
     except TimeoutError:
         pass
-    check(False, f"{what}: {n} events within 10 s", got)
+    check(False, f"{what}: {n} events within 30 s", got)
 
 
 async def kv(client):
@@ -123,18 +123,18 @@ async def leases(client):
 async def locks(client):
     first, second = client.lock(P + b"-lock", 60), client.lock(P + b"-lock", 60)
     same("acquire", True, await first.acquire())
-    waiting = asyncio.create_task(second.acquire(timeout=20))
+    waiting = asyncio.create_task(second.acquire(timeout=60))
     # The second one has looked and waits when its lease is there, too.
     await asyncio.wait({waiting}, timeout=0.3)
     same("a second one waits", False, waiting.done())
     same("release", True, await first.release())
-    same("then it gets the lock", True, await asyncio.wait_for(waiting, 10))
+    same("then it gets the lock", True, await asyncio.wait_for(waiting, 60))
     same("whose it is", (False, True), (await first.is_acquired(), await second.is_acquired()))
     same("release it too", True, await second.release())
 
 
 async def main():
-    async with aetcd.Client(host=where.hostname, port=where.port, timeout=15) as client:
+    async with aetcd.Client(host=where.hostname, port=where.port, timeout=30) as client:
         for part in (kv, watches, leases, locks):
             await part(client)
         status = await client.status()
@@ -144,4 +144,4 @@ async def main():
     done()
 
 
-asyncio.run(asyncio.wait_for(main(), 120))
+asyncio.run(asyncio.wait_for(main(), 240))

@@ -23,7 +23,7 @@ def same(what, wanted, got):
 
 
 def eventually(seconds, what, condition):
-    end = time.monotonic() + seconds
+    end = time.monotonic() + 3 * seconds
     while not (got := condition()) and time.monotonic() < end:
         time.sleep(0.02)
     check(got, f"{what}: not within {seconds} s")

@@ -306,7 +306,7 @@ impl Judge<'_> {
             for renewal in &self.life.renewals {
                 let op = self.history.op(renewal.op);
                 // What ends later may be about a next life.
-                let next_life = op.over() > seen && reborn;
+                let next_life = op.over() >= seen && reborn;
                 let due = self.holds_until(renewal);
                 if op.call >= born && op.call < seen && !next_life && seen < due {
                     violations.push(Violation::Early {
@@ -357,7 +357,7 @@ impl Judge<'_> {
                 .filter(|grant| {
                     let op = self.history.op(grant.op);
                     let later = |granted: i64| death.revision.is_none_or(|gone| granted >= gone);
-                    op.over() > death.after && grant.revision.is_none_or(later)
+                    op.over() >= death.after && grant.revision.is_none_or(later)
                 })
                 .map(|grant| self.history.op(grant.op).call)
                 .min()

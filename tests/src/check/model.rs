@@ -1079,7 +1079,7 @@ mod tests {
         let mut model = filled();
         let mut check = |steps: Vec<Op>, ok: bool| {
             let reply = run(&mut model, vec![], steps.clone()).map(|_| ());
-            assert_eq!(reply, if ok { Ok(()) } else { refused.clone() }, "{steps:?}");
+            assert_eq!(reply, if ok { Ok(()) } else { refused }, "{steps:?}");
         };
         check(vec![put_op("a", "1"), put_op("a", "2")], false);
         check(vec![put_op("a", "1"), gone("a", "")], false);

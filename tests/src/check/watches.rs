@@ -500,10 +500,9 @@ impl<'h> Cursor<'h> {
     }
 
     fn restart(&mut self, from: i64) {
-        if from > 0 && self.start.is_some() && !self.over {
-            if let Some(event) = self.missing_before((from, 0)) {
-                self.fault(Fault::Skipped { from, event });
-            }
+        let goes_on = from > 0 && self.start.is_some() && !self.over;
+        if let Some(event) = self.missing_before((from, 0)).filter(|_| goes_on) {
+            self.fault(Fault::Skipped { from, event });
         }
         self.start = None;
         if from > 0 {

@@ -1226,6 +1226,23 @@ mod tests {
     }
 
     #[test]
+    fn many_lost_deletes_that_look_alike_all_find_their_revision() {
+        let mut scribe = Scribe::new();
+        for client in 0..12 {
+            scribe.history.call(client, scribe.now, delete("a", ""));
+        }
+        for round in 0..12 {
+            scribe.ask(20, put("a", &round.to_string()));
+            scribe.unasked(delete("a", ""));
+        }
+        assert_eq!(clean(&scribe).placed().len(), 24);
+        // One more delete than there were requests.
+        scribe.ask(20, put("a", "last"));
+        scribe.unasked(delete("a", ""));
+        caught!(scribe, Violation::DoneTwice { .. });
+    }
+
+    #[test]
     fn a_lost_revoke_and_an_expiry_are_both_fine() {
         let mut scribe = Scribe::new();
         for (id, key) in [(1, "a"), (2, "b")] {

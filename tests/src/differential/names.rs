@@ -227,7 +227,8 @@ impl Mask for etcd::StatusResponse {
     fn mask(&mut self, names: &Names) {
         self.header.mask(names);
         for error in &mut self.errors {
-            *error = error.replace(&names.member_id.to_string(), "OWN");
+            Exception::AlarmText.used();
+            *error = error.replace(&names.member_id.to_string(), "OWN").replace("  ", " ");
         }
         Exception::Version.used();
         presence(&mut self.version);

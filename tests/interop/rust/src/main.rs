@@ -11,6 +11,9 @@ use etcd_client::*;
 
 type Result<T> = std::result::Result<T, Error>;
 
+/// How long anything may take.
+const PATIENCE: Duration = Duration::from_secs(45);
+
 static CHECKS: AtomicU64 = AtomicU64::new(0);
 
 fn fail(what: &str, facts: String) -> ! {
@@ -47,9 +50,9 @@ fn refused<T>(what: &str, wanted: &str, got: Result<T>) {
     }
 }
 
-/// The next answer of a watch stream, or a failure after 15 s.
+/// The next answer of a watch stream, or a failure after 45 s.
 async fn next(what: &str, stream: &mut WatchStream) -> WatchResponse {
-    match tokio::time::timeout(Duration::from_secs(15), stream.message()).await {
+    match tokio::time::timeout(PATIENCE, stream.message()).await {
         Ok(Ok(Some(answer))) => answer,
         other => fail(what, format!("{other:?}")),
     }
@@ -312,7 +315,7 @@ impl Run {
 
         // Progress, asked for until all watches are in step.
         let here = self.put("elsewhere", "1").await?;
-        let end = Instant::now() + Duration::from_secs(15);
+        let end = Instant::now() + PATIENCE;
         loop {
             check(Instant::now() < end, "progress in time");
             stream.request_progress().await?;
@@ -428,7 +431,7 @@ impl Run {
         let mut other = self.client.clone();
         let queued = name.clone();
         let second = tokio::spawn(async move { other.lock(queued, None).await });
-        let end = Instant::now() + Duration::from_secs(15);
+        let end = Instant::now() + PATIENCE;
         while self
             .client
             .get(format!("{name}/"), Some(GetOptions::new().with_prefix()))
@@ -440,10 +443,8 @@ impl Run {
         }
         check(!second.is_finished(), "a second one waits");
         self.client.unlock(held.key()).await?;
-        let second = tokio::time::timeout(Duration::from_secs(15), second)
-            .await
-            .expect("the lock in time")
-            .unwrap()?;
+        let second =
+            tokio::time::timeout(PATIENCE, second).await.expect("the lock in time").unwrap()?;
         check(second.key() != held.key(), "then it gets the lock");
         self.client.unlock(second.key()).await?;
 
@@ -532,9 +533,9 @@ async fn main() {
         eprintln!("usage: interop http://HOST:PORT");
         std::process::exit(2);
     };
-    match tokio::time::timeout(Duration::from_secs(120), all(&endpoint)).await {
+    match tokio::time::timeout(Duration::from_secs(240), all(&endpoint)).await {
         Ok(Ok(())) => println!("ok {} checks", CHECKS.load(Ordering::Relaxed)),
         Ok(Err(error)) => fail("an unforeseen error", format!("{error:?}")),
-        Err(_) => fail("not done within 120 s", String::new()),
+        Err(_) => fail("not done within 240 s", String::new()),
     }
 }

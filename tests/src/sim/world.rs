@@ -1,0 +1,886 @@
+//! The world: virtual time, the network, the faults, and the run itself.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use proto::cluster::group::{GroupRequest, LinearizeRequest, refusal};
+use proto::cluster::raft::PeerMessage;
+use proto::etcd::HashKvRequest;
+use proto::group::{GroupError, Reply, Request, WatchOutput, WatchSpec as HubSpec};
+use proto::{KeyRange, NodeId, id};
+use shard::access;
+use shard::node::{Answer, Input, Output};
+
+use super::client::Client;
+use super::host::{ELECTION_TICKS, Host, Sink, TICK_MS};
+use super::random::Random;
+use crate::check::history::{Heard, History, OpId, Outcome as Answered, WatchId, WatchSpec};
+use crate::check::{self, leases, linear};
+
+/// How long the faults last.
+const FAULTS_MS: u64 = 20_000;
+/// How long the world then gets to recover.
+const QUIET_MS: u64 = 25_000;
+/// A client gives up on a request after so long.
+const PATIENCE_MS: u64 = 3_000;
+
+/// What a seed's world is like.
+#[derive(Clone, Debug)]
+struct Weather {
+    hosts: usize,
+    clients: usize,
+    keys: u64,
+    drop_permille: u64,
+    double_permille: u64,
+    delay_ms: u64,
+    ordered: bool,
+    /// Mean milliseconds between faults of each kind; 0 for never.
+    crash_ms: u64,
+    cut_ms: u64,
+    pause_ms: u64,
+    jump_ms: u64,
+    sync_ms: u64,
+    /// Commands between checkpoints.
+    commands: u64,
+}
+
+impl Weather {
+    fn of(random: &mut Random) -> Weather {
+        let calm = random.permille(100);
+        let mut maybe = |permille: u64, low: u64, high: u64| {
+            let yes = random.permille(permille);
+            let drawn = random.between(low, high);
+            if yes && !calm { drawn } else { 0 }
+        };
+        let drop_permille = maybe(500, 1, 150);
+        let double_permille = maybe(400, 1, 100);
+        let crash_ms = maybe(700, 1500, 9000);
+        let cut_ms = maybe(500, 1500, 8000);
+        let pause_ms = maybe(300, 2000, 9000);
+        let jump_ms = maybe(200, 3000, 9000);
+        let slow_disk = maybe(300, 20, 400);
+        let delay_ms = maybe(700, 2, 60).max(1);
+        let ordered = random.permille(600);
+        Weather {
+            hosts: if random.permille(200) { 1 } else { 3 },
+            clients: random.between(2, 5) as usize,
+            keys: random.between(2, 8),
+            drop_permille,
+            double_permille,
+            delay_ms,
+            ordered,
+            crash_ms,
+            cut_ms,
+            pause_ms,
+            jump_ms,
+            sync_ms: slow_disk.max(3),
+            commands: random.between(10, 400),
+        }
+    }
+}
+
+#[allow(clippy::large_enum_variant, reason = "most are messages")]
+enum Event {
+    Tick { host: usize, life: u64 },
+    Deliver { from: u64, host: usize, message: PeerMessage },
+    Synced { host: usize, life: u64 },
+    Written { host: usize, life: u64 },
+    Resume { host: usize },
+    Ask { client: usize },
+    GiveUp { client: usize, op: OpId },
+    Retry { client: usize, op: OpId, host: usize },
+    Crash,
+    Start { host: usize },
+    Cut,
+    Heal,
+    Pause,
+    Jump,
+    Watchers,
+}
+
+/// What a ticket was for.
+#[allow(clippy::large_enum_variant, reason = "few of them live at a time")]
+enum Waiting {
+    Client {
+        client: usize,
+        op: OpId,
+        request: Request,
+    },
+    /// A watcher that asks what "now" is.
+    Watcher {
+        watcher: usize,
+    },
+}
+
+struct Watcher {
+    watch: WatchId,
+    spec: HubSpec,
+    /// Host and life of the hub it is at.
+    at: Option<(usize, u64)>,
+    sink: Arc<Sink>,
+    /// Next revision it needs; 0 before it was created.
+    next: i64,
+    over: bool,
+}
+
+struct World {
+    random: Random,
+    weather: Weather,
+    seed: u64,
+    now: u64,
+    order: u64,
+    events: BinaryHeap<Reverse<(u64, u64, usize)>>,
+    bodies: BTreeMap<usize, Event>,
+    next_body: usize,
+    hosts: Vec<Host>,
+    clients: Vec<Client>,
+    busy: Vec<Option<OpId>>,
+    connections: u64,
+    tickets: BTreeMap<(usize, u64, u64), Waiting>,
+    next_ticket: u64,
+    cuts: Vec<(u64, u64)>,
+    history: History,
+    watchers: Vec<Watcher>,
+    faults: u64,
+    ops: u64,
+    trace: u64,
+    text: Option<String>,
+    last_delivery: BTreeMap<(u64, usize), u64>,
+    calm: bool,
+    broken: Vec<String>,
+}
+
+/// What came of a run.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Faults that were injected.
+    pub faults: u64,
+    /// Operations of clients.
+    pub ops: u64,
+    /// A digest of everything that happened, in order.
+    pub trace: u64,
+    /// What happened, line by line, if it was asked for.
+    pub text: Option<String>,
+    /// What is wrong, in sentences.
+    pub violations: Vec<String>,
+}
+
+/// Runs one seed. With `tell` the outcome has the run's text.
+pub fn run(seed: u64, tell: bool) -> Outcome {
+    let mut random = Random::new(seed);
+    let weather = Weather::of(&mut random);
+    let hosts = (0..weather.hosts).map(Host::new).collect();
+    let clients = weather.clients;
+    let mut world = World {
+        random,
+        seed,
+        now: 0,
+        order: 0,
+        events: BinaryHeap::new(),
+        bodies: BTreeMap::new(),
+        next_body: 0,
+        hosts,
+        clients: (0..clients).map(|_| Client::default()).collect(),
+        busy: vec![None; clients],
+        connections: 0,
+        tickets: BTreeMap::new(),
+        next_ticket: 0,
+        cuts: Vec::new(),
+        history: History::new(),
+        watchers: Vec::new(),
+        faults: 0,
+        ops: 0,
+        trace: 0,
+        text: tell.then(String::new),
+        last_delivery: BTreeMap::new(),
+        calm: false,
+        broken: Vec::new(),
+        weather,
+    };
+    world.note(&format!("{:?}", world.weather.clone()));
+    world.go();
+    world.judge()
+}
+
+impl World {
+    fn note(&mut self, line: &str) {
+        for byte in line.bytes() {
+            self.trace = (self.trace ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+        if let Some(text) = &mut self.text {
+            let _ = writeln!(text, "{:>6} {line}", self.now);
+        }
+    }
+
+    fn schedule(&mut self, at: u64, event: Event) {
+        self.order += 1;
+        self.next_body += 1;
+        self.bodies.insert(self.next_body, event);
+        self.events.push(Reverse((at.max(self.now), self.order, self.next_body)));
+    }
+
+    fn soon(&mut self, mean_ms: u64) -> u64 {
+        self.now + 1 + self.random.below(2 * mean_ms)
+    }
+
+    fn go(&mut self) {
+        for host in 0..self.hosts.len() {
+            self.start(host);
+            self.hosts[host].sync_ms = self.weather.sync_ms;
+        }
+        for client in 0..self.clients.len() {
+            self.reconnect(client);
+            let at = self.now + self.random.below(500);
+            self.schedule(at, Event::Ask { client });
+        }
+        for number in 0..4 {
+            self.add_watcher(number);
+        }
+        self.schedule(50, Event::Watchers);
+        let kinds = [
+            (self.weather.crash_ms, Event::Crash),
+            (self.weather.cut_ms, Event::Cut),
+            (self.weather.pause_ms, Event::Pause),
+            (self.weather.jump_ms, Event::Jump),
+        ];
+        for (mean, event) in kinds {
+            if mean > 0 {
+                let at = self.soon(mean);
+                self.schedule(at, event);
+            }
+        }
+        while let Some(Reverse((at, _, body))) = self.events.pop() {
+            if at > FAULTS_MS + QUIET_MS || !self.broken.is_empty() {
+                break;
+            }
+            self.now = at;
+            if at > FAULTS_MS && !self.calm {
+                self.calm_down();
+            }
+            if let Some(event) = self.bodies.remove(&body) {
+                self.happen(event);
+            }
+        }
+        self.now = FAULTS_MS + QUIET_MS;
+    }
+
+    /// From here on nothing fails any more.
+    fn calm_down(&mut self) {
+        self.calm = true;
+        self.cuts.clear();
+        self.weather.drop_permille = 0;
+        self.weather.double_permille = 0;
+        self.weather.delay_ms = 2;
+        for host in 0..self.hosts.len() {
+            self.hosts[host].paused_until = self.now;
+            self.hosts[host].sync_ms = 2;
+            self.schedule(self.now, Event::Resume { host });
+            if self.hosts[host].process.is_none() {
+                self.schedule(self.now, Event::Start { host });
+            }
+        }
+        self.note("calm");
+    }
+
+    fn happen(&mut self, event: Event) {
+        match event {
+            Event::Tick { host, life } => {
+                if self.hosts[host].life == life && self.hosts[host].process.is_some() {
+                    self.schedule(self.now + TICK_MS, Event::Tick { host, life });
+                    self.step(host, Input::Tick);
+                }
+            }
+            Event::Deliver { from, host, message } => {
+                if !self.is_cut(from, host as u64 + 1) {
+                    self.step(host, Input::Peer { from: NodeId(from), message });
+                }
+            }
+            Event::Synced { host, life } => self.synced(host, life),
+            Event::Written { host, life } => self.written(host, life),
+            Event::Resume { host } => self.round(host),
+            Event::Ask { client } => self.ask(client),
+            Event::GiveUp { client, op } => {
+                if self.busy[client] == Some(op) {
+                    self.finish(client, op, Answered::Unknown);
+                    self.reconnect(client);
+                }
+            }
+            Event::Retry { client, op, host } => {
+                if self.busy[client] == Some(op) {
+                    self.clients[client].host = host;
+                    self.send(client, op);
+                }
+            }
+            Event::Start { host } => {
+                if self.hosts[host].process.is_none() {
+                    self.start(host);
+                }
+            }
+            Event::Heal => {
+                if !self.cuts.is_empty() {
+                    self.cuts.clear();
+                    self.note("heal");
+                }
+            }
+            Event::Watchers => {
+                self.tend_watchers();
+                let at = self.now + 10 + self.random.below(120);
+                self.schedule(at, Event::Watchers);
+            }
+            _ if self.calm => {}
+            Event::Crash => {
+                let host = self.random.below(self.hosts.len() as u64) as usize;
+                self.crash(host);
+                let at = self.soon(self.weather.crash_ms);
+                self.schedule(at, Event::Crash);
+            }
+            Event::Cut => {
+                self.cut();
+                let at = self.soon(self.weather.cut_ms);
+                self.schedule(at, Event::Cut);
+            }
+            Event::Pause => {
+                let host = self.random.below(self.hosts.len() as u64) as usize;
+                let until = self.now + self.random.between(50, 3000);
+                self.hosts[host].paused_until = until;
+                self.faults += 1;
+                self.note(&format!("pause n{} until {until}", host + 1));
+                self.schedule(until, Event::Resume { host });
+                let at = self.soon(self.weather.pause_ms);
+                self.schedule(at, Event::Pause);
+            }
+            Event::Jump => {
+                let host = self.random.below(self.hosts.len() as u64) as usize;
+                // A monotonic clock only ever jumps ahead. More than this would be early
+                // expiry by the world's time, which no clockless system can exclude.
+                self.hosts[host].ahead_ms += self.random.between(20, 150);
+                self.faults += 1;
+                self.note(&format!("jump n{}", host + 1));
+                let at = self.soon(self.weather.jump_ms);
+                self.schedule(at, Event::Jump);
+            }
+        }
+    }
+
+    fn is_cut(&self, from: u64, to: u64) -> bool {
+        self.cuts.contains(&(from, to))
+    }
+
+    fn cut(&mut self) {
+        let hosts = self.hosts.len() as u64;
+        let victim = self.random.between(1, hosts);
+        let one_way = self.random.permille(300);
+        for other in (1..=hosts).filter(|other| *other != victim) {
+            self.cuts.push((victim, other));
+            if !one_way {
+                self.cuts.push((other, victim));
+            }
+        }
+        self.faults += 1;
+        self.note(&format!("cut n{victim} one way: {one_way}"));
+        let at = self.now + self.random.between(100, 5000);
+        self.schedule(at, Event::Heal);
+    }
+
+    fn crash(&mut self, host: usize) {
+        if self.hosts[host].process.take().is_none() {
+            return;
+        }
+        self.faults += 1;
+        self.hosts[host].life += 1;
+        let mut random = self.random.clone();
+        self.hosts[host].disk.crash(&mut |n| random.below(n));
+        self.random = random;
+        self.note(&format!("crash n{}", host + 1));
+        let lost: Vec<_> = self.tickets.keys().filter(|key| key.0 == host).copied().collect();
+        for key in lost {
+            let waiting = self.tickets.remove(&key);
+            if let Some(Waiting::Client { client, op, .. }) = waiting
+                && self.busy[client] == Some(op)
+            {
+                self.finish(client, op, Answered::Unknown);
+                self.reconnect(client);
+            }
+        }
+        let at = self.now + self.random.between(10, 3000);
+        self.schedule(at, Event::Start { host });
+    }
+
+    fn start(&mut self, host: usize) {
+        let (seed, hosts, commands) = (self.seed, self.hosts.len(), self.weather.commands);
+        if let Err(error) = self.hosts[host].start(self.now, seed, hosts, commands) {
+            self.broken.push(format!("n{} does not start at {}: {error}", host + 1, self.now));
+            return;
+        }
+        let life = self.hosts[host].life;
+        self.note(&format!("start n{}", host + 1));
+        let at = self.now + self.random.below(TICK_MS);
+        self.schedule(at, Event::Tick { host, life });
+        self.round(host);
+    }
+
+    fn step(&mut self, host: usize, input: Input) {
+        let clock = self.hosts[host].clock(self.now);
+        let Some(process) = &mut self.hosts[host].process else { return };
+        if let Err(error) = process.node.step(clock, input) {
+            self.broken.push(format!("n{} stops: {error}", host + 1));
+        }
+        self.round(host);
+    }
+
+    fn round(&mut self, host: usize) {
+        for _ in 0..4 {
+            if self.hosts[host].paused_until > self.now {
+                return;
+            }
+            let clock = self.hosts[host].clock(self.now);
+            let Some(process) = &mut self.hosts[host].process else { return };
+            match process.node.round(clock) {
+                Ok(outputs) => {
+                    for output in outputs {
+                        self.carry_out(host, output);
+                    }
+                }
+                Err(error) => self.broken.push(format!("n{} stops: {error}", host + 1)),
+            }
+            let busy = self.hosts[host].process.as_ref().is_some_and(|p| p.node.is_busy());
+            if !busy {
+                return;
+            }
+        }
+        self.schedule(self.now + 1, Event::Resume { host });
+    }
+
+    fn carry_out(&mut self, host: usize, output: Output) {
+        let from = self.hosts[host].id;
+        match output {
+            Output::Send { to, message } => self.post(from, to.0 as usize - 1, message),
+            Output::Persist(persist) => {
+                if let Some(process) = &mut self.hosts[host].process {
+                    process.queue.push_back(persist);
+                }
+                self.sync(host);
+            }
+            Output::Answer { ticket, answer } => self.answered(host, ticket, answer),
+            Output::Events { events, .. } => {
+                let told: Vec<_> = events.events.iter().map(|e| (*e.event).clone()).collect();
+                self.history.committed(from, self.now, events.revision, &told);
+                if let Some(process) = &mut self.hosts[host].process {
+                    process.hub.feed(&events);
+                }
+                self.note(&format!("n{from} applies {} ({})", events.revision, told.len()));
+            }
+            Output::Replaced { .. } => {
+                if let Some(process) = &mut self.hosts[host].process {
+                    let shared = process.node.shared(id::DEFAULT_GROUP);
+                    let revision = shared.map_or(0, |shared| shared.published.revision());
+                    process.hub.behind(revision);
+                }
+                self.note(&format!("n{from} restored from a snapshot"));
+            }
+            Output::Checkpoint(checkpoint) => {
+                let life = self.hosts[host].life;
+                if let Some(process) = &mut self.hosts[host].process {
+                    process.checkpoint = Some(checkpoint);
+                }
+                let at = self.now + self.random.between(1, 200);
+                self.schedule(at, Event::Written { host, life });
+            }
+            Output::Members { .. } => {}
+            Output::Removed { .. } => self.broken.push(format!("n{from} was removed")),
+        }
+    }
+
+    fn post(&mut self, from: u64, host: usize, message: PeerMessage) {
+        if self.is_cut(from, host as u64 + 1) || self.random.permille(self.weather.drop_permille) {
+            return;
+        }
+        let copies = 1 + u64::from(self.random.permille(self.weather.double_permille));
+        for _ in 0..copies {
+            let mut at = self.now + 1 + self.random.below(self.weather.delay_ms);
+            if self.weather.ordered {
+                let last = self.last_delivery.entry((from, host)).or_default();
+                at = at.max(*last);
+                *last = at;
+            }
+            self.schedule(at, Event::Deliver { from, host, message: message.clone() });
+        }
+    }
+
+    /// Gives the disk what waits, unless it is syncing.
+    fn sync(&mut self, host: usize) {
+        let life = self.hosts[host].life;
+        let slow = self.hosts[host].sync_ms;
+        let Some(process) = &mut self.hosts[host].process else { return };
+        if process.syncing.is_some() || process.queue.is_empty() {
+            return;
+        }
+        let mut records = Vec::new();
+        let mut last = 0;
+        for persist in process.queue.drain(..) {
+            records.extend(persist.records);
+            last = persist.id;
+        }
+        process.syncing = Some(last);
+        if let Err(error) = process.log.append(&records) {
+            self.broken.push(format!("n{} cannot write its log: {error}", host + 1));
+        }
+        let at = self.now + 1 + self.random.below(slow);
+        self.schedule(at, Event::Synced { host, life });
+    }
+
+    fn synced(&mut self, host: usize, life: u64) {
+        if self.hosts[host].life != life {
+            return;
+        }
+        let Some(process) = &mut self.hosts[host].process else { return };
+        let Some(id) = process.syncing.take() else { return };
+        if let Err(error) = process.log.sync() {
+            self.broken.push(format!("n{} cannot sync its log: {error}", host + 1));
+        }
+        self.step(host, Input::Persisted { id });
+        self.sync(host);
+    }
+
+    fn written(&mut self, host: usize, life: u64) {
+        if self.hosts[host].life != life {
+            return;
+        }
+        let Some(process) = &mut self.hosts[host].process else { return };
+        let Some(checkpoint) = process.checkpoint.take() else { return };
+        let engine = process.node.store().engine().clone();
+        if let Err(error) = checkpoint.write(engine.as_ref()) {
+            self.broken.push(format!("n{} cannot write a checkpoint: {error}", host + 1));
+        }
+        self.step(host, Input::CheckpointWritten);
+    }
+
+    // === clients ===
+
+    fn reconnect(&mut self, client: usize) {
+        self.connections += 1;
+        let hosts = self.hosts.len() as u64;
+        let state = &mut self.clients[client];
+        state.connection = self.connections;
+        state.floor = 0;
+        state.host = self.random.below(hosts) as usize;
+    }
+
+    fn ask(&mut self, client: usize) {
+        let at = self.now + 20 + self.random.below(180);
+        self.schedule(at, Event::Ask { client });
+        if self.busy[client].is_some() || self.now > FAULTS_MS + QUIET_MS - 8_000 {
+            return;
+        }
+        let request = self.clients[client].next(&mut self.random, self.weather.keys);
+        let connection = self.clients[client].connection;
+        let op = self.history.call(connection, self.now, request);
+        self.busy[client] = Some(op);
+        self.ops += 1;
+        self.schedule(self.now + PATIENCE_MS, Event::GiveUp { client, op });
+        self.send(client, op);
+    }
+
+    fn send(&mut self, client: usize, op: OpId) {
+        let host = self.clients[client].host;
+        let floor = self.clients[client].floor;
+        let request = self.history.op(op).request.clone();
+        let Some(process) = &self.hosts[host].process else {
+            return self.try_elsewhere(client, op, None);
+        };
+        if access::is_serializable(&request)
+            && self.hosts[host].paused_until <= self.now
+            && let Some(shared) = process.node.shared(id::DEFAULT_GROUP)
+            && shared.published.revision() >= floor
+        {
+            let answer = access::read(process.node.store(), &shared, &request);
+            return self.heard(client, op, answer);
+        }
+        let waiting = Waiting::Client { client, op, request: request.clone() };
+        self.request(host, waiting, request);
+    }
+
+    fn request(&mut self, host: usize, waiting: Waiting, body: Request) {
+        self.next_ticket += 1;
+        let ticket = self.next_ticket;
+        self.tickets.insert((host, self.hosts[host].life, ticket), waiting);
+        let request = GroupRequest {
+            tenant: id::DEFAULT_TENANT.0,
+            namespace: id::DEFAULT_NAMESPACE.0,
+            group: id::DEFAULT_GROUP.0,
+            range_version: 1,
+            body: Some(body),
+            ..Default::default()
+        };
+        self.step(host, Input::Request { ticket, request });
+    }
+
+    fn answered(&mut self, host: usize, ticket: u64, answer: Result<Answer, GroupError>) {
+        let life = self.hosts[host].life;
+        let Some(waiting) = self.tickets.remove(&(host, life, ticket)) else { return };
+        let read = |world: &World, request: &Request| {
+            let process = world.hosts[host].process.as_ref().expect("it has just answered");
+            let shared = process.node.shared(id::DEFAULT_GROUP).expect("the group is here");
+            access::read(process.node.store(), &shared, request)
+        };
+        match waiting {
+            Waiting::Client { client, op, request } => {
+                let answer = match answer {
+                    Ok(Answer::Reply(reply)) => Ok(reply),
+                    Ok(Answer::Readable) => read(self, &request),
+                    Err(error) => Err(error),
+                };
+                if self.busy[client] == Some(op) {
+                    self.heard(client, op, answer);
+                }
+            }
+            Waiting::Watcher { watcher } => {
+                if let Ok(Answer::Reply(Reply::Linearize(header))) = answer {
+                    self.create_watch(watcher, host, header.revision);
+                }
+            }
+        }
+    }
+
+    fn heard(&mut self, client: usize, op: OpId, answer: Result<Reply, GroupError>) {
+        match answer {
+            Err(error) if error.outcome == refusal::Outcome::NotDone => {
+                let hint = error.leader_node.map(|node| node as usize - 1);
+                self.try_elsewhere(client, op, hint);
+            }
+            Err(error) if error.outcome == refusal::Outcome::Unknown => {
+                self.finish(client, op, Answered::Unknown);
+                self.reconnect(client);
+            }
+            Err(error) => self.finish(client, op, Answered::Refused(error.error)),
+            Ok(reply) => self.finish(client, op, Answered::Done(reply)),
+        }
+    }
+
+    /// What was certainly not done is tried again until the client gives up.
+    fn try_elsewhere(&mut self, client: usize, op: OpId, hint: Option<usize>) {
+        let hosts = self.hosts.len() as u64;
+        let host = hint.unwrap_or(self.random.below(hosts) as usize);
+        let at = self.now + 10 + self.random.below(60);
+        // A reply of another host may be older than what this connection was shown.
+        self.schedule(at, Event::Retry { client, op, host });
+    }
+
+    fn finish(&mut self, client: usize, op: OpId, outcome: Answered) {
+        self.busy[client] = None;
+        if let Answered::Done(reply) = &outcome
+            && let Some(header) = check::reply::reply_header(reply)
+        {
+            let state = &mut self.clients[client];
+            state.floor = state.floor.max(header.revision);
+            if self.random.permille(400) {
+                self.clients[client].known = header.revision;
+            }
+        }
+        self.history.end(op, self.now, outcome);
+        let line = format!("c{client} {}", self.history.tell(op));
+        self.note(&line);
+    }
+
+    // === watchers ===
+
+    fn add_watcher(&mut self, number: u64) {
+        let (key, end): (&[u8], &[u8]) =
+            [(&b"k"[..], &b"l"[..]), (b"k1", b""), (b"\0", b"\0"), (b"k2", b"k4")][number as usize];
+        let start = if number == 0 { 2 } else { 0 };
+        let spec = WatchSpec::new(key, end, start);
+        self.connections += 1;
+        let watch = self.history.watch(self.connections, self.connections, self.now, spec);
+        let range = KeyRange::parse(&Bytes::copy_from_slice(key), &Bytes::copy_from_slice(end));
+        let spec = HubSpec {
+            tenant: id::DEFAULT_TENANT,
+            group: id::DEFAULT_GROUP,
+            key: number,
+            range,
+            start_revision: 0,
+            prev_kv: true,
+            no_put: false,
+            no_delete: false,
+        };
+        let sink = Arc::new(Sink::default());
+        self.watchers.push(Watcher { watch, spec, at: None, sink, next: 0, over: false });
+    }
+
+    fn create_watch(&mut self, number: usize, host: usize, now_is: i64) {
+        let life = self.hosts[host].life;
+        let watcher = &mut self.watchers[number];
+        if watcher.at.is_some() || watcher.over {
+            return;
+        }
+        let asked = self.history.watches[watcher.watch.0].spec.start_revision;
+        let start = match (watcher.next, asked) {
+            (0, 0) => now_is + 1,
+            (0, asked) => asked,
+            (next, _) => next,
+        };
+        let heard =
+            if watcher.next == 0 { Heard::Created(now_is) } else { Heard::Restarted(start) };
+        watcher.next = start;
+        watcher.spec.start_revision = start;
+        watcher.sink = Arc::new(Sink::default());
+        watcher.at = Some((host, life));
+        let (watch, spec, sink) = (watcher.watch, watcher.spec.clone(), watcher.sink.clone());
+        self.history.hear(watch, self.now, heard);
+        if let Some(process) = &mut self.hosts[host].process {
+            let id = number as u64 + 1;
+            process.hub.open(id, sink.clone());
+            process.hub.create(id, spec);
+            process.sinks.insert(id, sink);
+        }
+        self.note(&format!("w{number} at n{} from {start}", host + 1));
+    }
+
+    fn tend_watchers(&mut self) {
+        for number in 0..self.watchers.len() {
+            if self.watchers[number].over {
+                continue;
+            }
+            match self.watchers[number].at {
+                Some((host, life)) if self.hosts[host].life == life => {
+                    self.hear_watch(number, host)
+                }
+                Some(_) => self.watchers[number].at = None,
+                None => {
+                    let host = self.random.below(self.hosts.len() as u64) as usize;
+                    if self.hosts[host].process.is_some() {
+                        let waiting = Waiting::Watcher { watcher: number };
+                        self.request(host, waiting, Request::Linearize(LinearizeRequest {}));
+                    }
+                }
+            }
+        }
+    }
+
+    fn hear_watch(&mut self, number: usize, host: usize) {
+        if self.hosts[host].paused_until > self.now {
+            return;
+        }
+        let id = number as u64 + 1;
+        let ask = self.random.permille(300);
+        // A client that does not read for a while fills its sink.
+        let lazy = !self.calm && self.random.permille(400);
+        let Some(process) = &mut self.hosts[host].process else { return };
+        process.hub.flush();
+        if let Err(error) = process.hub.catch_up() {
+            self.broken.push(error.to_string());
+            return;
+        }
+        if ask {
+            process.hub.progress(id);
+        }
+        if lazy {
+            return;
+        }
+        let outputs = self.watchers[number].sink.drain();
+        for output in outputs {
+            let watch = self.watchers[number].watch;
+            match &output {
+                WatchOutput::Events { revision, events, .. } => {
+                    let last = events.last().and_then(|e| e.kv.as_ref()).map(|kv| kv.mod_revision);
+                    let next = last.unwrap_or(*revision) + 1;
+                    let watcher = &mut self.watchers[number];
+                    watcher.next = watcher.next.max(next);
+                }
+                WatchOutput::Progress { revision } => {
+                    let watcher = &mut self.watchers[number];
+                    // The router keeps back progress below a watch's start, and on a stream
+                    // whose watch was cancelled by a compaction.
+                    if watcher.over || revision + 1 < watcher.spec.start_revision {
+                        continue;
+                    }
+                    watcher.next = watcher.next.max(revision + 1);
+                }
+                WatchOutput::Compacted { .. } => self.watchers[number].over = true,
+                _ => {}
+            }
+            if let Some((_, heard)) = Heard::of_output(&output) {
+                self.note(&format!("w{number} {heard:?}"));
+                self.history.hear(watch, self.now, heard);
+            }
+        }
+    }
+
+    // === the end ===
+
+    fn judge(mut self) -> Outcome {
+        let mut violations = std::mem::take(&mut self.broken);
+        if violations.is_empty() {
+            for number in 0..self.watchers.len() {
+                for _ in 0..50 {
+                    if let Some((host, life)) = self.watchers[number].at
+                        && self.hosts[host].life == life
+                        && !self.watchers[number].over
+                    {
+                        self.calm = true;
+                        self.hear_watch(number, host);
+                    }
+                }
+            }
+            self.compare_replicas(&mut violations);
+            let settled = self.watchers.iter().all(|watcher| watcher.over || watcher.at.is_some());
+            if !settled {
+                violations.push("a watch did not stand again after the world calmed down".into());
+            }
+            if self.busy.iter().any(Option::is_some) {
+                violations.push("a request did not end after the world calmed down".into());
+            }
+            let election = ELECTION_TICKS as u64 * TICK_MS;
+            let settings = check::Settings {
+                leases: leases::Bounds {
+                    second: 1000,
+                    // Clock jumps and what passes between the answer and its arrival.
+                    early: 1500,
+                    late: 4 * election,
+                    healthy_since: Some(FAULTS_MS + 6 * election),
+                    ended: self.now,
+                },
+                settled,
+                linear: Some(linear::Limits { steps: 50_000, ..Default::default() }),
+            };
+            let report = check::run(&self.history, &settings);
+            violations.extend(report.violations.iter().map(ToString::to_string));
+        }
+        Outcome {
+            faults: self.faults,
+            ops: self.ops,
+            trace: self.trace,
+            text: self.text,
+            violations,
+        }
+    }
+
+    /// After the world calmed down all replicas must be equal.
+    fn compare_replicas(&self, violations: &mut Vec<String>) {
+        let mut seen: Option<(u64, i64, u64, u32)> = None;
+        for host in &self.hosts {
+            let Some(process) = &host.process else {
+                violations.push(format!("n{} is down at the end", host.id));
+                continue;
+            };
+            let Some(group) = process.node.group(id::DEFAULT_GROUP) else { continue };
+            let state = group.machine().state();
+            let shared = group.shared();
+            let ask = Request::HashKv(HashKvRequest { revision: 0 });
+            let hash = match access::read(process.node.store(), shared, &ask) {
+                Ok(Reply::HashKv(reply)) => reply.hash,
+                _ => 0,
+            };
+            let ours = (state.applied_index, state.revision, state.digest, hash);
+            match seen {
+                None => seen = Some(ours),
+                Some(first) if first != ours => violations.push(format!(
+                    "replicas differ: (index, revision, digest, hash) {first:?} and {ours:?}"
+                )),
+                Some(_) => {}
+            }
+        }
+    }
+}
