@@ -8,14 +8,14 @@
 //! Invariants:
 //! - A leader takes commands, confirms reads and counts leases only once it has applied an
 //!   entry of its own term (`serving`): then it knows everything its predecessors committed.
-//! - `proposals` is ascending by index; every ticket is answered exactly once.
+//! - Every ticket is answered exactly once; a proposal is settled when its index is applied.
 
 pub mod core;
 pub mod reads;
 pub mod storage;
 pub mod wire;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -83,12 +83,9 @@ impl Then {
     }
 }
 
-/// An entry on its way.
-pub(crate) struct Proposal {
-    pub(crate) index: u64,
-    pub(crate) term: u64,
-    pub(crate) then: Vec<Then>,
-}
+/// Entries on their way: who waits, by index and term. One index may stand under several
+/// terms: an entry of an old leadership may still win over the one that took its place here.
+pub(crate) type Proposals = BTreeMap<(u64, u64), Vec<Then>>;
 
 /// Who asks about a lease whose end is under way.
 #[derive(Clone, Copy, Debug)]
@@ -112,7 +109,7 @@ pub struct Group {
     pub(crate) lessor: Lessor,
     pub(crate) shared: Arc<Shared>,
     pub(crate) queued: Vec<(Command, Then)>,
-    pub(crate) proposals: VecDeque<Proposal>,
+    pub(crate) proposals: Proposals,
     pub(crate) reads: Reads,
     pub(crate) sweeping: Vec<(Ticket, i64, Reply)>,
     pub(crate) lease_asks: BTreeMap<i64, Vec<LeaseAsk>>,
@@ -146,7 +143,7 @@ impl Group {
             lessor: Lessor::default(),
             shared,
             queued: Vec::new(),
-            proposals: VecDeque::new(),
+            proposals: Proposals::new(),
             reads: Reads::default(),
             sweeping: Vec::new(),
             lease_asks: BTreeMap::new(),

@@ -2,7 +2,8 @@
 # What the interop scripts share: assertions, waiting for a state, processes
 # that are ended again, free ports. Source it after `set -euo pipefail`.
 #
-# Every wait here is for a state, with a deadline; no script sleeps and hopes.
+# Every wait here is for a state, with a deadline; no script sleeps and hopes. Servers
+# keep their data under TMPDIR: on a machine whose disk is busy, TMPDIR=/dev/shm helps.
 
 set -E
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

@@ -51,9 +51,10 @@ mod tests {
         (1..=12).for_each(check);
     }
 
-    /// Proposals that a snapshot jumped over were called "not done", and done twice.
+    /// A leader that had lost and won leadership again held an old proposal with a higher index
+    /// before its new ones, called these "not done", and they were done twice.
     #[test]
-    fn what_a_snapshot_jumps_over_has_an_unknown_outcome() {
+    fn an_old_proposal_does_not_hide_a_new_one() {
         [4977, 6335, 6565].into_iter().for_each(check);
     }
 }

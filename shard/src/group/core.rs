@@ -167,6 +167,11 @@ impl Core {
     /// was not taken.
     #[allow(clippy::field_reassign_with_default, reason = "raft-rs's messages are built so")]
     pub fn propose(&mut self, data: Bytes) -> Option<(u64, u64)> {
+        // A follower would pass it on to the leader, and "not taken" would be a lie. That this
+        // replica stepped down may not have been noticed by its group yet.
+        if !self.is_leader() {
+            return None;
+        }
         let before = self.raw.raft.raft_log.last_index();
         let mut entry = Entry::default();
         entry.data = data;
@@ -186,7 +191,7 @@ impl Core {
         context: Vec<u8>,
     ) -> Option<(u64, u64)> {
         let before = self.raw.raft.raft_log.last_index();
-        if self.raw.raft.has_pending_conf() {
+        if !self.is_leader() || self.raw.raft.has_pending_conf() {
             return None;
         }
         self.raw.propose_conf_change(context, change(kind, replica)).ok()?;

@@ -16,7 +16,7 @@ use raft::eraftpb::{ConfChangeType, Entry};
 use super::requests::header;
 use super::{Node, NodeError, Output};
 use crate::group::core::mix;
-use crate::group::{Group, Proposal, Then, Ticket, Transfer, wire};
+use crate::group::{Group, Then, Ticket, Transfer, wire};
 use crate::machine::effect::Effect;
 use crate::machine::{Answer, MemberChange};
 
@@ -144,8 +144,7 @@ impl Node {
         let Some(group) = self.groups.get_mut(&id) else { return };
         match group.core.propose_change(kind(number), replica, context) {
             Some((index, term)) => {
-                let then = vec![Then::Answer(ticket)];
-                group.proposals.push_back(Proposal { index, term, then });
+                group.proposals.insert((index, term), vec![Then::Answer(ticket)]);
             }
             // Another change is under way.
             None => self.answer(ticket, Err(GroupError::refused(Error::UnhealthyCluster))),

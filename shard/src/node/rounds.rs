@@ -11,7 +11,7 @@ use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 use std::sync::Arc;
 
 use super::{Input, Node, NodeError, Output, Persist};
-use crate::group::{LeaseAsk, Proposal, Then, Ticket, wire};
+use crate::group::{LeaseAsk, Then, Ticket, wire};
 use crate::log::Record;
 use crate::machine;
 use crate::machine::effect::Effect;
@@ -191,12 +191,15 @@ impl Node {
             let Some(group) = self.groups.get_mut(&id) else { return };
             match group.core.propose(super::encode(&batch)) {
                 Some((index, term)) => {
-                    group.proposals.push_back(Proposal { index, term, then });
+                    group.proposals.insert((index, term), then);
                 }
                 None => {
                     group.failed += 1;
-                    // The leader is full: the asker waits a little and comes again.
-                    let error = GroupError::not_done(Error::TooManyRequests, None);
+                    // Full, or no leader any more: the asker waits a little and comes again.
+                    let error = match group.core.is_leader() {
+                        true => GroupError::not_done(Error::TooManyRequests, None),
+                        false => group.elsewhere(),
+                    };
                     for then in then {
                         self.give_up(id, then, error);
                     }
@@ -385,17 +388,18 @@ impl Node {
         let mut passed = Vec::new();
         // Every index is applied once and in order, or jumped over by a snapshot, which takes
         // its proposals out: so what is passed here had its place taken by another term.
-        while group.proposals.front().is_some_and(|proposal| proposal.index <= index) {
-            let Some(proposal) = group.proposals.pop_front() else { break };
-            if proposal.index == index && proposal.term == term {
-                mine = Some(proposal.then);
-            } else {
-                passed.push(proposal);
+        while let Some(entry) = group.proposals.first_entry() {
+            if entry.key().0 > index {
+                break;
+            }
+            match entry.remove_entry() {
+                (key, thens) if key == (index, term) => mine = Some(thens),
+                (_, thens) => passed.extend(thens),
             }
         }
         // Another term's entry took the place: these were certainly not done.
         let error = GroupError::not_done(Error::LeaderChanged, leader);
-        for then in passed.into_iter().flat_map(|proposal| proposal.then) {
+        for then in passed {
             self.give_up(id, then, error);
         }
         let Some(thens) = mine else { return };

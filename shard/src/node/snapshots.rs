@@ -527,10 +527,8 @@ impl Node {
         self.dropped.insert(group.machine.shelf());
         group.machine.restore(state)?;
         // What was proposed here and lies below the snapshot may be in it or not.
-        let mut below = Vec::new();
-        while group.proposals.front().is_some_and(|proposal| proposal.index <= meta.index) {
-            below.extend(group.proposals.pop_front());
-        }
+        let above = group.proposals.split_off(&(meta.index + 1, 0));
+        let below = std::mem::replace(&mut group.proposals, above);
         self.records.push(Record::Restore {
             key: group.core.key(),
             index: meta.index,
@@ -541,7 +539,7 @@ impl Node {
         let restore = Restore { persist, index: meta.index, term: meta.term };
         self.transfers.restores.insert(id, restore);
         let error = GroupError::unknown(Error::LeaderChanged);
-        for then in below.into_iter().flat_map(|proposal| proposal.then) {
+        for then in below.into_values().flatten() {
             self.give_up(id, then, error);
         }
         self.outputs.push(Output::Replaced { group: id });

@@ -599,6 +599,7 @@ impl World {
             let answer = access::read(process.node.store(), &shared, &request);
             return self.heard(client, op, answer);
         }
+        self.note(&format!("c{client} asks n{}: {op}", host + 1));
         let waiting = Waiting::Client { client, op, request: request.clone() };
         self.request(host, waiting, request);
     }
@@ -649,6 +650,7 @@ impl World {
         match answer {
             Err(error) if error.outcome == refusal::Outcome::NotDone => {
                 let hint = error.leader_node.map(|node| node as usize - 1);
+                self.note(&format!("c{client} {op} not done: {error:?}"));
                 self.try_elsewhere(client, op, hint);
             }
             Err(error) if error.outcome == refusal::Outcome::Unknown => {
