@@ -27,6 +27,7 @@ PARTS="etcdctl old-etcdctl go python node rust apiserver perf cluster"
 # What Atoll does not have yet. Real etcd is asked for everything.
 if [ "$INTEROP_PEER" = atoll ]; then
   SKIP_ETCDCTL=${SKIP_ETCDCTL-auth snapshot}
+  SKIP_OLD_ETCDCTL=${SKIP_OLD_ETCDCTL-endpoints defrag}
 fi
 wants() { [[ " $PARTS " == *" $1 "* ]]; }
 
@@ -57,7 +58,12 @@ prepare() {
 
 # Every part runs in a shell of its own, which starts and ends its server.
 part_etcdctl() { serve_one server && INTEROP_SKIP=${SKIP_ETCDCTL:-} tests/interop/etcdctl.sh "$ENDPOINT"; }
-part_old_etcdctl() { serve_one server && INTEROP_SKIP=${SKIP_ETCDCTL:-} ETCDCTL=/usr/bin/etcdctl tests/interop/etcdctl.sh "$ENDPOINT"; }
+# 3.4 sends a whole URL as the server's name, which HTTP/2 forbids and our library refuses: it
+# is given host:port, and leaves out what dials the members' URLs (docs/operating.md).
+part_old_etcdctl() {
+  serve_one server
+  INTEROP_SKIP="${SKIP_ETCDCTL:-} ${SKIP_OLD_ETCDCTL:-}" ETCDCTL=/usr/bin/etcdctl tests/interop/etcdctl.sh "${ENDPOINT#http://}"
+}
 part_go() { serve_one server && INTEROP_SKIP=${SKIP_CLIENTS:-} tests/interop/clients.sh "$ENDPOINT" go; }
 part_python() { serve_one server && tests/interop/clients.sh "$ENDPOINT" python; }
 part_node() { serve_one server && tests/interop/clients.sh "$ENDPOINT" node; }

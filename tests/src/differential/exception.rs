@@ -40,6 +40,8 @@ exceptions! {
         "configuration of the process";
     ChosenLease: "lease ids picked by the server: the n-th of one stands for the n-th of the other",
         "random by contract";
+    LeaseOrder: "order of LeaseLeases: not compared",
+        "it is by expiry, and leases granted within a millisecond expire in either order";
     OrphanLease: "leases in LeaseLeases that no answer has named: not compared",
         "etcd's election service grants itself leases of 60 s to look up a leader";
     SessionKey: "lock and election keys made for a lease picked by the server: as ChosenLease",

@@ -203,6 +203,8 @@ impl Mask for etcd::LeaseLeasesResponse {
         for lease in &mut self.leases {
             names.lease(&mut lease.id);
         }
+        Exception::LeaseOrder.used();
+        self.leases.sort_by_key(|lease| lease.id);
     }
 }
 

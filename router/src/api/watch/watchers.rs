@@ -255,7 +255,8 @@ impl Watchers {
     fn stream_progress(&mut self, revision: i64) {
         let goes_back = revision < self.progress
             || self.watchers.values().any(|it| revision < it.start || revision + 1 < it.next);
-        if self.watchers.is_empty() || goes_back {
+        let one_is_gone = self.keys.len() > self.watchers.len();
+        if self.watchers.is_empty() || one_is_gone || goes_back {
             return;
         }
         self.progress = revision;
@@ -275,7 +276,8 @@ impl Watchers {
 
     fn compacted(&mut self, key: u64, compact_revision: i64) {
         let Some(watcher) = self.watchers.remove(&key) else { return };
-        self.keys.remove(&watcher.id);
+        // As in etcd the id stays taken, and the stream without progress, until the client
+        // cancels it.
         let response = WatchResponse {
             watch_id: watcher.id,
             canceled: true,
@@ -555,5 +557,15 @@ mod tests {
         let response = responses(&mut watchers).remove(0);
         assert!(response.canceled && !response.created && response.cancel_reason.is_empty());
         assert_eq!((response.compact_revision, revision(&response), watchers.len()), (5, 0, 0));
+        // Its id is free only once the client has cancelled it.
+        watchers.output(WatchOutput::Progress { revision: 9 });
+        assert!(responses(&mut watchers).is_empty());
+        let id = response.watch_id;
+        let again = || WatchCreateRequest { watch_id: id, ..create("b") };
+        if id != 0 {
+            assert_eq!(watchers.create(again()), None);
+        }
+        assert_eq!(watchers.cancel(id, 9), Some(key));
+        assert!(watchers.create(again()).is_some());
     }
 }
