@@ -168,6 +168,11 @@ pub trait Groups: Send + Sync {
     /// Opens a client stream's watches at a replica of `group`.
     fn watch(&self, group: GroupId, sink: Arc<dyn WatchSink>) -> Box<dyn WatchControl>;
 
+    /// Newest revision that this node's replica of the group may show, 0 if there is none.
+    fn revision(&self, _group: GroupId) -> i64 {
+        0
+    }
+
     /// Ids of the cluster and of the node that answers here.
     fn identity(&self) -> Identity;
 

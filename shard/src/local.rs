@@ -153,6 +153,10 @@ impl Groups for LocalGroups {
         }
     }
 
+    fn revision(&self, group: GroupId) -> i64 {
+        self.handle.group(group).map_or(0, |view| view.shared.published.revision())
+    }
+
     fn identity(&self) -> Identity {
         *self.identity.read()
     }

@@ -574,7 +574,7 @@ check_endpoints() {
   fi
   same "endpoint health -w json" "$n true" "$(ctl endpoint health -w json | jq -r '"\(length) \(all(.health))"')"
   same "endpoint health --cluster" "$(ctl member list | grep -c .)" "$(ctl endpoint health --cluster -w json | jq 'map(select(.health)) | length')"
-  same "endpoint status" "$n" "$(ctl endpoint status | grep -cE '^https?://[^,]+, [0-9a-f]+, 3\.[0-9]+\.[0-9]+')"
+  same "endpoint status" "$n" "$(ctl endpoint status | grep -cE '^(https?://)?[^,]+, [0-9a-f]+, 3\.[0-9]+\.[0-9]+')"
   like "endpoint status -w table" 'ENDPOINT +[|│] +ID +[|│] +VERSION' "$(ctl endpoint status -w table)"
   same "endpoint status -w json: a version, a leader, a term, a size, no errors" "true true true true true true" \
     "$(ctl endpoint status -w json | jq -r '"\(length == '"$n"') \(all(.Status.version | test("^3\\.[0-9]+\\.[0-9]+$"))) \(all(.Status.leader > 0)) \(all(.Status.raftTerm > 0 and .Status.raftIndex > 0)) \(all(.Status.dbSize > 0)) \(all((.Status.errors // []) == []))"')"

@@ -249,7 +249,8 @@ impl Stream {
     fn carry_out(&mut self, request: RequestUnion) {
         match request {
             RequestUnion::CancelRequest(cancel) => {
-                let revision = self.caller.connection.floor();
+                let newest = self.caller.door().groups.revision(self.target.group);
+                let revision = self.caller.connection.floor().max(newest);
                 if let Some(key) = self.watchers.cancel(cancel.watch_id, revision)
                     && let Some(control) = self.hub.control()
                 {

@@ -247,6 +247,7 @@ impl Hub {
         let shelf = self.published.shelf();
         let history = self.store.history(shelf, from, to, limits::WATCH_BATCH_REVISIONS)?;
         let view = self.store.view(shelf, to);
+        let floor = self.published.compacted();
         let mut events = Vec::new();
         for (revision, changes) in &history {
             for (place, change) in changes.iter().enumerate() {
@@ -255,7 +256,9 @@ impl Hub {
                 }
                 let filtered = if change.deleted { spec.no_delete } else { spec.no_put };
                 if !filtered {
-                    events.push(Arc::new(replay(&view, changes, place, *revision, spec.prev_kv)?));
+                    // What stood before the compacted revision is gone, swept already or not.
+                    let prev_kv = spec.prev_kv && *revision > floor;
+                    events.push(Arc::new(replay(&view, changes, place, *revision, prev_kv)?));
                 }
             }
         }

@@ -132,7 +132,20 @@ pub fn reconcile(op: &Op, one: &mut Answer, other: &mut Answer) {
         (Op::Txn(request), Answer::Txn(one), Answer::Txn(other)) => {
             reconcile_txn(request, one, other);
         }
+        // etcd remembers the hashes that its last compactions made and answers from them.
+        (
+            Op::HashKv(_),
+            one @ Answer::Failed { code: Code::OutOfRange, .. },
+            other @ Answer::HashKv(_),
+        ) => {
+            Exception::HashAtCompaction.used();
+            *one = Answer::Nothing;
+            *other = Answer::Nothing;
+        }
         (Op::TimeToLive(_), Answer::TimeToLive(one), Answer::TimeToLive(other)) => {
+            Exception::LeaseKeyOrder.used();
+            one.keys.sort();
+            other.keys.sort();
             let near = (one.ttl - other.ttl).abs() <= TTL_TOLERANCE_S;
             if near && one.ttl > 0 && other.ttl > 0 {
                 Exception::RemainingTtl.used();

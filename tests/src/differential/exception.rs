@@ -40,6 +40,8 @@ exceptions! {
         "configuration of the process";
     ChosenLease: "lease ids picked by the server: the n-th of one stands for the n-th of the other",
         "random by contract";
+    LeaseKeyOrder: "order of the keys in LeaseTimeToLive: not compared",
+        "etcd lists them in the order of a Go map, which is random";
     LeaseOrder: "order of LeaseLeases: not compared",
         "it is by expiry, and leases granted within a millisecond expire in either order";
     OrphanLease: "leases in LeaseLeases that no answer has named: not compared",
