@@ -122,8 +122,6 @@ pub struct Group {
     pub(crate) freezing: u64,
     /// Cannot take part any more: waits to be removed.
     pub(crate) stopped: Option<String>,
-    /// A quota alarm is on its way.
-    pub(crate) alarming: bool,
 }
 
 impl Group {
@@ -154,7 +152,6 @@ impl Group {
             checkpointed,
             freezing: 0,
             stopped: None,
-            alarming: false,
         }
     }
 
@@ -168,19 +165,9 @@ impl Group {
         &self.machine
     }
 
-    /// Does this replica lead and know all that was committed before?
-    pub fn is_serving(&self) -> bool {
-        self.serving
-    }
-
     /// Does this replica lead, as far as it knows?
     pub fn is_leader(&self) -> bool {
         self.core.is_leader()
-    }
-
-    /// Raft's commit index, for metrics.
-    pub fn committed(&self) -> u64 {
-        self.core.committed()
     }
 
     /// Why a request cannot be taken here now; names the leader if one is known.

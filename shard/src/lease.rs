@@ -150,11 +150,6 @@ impl Lessor {
             self.order.insert((entry.deadline_ms, lease));
         }
     }
-
-    /// Milliseconds until the next lease expires.
-    pub fn next_deadline_ms(&self) -> Option<u64> {
-        self.order.first().map(|(deadline_ms, _)| *deadline_ms)
-    }
 }
 
 #[cfg(test)]

@@ -269,11 +269,6 @@ impl Node {
         &self.config
     }
 
-    /// Leads this node any group?
-    pub fn leads_any(&self) -> bool {
-        self.groups.values().any(Group::is_leader)
-    }
-
     fn answer(&mut self, ticket: Ticket, answer: Result<Reply, GroupError>) {
         self.outputs.push(Output::Answer { ticket, answer: answer.map(Answer::Reply) });
     }

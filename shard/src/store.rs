@@ -202,9 +202,4 @@ impl Store {
     pub fn recent_bytes(&self) -> u64 {
         self.active().bytes()
     }
-
-    /// Has anything been written since the last freeze?
-    pub fn is_clean(&self) -> bool {
-        self.active().is_empty()
-    }
 }

@@ -267,6 +267,11 @@ impl Stream {
             }
             RequestUnion::CreateRequest(create) => self.create(create),
         }
+        self.count();
+    }
+
+    /// Tells the metrics how many watches the stream has now.
+    fn count(&mut self) {
         let open = self.watchers.len();
         self.caller
             .door()
@@ -321,12 +326,7 @@ impl Stream {
         }
         self.pause = RETRY.0;
         self.watchers.output(output);
-        let open = self.watchers.len();
-        self.caller
-            .door()
-            .metrics
-            .watchers
-            .fetch_add(self.watchers.counted(open), Ordering::Relaxed);
+        self.count();
     }
 
     /// Creates all watches anew, from behind what each has had.

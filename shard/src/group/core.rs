@@ -218,12 +218,6 @@ impl Core {
         self.raw.read_index(context);
     }
 
-    /// Campaigns at once.
-    pub fn campaign(&mut self) {
-        let _ = self.raw.campaign();
-        self.derandomize();
-    }
-
     /// Hands leadership to another voter.
     pub fn transfer(&mut self, replica: u64) {
         self.raw.transfer_leader(replica);

@@ -300,7 +300,6 @@ impl Node {
     fn step_down(&mut self, id: GroupId) {
         let Some(group) = self.groups.get_mut(&id) else { return };
         group.serving = false;
-        group.alarming = false;
         group.lessor.demote();
         let error = group.elsewhere();
         let reads = group.reads.take_leader_only();

@@ -160,11 +160,6 @@ pub fn version_key(shelf: Shelf, key: &[u8], revision: i64) -> Vec<u8> {
     out
 }
 
-/// Is this the key of a version? (Scans of several kinds meet others.)
-pub fn is_version(row_key: &[u8]) -> bool {
-    row_key.first() == Some(&KIND_VERSION)
-}
-
 /// Splits a version's row key into (key in escaped form, revision).
 pub fn split_version(row_key: &[u8]) -> Option<(&[u8], i64)> {
     let (head, revision) = row_key.split_last_chunk::<8>()?;
