@@ -81,7 +81,7 @@ pub struct WatchSpec {
     pub tenant: TenantId,
     /// The group that serves them.
     pub group: GroupId,
-    /// Chosen by the router, unique within the sink; comes back with every output.
+    /// Chosen by the router, ascending within the sink; comes back with every output.
     pub key: u64,
     /// Which keys.
     pub range: KeyRange,
@@ -110,10 +110,13 @@ pub enum WatchOutput {
         events: Vec<Arc<mvccpb::Event>>,
     },
     /// Everything up to `revision` that concerns the watches of this sink went out before
-    /// this. Answer to [`WatchControl::progress`]; not sent at all when one is not synced.
+    /// this. Answer to [`WatchControl::progress`]; not sent at all when one is not synced. It
+    /// says nothing of watches created after it was asked for: their keys are above `newest`.
     Progress {
         /// The hub's current revision.
         revision: i64,
+        /// Highest key of a watch that the hub knew of.
+        newest: u64,
     },
     /// The same for one watch; answer to [`WatchControl::watch_progress`].
     WatchProgress {

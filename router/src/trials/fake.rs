@@ -158,7 +158,8 @@ impl WatchControl for Control {
 
     fn progress(&self) {
         self.with(|hub, _, revision, _| {
-            let _ = hub.sink.offer(WatchOutput::Progress { revision });
+            let newest = hub.watches.keys().max().copied().unwrap_or_default();
+            let _ = hub.sink.offer(WatchOutput::Progress { revision, newest });
         });
     }
 

@@ -19,6 +19,12 @@ pub type SinkId = u64;
 
 type WatcherId = (SinkId, u64);
 
+struct Stream {
+    sink: Arc<dyn WatchSink>,
+    /// Highest key of a watch created on it.
+    newest: u64,
+}
+
 struct Watcher {
     spec: WatchSpec,
     /// Next revision it has not been given.
@@ -34,7 +40,7 @@ pub struct Hub {
     published: Arc<Published>,
     /// Newest revision fed.
     revision: i64,
-    sinks: BTreeMap<SinkId, Arc<dyn WatchSink>>,
+    streams: BTreeMap<SinkId, Stream>,
     watchers: BTreeMap<WatcherId, Watcher>,
     /// Synced watchers by what they watch; many watch the same.
     ranges: BTreeMap<KeyRange, BTreeSet<WatcherId>>,
@@ -51,7 +57,7 @@ impl Hub {
             store,
             revision: published.revision(),
             published,
-            sinks: BTreeMap::new(),
+            streams: BTreeMap::new(),
             watchers: BTreeMap::new(),
             ranges: BTreeMap::new(),
             unsynced: BTreeSet::new(),
@@ -62,12 +68,12 @@ impl Hub {
 
     /// Registers a client stream.
     pub fn open(&mut self, id: SinkId, sink: Arc<dyn WatchSink>) {
-        self.sinks.insert(id, sink);
+        self.streams.insert(id, Stream { sink, newest: 0 });
     }
 
     /// Forgets a client stream and all its watches.
     pub fn close(&mut self, id: SinkId) {
-        self.sinks.remove(&id);
+        self.streams.remove(&id);
         let keys: Vec<_> = self.watchers.range((id, 0)..=(id, u64::MAX)).map(|(k, _)| *k).collect();
         for key in keys {
             self.remove(key);
@@ -78,6 +84,9 @@ impl Hub {
     pub fn create(&mut self, sink: SinkId, spec: WatchSpec) {
         self.flush();
         let id = (sink, spec.key);
+        if let Some(stream) = self.streams.get_mut(&sink) {
+            stream.newest = stream.newest.max(spec.key);
+        }
         let next = spec.start_revision;
         let synced = next > self.revision;
         if synced {
@@ -172,9 +181,9 @@ impl Hub {
                 |event: &Arc<Event>| event.kv.as_ref().map_or(0, |kv| kv.mod_revision);
             let first = events.first().map_or(self.revision, revision_of);
             let last = events.last().map_or(self.revision, revision_of);
-            let Some(sink) = self.sinks.get(&id.0) else { continue };
+            let Some(stream) = self.streams.get(&id.0) else { continue };
             let output = WatchOutput::Events { key: id.1, revision: last, events };
-            if sink.offer(output).is_err() {
+            if stream.sink.offer(output).is_err() {
                 self.unsync(id, first);
             } else if let Some(watcher) = self.watchers.get_mut(&id) {
                 watcher.idle = false;
@@ -202,10 +211,11 @@ impl Hub {
         self.flush();
         let mut watchers = self.watchers.range((sink, 0)..=(sink, u64::MAX));
         if watchers.all(|(_, watcher)| watcher.synced)
-            && let Some(sink) = self.sinks.get(&sink)
+            && let Some(stream) = self.streams.get(&sink)
         {
+            let output = WatchOutput::Progress { revision: self.revision, newest: stream.newest };
             // A full sink means the client is slow: it asks again.
-            let _ = sink.offer(WatchOutput::Progress { revision: self.revision });
+            let _ = stream.sink.offer(output);
         }
     }
 
@@ -218,9 +228,9 @@ impl Hub {
         if watcher.synced
             && idle
             && revision + 1 >= watcher.spec.start_revision
-            && let Some(sink) = self.sinks.get(&sink)
+            && let Some(stream) = self.streams.get(&sink)
         {
-            let _ = sink.offer(WatchOutput::WatchProgress { key, revision });
+            let _ = stream.sink.offer(WatchOutput::WatchProgress { key, revision });
         }
     }
 
@@ -237,7 +247,8 @@ impl Hub {
     }
 
     fn catch_up_one(&mut self, id: WatcherId) -> Result<bool, EngineError> {
-        let Some(sink) = self.sinks.get(&id.0).cloned() else { return Ok(false) };
+        let Some(stream) = self.streams.get(&id.0) else { return Ok(false) };
+        let sink = stream.sink.clone();
         let Some(watcher) = self.watchers.get(&id) else { return Ok(false) };
         if sink.is_closed() {
             return Ok(false);
@@ -297,8 +308,8 @@ impl Hub {
     pub fn shut(&mut self) {
         self.flush();
         for id in self.watchers.keys() {
-            if let Some(sink) = self.sinks.get(&id.0) {
-                let _ = sink.offer(WatchOutput::Closed { key: id.1 });
+            if let Some(stream) = self.streams.get(&id.0) {
+                let _ = stream.sink.offer(WatchOutput::Closed { key: id.1 });
             }
         }
         self.watchers.clear();

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use tests::differential::pair::Source;
-use tests::differential::{Options, exception, run};
+use tests::differential::{Options, exception, run, script};
 use tests::process::Program;
 
 /// Plays random scripts against Atoll and etcd and compares every answer.
@@ -58,6 +58,9 @@ struct Args {
     /// Prints how long each kind of step took.
     #[arg(long)]
     timings: bool,
+    /// Only prints the scripts.
+    #[arg(long)]
+    print: bool,
 }
 
 impl Args {
@@ -98,6 +101,15 @@ async fn main() -> ExitCode {
     let args = Args::parse();
     let options = args.options();
     println!("seed {}", options.seed);
+    if args.print {
+        for index in options.first..options.first + options.scripts {
+            println!("script {index}");
+            for (at, op) in script::write(options.seed, index).iter().enumerate() {
+                println!("  {at}: {op:?}");
+            }
+        }
+        return ExitCode::SUCCESS;
+    }
     let begun = Instant::now();
     let outcome = run(&options).await;
     if args.work_dir.is_none() {

@@ -330,7 +330,7 @@ impl Heard {
                 let events = events.iter().map(|event| event.as_ref().clone()).collect();
                 (Some(*key), Heard::Events { revision: *revision, events, fragment: false })
             }
-            WatchOutput::Progress { revision } => (None, Heard::Progress(*revision)),
+            WatchOutput::Progress { revision, .. } => (None, Heard::Progress(*revision)),
             WatchOutput::WatchProgress { key, revision } => {
                 (Some(*key), Heard::Progress(*revision))
             }

@@ -376,7 +376,9 @@ impl DoubleWatch {
             }
             if one != other {
                 let head = format!("watch {at}: {:?}, up to {revision}\n", self.watchers[at]);
-                return Err(head + &side_by_side(&show(&one), &show(&other)));
+                let logs = self.streams.each_ref().map(|stream| brief(&stream.log));
+                let told = side_by_side(&show(&one), &show(&other));
+                return Err(head + &told + &side_by_side(&logs[0], &logs[1]));
             }
         }
         Ok(())
@@ -463,6 +465,28 @@ fn agree(
 
 fn is_progress(response: &etcd::WatchResponse) -> bool {
     response.watch_id == NO_WATCH && !response.created && !response.canceled
+}
+
+/// One line for each message of a stream, for a report.
+fn brief(log: &[etcd::WatchResponse]) -> String {
+    let mut lines = String::from("all that the stream said:\n");
+    for response in log {
+        let events: Vec<i64> = response
+            .events
+            .iter()
+            .map(|event| event.kv.as_ref().map_or(0, |kv| kv.mod_revision))
+            .collect();
+        let (id, at) = (response.watch_id, revision_of(response));
+        let what = match (response.created, response.canceled) {
+            (true, true) => "refused",
+            (true, false) => "created",
+            (false, true) => "canceled",
+            (false, false) if events.is_empty() => "progress",
+            (false, false) => "events",
+        };
+        lines += &format!("watch {id} at {at}: {what} {events:?}\n");
+    }
+    lines
 }
 
 fn revision_of(response: &etcd::WatchResponse) -> i64 {

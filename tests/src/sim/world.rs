@@ -791,7 +791,7 @@ impl World {
                     let watcher = &mut self.watchers[number];
                     watcher.next = watcher.next.max(next);
                 }
-                WatchOutput::Progress { revision } => {
+                WatchOutput::Progress { revision, .. } => {
                     let watcher = &mut self.watchers[number];
                     // The router keeps back progress below a watch's start, and on a stream
                     // whose watch was cancelled by a compaction.

@@ -230,7 +230,7 @@ impl Watchers {
     pub(super) fn output(&mut self, output: WatchOutput) {
         match output {
             WatchOutput::Events { key, revision, events } => self.events(key, revision, &events),
-            WatchOutput::Progress { revision } => self.stream_progress(revision),
+            WatchOutput::Progress { revision, newest } => self.stream_progress(revision, newest),
             WatchOutput::WatchProgress { key, revision } => self.watch_progress(key, revision),
             WatchOutput::Compacted { key, revision } => self.compacted(key, revision),
             // The loop sees to it.
@@ -252,11 +252,13 @@ impl Watchers {
         self.messages += encoding::append_response(&mut self.responses, head, events, bound);
     }
 
-    fn stream_progress(&mut self, revision: i64) {
+    fn stream_progress(&mut self, revision: i64, newest: u64) {
+        // A client would believe it of a watch created since, whose history is still to come.
+        let another_came = self.watchers.last_key_value().is_some_and(|(key, _)| *key > newest);
         let goes_back = revision < self.progress
             || self.watchers.values().any(|it| revision < it.start || revision + 1 < it.next);
         let one_is_gone = self.keys.len() > self.watchers.len();
-        if self.watchers.is_empty() || one_is_gone || goes_back {
+        if self.watchers.is_empty() || another_came || one_is_gone || goes_back {
             return;
         }
         self.progress = revision;
@@ -410,6 +412,11 @@ mod tests {
         WatchOutput::Events { key, revision: at, events: vec![event] }
     }
 
+    /// Progress that holds for every watch created so far.
+    fn progress(revision: i64) -> WatchOutput {
+        WatchOutput::Progress { revision, newest: u64::MAX }
+    }
+
     #[test]
     fn a_watch_from_now_starts_behind_its_created_header() {
         let mut watchers = at(41);
@@ -516,22 +523,34 @@ mod tests {
         let future = WatchCreateRequest { start_revision: 20, ..create("b") };
         watchers.create(future).unwrap();
         watchers.take_responses();
-        watchers.output(WatchOutput::Progress { revision: 15 });
+        watchers.output(progress(15));
         assert!(responses(&mut watchers).is_empty(), "one watch starts later");
-        watchers.output(WatchOutput::Progress { revision: 20 });
-        watchers.output(WatchOutput::Progress { revision: 19 });
+        watchers.output(progress(20));
+        watchers.output(progress(19));
         watchers.output(events(key, 25));
-        watchers.output(WatchOutput::Progress { revision: 24 });
-        watchers.output(WatchOutput::Progress { revision: 25 });
+        watchers.output(progress(24));
+        watchers.output(progress(25));
         let seen: Vec<_> =
             responses(&mut watchers).iter().map(|r| (r.watch_id, revision(r))).collect();
         assert_eq!(seen, [(-1, 20), (0, 25), (-1, 25)]);
     }
 
     #[test]
+    fn progress_asked_for_before_a_watch_was_created_is_not_told_behind_it() {
+        let mut watchers = at(9);
+        let first = watchers.create(create("a")).unwrap();
+        let second = watchers.create(WatchCreateRequest { start_revision: 3, ..create("b") });
+        watchers.take_responses();
+        watchers.output(WatchOutput::Progress { revision: 9, newest: first });
+        assert!(responses(&mut watchers).is_empty(), "the second has not had its history");
+        watchers.output(WatchOutput::Progress { revision: 9, newest: second.unwrap() });
+        assert_eq!(responses(&mut watchers).len(), 1);
+    }
+
+    #[test]
     fn progress_without_watches_is_dropped() {
         let mut watchers = at(9);
-        watchers.output(WatchOutput::Progress { revision: 9 });
+        watchers.output(progress(9));
         assert!(responses(&mut watchers).is_empty());
     }
 
@@ -558,7 +577,7 @@ mod tests {
         assert!(response.canceled && !response.created && response.cancel_reason.is_empty());
         assert_eq!((response.compact_revision, revision(&response), watchers.len()), (5, 0, 0));
         // Its id is free only once the client has cancelled it.
-        watchers.output(WatchOutput::Progress { revision: 9 });
+        watchers.output(progress(9));
         assert!(responses(&mut watchers).is_empty());
         let id = response.watch_id;
         let again = || WatchCreateRequest { watch_id: id, ..create("b") };
