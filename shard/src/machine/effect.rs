@@ -19,7 +19,7 @@ pub struct RevisionEvents {
 pub struct ChangeEvent {
     /// Without the previous value.
     pub event: Arc<Event>,
-    /// The value before, if there was one.
+    /// The value before the revision, if there was one and the event does not create anew.
     pub previous: Option<KeyValue>,
 }
 

@@ -42,6 +42,15 @@ impl Changes {
         }
     }
 
+    /// What stood under `key` before the command. Watchers are told this as the previous
+    /// value of every change of the revision, as etcd does, which reads one revision back.
+    fn before(&self, key: &Bytes, live: &Found) -> Result<Option<Found>, EngineError> {
+        if live.revision <= self.begin {
+            return Ok(Some(live.clone()));
+        }
+        self.view.at(self.begin).get(key)
+    }
+
     pub(super) fn header(&self) -> Option<ResponseHeader> {
         Some(ResponseHeader { revision: self.revision(), ..Default::default() })
     }
@@ -134,22 +143,26 @@ impl Machine {
         self.state.size += row.cost(key.len());
         self.state.keys += i64::from(live.is_none());
         self.digest(key, revision, Some(&row.value));
-        let previous = live.map(|found| found.to_kv(key.clone()));
+        let answered = live.filter(|_| request.prev_kv).map(|found| found.to_kv(key.clone()));
+        let previous = match live {
+            Some(live) if row.create_revision < revision => changes.before(key, live)?,
+            _ => None,
+        };
         if let Some(found) = replaced {
             changes.overwrite(key, &found.row);
         }
         changes.list.push(Change {
             key: key.clone(),
             deleted: false,
-            previous: live.map_or(0, |found| found.revision),
+            previous: previous.as_ref().map_or(0, |found| found.revision),
             overwritten: None,
         });
         let kv = Found { revision, row: row.clone() }.to_kv(key.clone());
         let event = Event { r#type: EventType::Put as i32, kv: Some(kv), prev_kv: None };
         self.store.put_version(shelf, key, revision, row);
-        let prev_kv = if request.prev_kv { previous.clone() } else { None };
+        let previous = previous.map(|found| found.to_kv(key.clone()));
         changes.events.push(ChangeEvent { event: Arc::new(event), previous });
-        Ok(PutResponse { header: changes.header(), prev_kv })
+        Ok(PutResponse { header: changes.header(), prev_kv: answered })
     }
 
     pub(super) fn apply_delete(
@@ -186,19 +199,25 @@ impl Machine {
             if request.prev_kv {
                 prev_kvs.push(one.to_kv(key.clone()));
             }
-            self.delete(changes, key, one);
+            self.delete(changes, key, one)?;
         }
         Ok(DeleteRangeResponse { header: changes.header(), deleted, prev_kvs })
     }
 
     /// Deletes a live key.
-    pub(super) fn delete(&mut self, changes: &mut Changes, key: Bytes, live: Found) {
+    pub(super) fn delete(
+        &mut self,
+        changes: &mut Changes,
+        key: Bytes,
+        live: Found,
+    ) -> Result<(), EngineError> {
         let revision = changes.begin + 1;
         let shelf = self.shelf();
         if live.row.lease != 0 {
             self.store.remove(layout::lease_key_key(shelf, live.row.lease, &key));
         }
         let row = Row { deleted: true, place: changes.list.len() as u32, ..Default::default() };
+        let previous = changes.before(&key, &live)?;
         if live.revision == revision {
             self.state.size -= live.row.cost(key.len());
             changes.overwrite(&key, &live.row);
@@ -210,13 +229,13 @@ impl Machine {
         changes.list.push(Change {
             key: key.clone(),
             deleted: true,
-            previous: live.revision,
+            previous: previous.as_ref().map_or(0, |found| found.revision),
             overwritten: None,
         });
         let kv = KeyValue { key: key.clone(), mod_revision: revision, ..Default::default() };
         let event = Event { r#type: EventType::Delete as i32, kv: Some(kv), prev_kv: None };
-        changes
-            .events
-            .push(ChangeEvent { event: Arc::new(event), previous: Some(live.to_kv(key)) });
+        let previous = previous.map(|found| found.to_kv(key));
+        changes.events.push(ChangeEvent { event: Arc::new(event), previous });
+        Ok(())
     }
 }

@@ -75,7 +75,7 @@ impl Machine {
         let mut changes = self.begin();
         for key in attached(&self.store, shelf, lease)? {
             if let Some(live) = changes.view.get(&key)? {
-                self.delete(&mut changes, key, live);
+                self.delete(&mut changes, key, live)?;
             }
         }
         self.commit(changes, effects);

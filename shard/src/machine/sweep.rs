@@ -33,10 +33,10 @@ impl Machine {
         }
         for (revision, changes) in &history {
             for change in changes.iter() {
-                // A transaction may delete and put one key: then the row of its revision is
-                // what the last operation left, and only a delete marker may go.
+                // A transaction may change one key more than once: the first change that names
+                // the superseded row takes it away, and of the row of its own revision, which
+                // is what the last one left, only a delete marker may go.
                 if change.previous > 0
-                    && change.previous < *revision
                     && let Some(row) = view.exactly(&change.key, change.previous)?
                 {
                     self.state.size -= row.cost(change.key.len());

@@ -18,7 +18,8 @@ pub struct Change {
     pub key: Bytes,
     /// It was deleted.
     pub deleted: bool,
-    /// Revision of the version that this one superseded, 0 if the key was not there.
+    /// Revision of the version that this revision superseded, 0 if the key was not there or
+    /// the change creates it anew.
     pub previous: i64,
     /// What the operation wrote, if a later operation of the same revision wrote the key
     /// again: then the row of the revision tells only the last one.

@@ -261,7 +261,7 @@ impl Hub {
         let floor = self.published.compacted();
         let mut events = Vec::new();
         for (revision, changes) in &history {
-            for (place, change) in changes.iter().enumerate() {
+            for change in changes.iter() {
                 if !spec.range.contains(&change.key) {
                     continue;
                 }
@@ -269,7 +269,7 @@ impl Hub {
                 if !filtered {
                     // What stood before the compacted revision is gone, swept already or not.
                     let prev_kv = spec.prev_kv && *revision > floor;
-                    events.push(Arc::new(replay(&view, changes, place, *revision, prev_kv)?));
+                    events.push(Arc::new(replay(&view, change, *revision, prev_kv)?));
                 }
             }
         }
@@ -333,16 +333,13 @@ impl Hub {
     }
 }
 
-/// Makes the event of the change at `place` of a revision anew from history.
+/// Makes the event of a change of `revision` anew from history.
 fn replay(
     view: &View,
-    changes: &[Change],
-    place: usize,
+    change: &Change,
     revision: i64,
     prev_kv: bool,
 ) -> Result<Event, EngineError> {
-    let (before, rest) = changes.split_at(place);
-    let Some(change) = rest.first() else { return Ok(Event::default()) };
     let key = change.key.clone();
     let (kind, kv) = if change.deleted {
         (EventType::Delete, KeyValue { key, mod_revision: revision, ..Default::default() })
@@ -355,12 +352,7 @@ fn replay(
     };
     let mut previous = None;
     if prev_kv && change.previous > 0 {
-        let row = if change.previous == revision {
-            let earlier = before.iter().rev().find(|earlier| earlier.key == change.key);
-            earlier.and_then(|earlier| earlier.overwritten.clone())
-        } else {
-            view.exactly(&change.key, change.previous)?
-        };
+        let row = view.exactly(&change.key, change.previous)?;
         let found = row.map(|row| Found { revision: change.previous, row });
         previous = found.map(|found| found.to_kv(change.key.clone()));
     }

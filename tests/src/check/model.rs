@@ -567,8 +567,10 @@ impl Work<'_> {
 
     fn write(&mut self, kind: EventType, state: KeyValue) {
         let model = &mut *self.model;
-        let prev_kv = model.kv_at(&state.key, self.begin).cloned();
         let put = kind == EventType::Put;
+        // etcd reads it one revision back, and not at all for a key that is created anew.
+        let created = put && state.create_revision == self.begin + 1;
+        let prev_kv = model.kv_at(&state.key, self.begin).filter(|_| !created).cloned();
         let states = model.past.entry(state.key.clone()).or_default();
         states.insert(self.begin + 1, put.then(|| state.clone()));
         if put {
