@@ -120,6 +120,9 @@ pub struct Group {
     /// Applied index of the last checkpoint, and of the one being written.
     pub(crate) checkpointed: u64,
     pub(crate) freezing: u64,
+    /// The rows were lost, the log was not: nothing is applied or served before the leader has
+    /// sent a snapshot.
+    pub(crate) seed_anew: bool,
     /// Cannot take part any more: waits to be removed.
     pub(crate) stopped: Option<String>,
 }
@@ -151,6 +154,7 @@ impl Group {
             failed: 0,
             checkpointed,
             freezing: 0,
+            seed_anew: false,
             stopped: None,
         }
     }
@@ -168,6 +172,11 @@ impl Group {
     /// Does this replica lead, as far as it knows?
     pub fn is_leader(&self) -> bool {
         self.core.is_leader()
+    }
+
+    /// Has this replica lost its rows, and waits for the leader's?
+    pub fn is_seeded_anew(&self) -> bool {
+        self.seed_anew
     }
 
     /// Why a request cannot be taken here now; names the leader if one is known.

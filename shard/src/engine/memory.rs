@@ -1,8 +1,9 @@
 //! An engine in memory, for the simulator and for tests. It survives the death of a node as
 //! long as its handle does: an ingestion is durable at once, as the trait promises.
 //!
-//! The simulator can make it go back in time ([`MemoryEngine::roll_back`]), which a real
-//! engine does when its files are damaged or restored from elsewhere.
+//! The simulator can make it go back in time ([`MemoryEngine::roll_back`],
+//! [`MemoryEngine::lose`]), which a real engine does when its files are damaged or restored
+//! from elsewhere.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -32,6 +33,11 @@ impl MemoryEngine {
     pub fn roll_back(&self) {
         let mut state = self.state.lock();
         state.rows = state.before.clone();
+    }
+
+    /// Forgets everything, as an engine whose directory is gone.
+    pub fn lose(&self) {
+        *self.state.lock() = State::default();
     }
 
     /// Rows held.

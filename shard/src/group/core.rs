@@ -218,6 +218,12 @@ impl Core {
         self.raw.read_index(context);
     }
 
+    /// Asks the leader for a snapshot, whatever the log holds. To be repeated at every tick
+    /// until one has come: without a leader, or right after an election, it is not sent.
+    pub fn request_snapshot(&mut self) {
+        let _ = self.raw.request_snapshot();
+    }
+
     /// Hands leadership to another voter.
     pub fn transfer(&mut self, replica: u64) {
         self.raw.transfer_leader(replica);

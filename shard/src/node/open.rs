@@ -1,16 +1,23 @@
 //! Opening a node: what the engine's checkpoint and the log say together.
 //!
 //! The engine is exactly one checkpoint; the log holds everything since. For each replica
-//! the two must meet without a gap. Where they do not, the replica is refused: it does not
-//! vote, acknowledge or serve, and a person (or placement) replaces it.
+//! the two must meet without a gap.
 //!
 //! | engine says | log says | then |
 //! |---|---|---|
 //! | applied a | entries from at most a + 1 | replay: ordinary apply |
 //! | applied a | restored at r > a onto shelf s | the state staged on s is the state |
+//! | applied a | entries from above a + 1: the engine went back in time | seeded anew |
+//! | nothing | anything: the engine lost it | seeded anew |
 //! | applied a | ends before a, or damaged | refused |
-//! | older than the log's checkpoint | entries still reach back | replay more |
-//! | older than the log's checkpoint | entries do not reach back | refused |
+//!
+//! *Seeded anew*: what the replica promised stands in its log, which is whole; only its rows
+//! are lost. It goes on voting and acknowledging, but it does not campaign, applies nothing
+//! and serves nothing until the leader has sent it a snapshot. A replica that is alone has
+//! nobody to send one and is refused.
+//!
+//! *Refused*: promises may be lost. The replica does not vote, acknowledge or serve, and a
+//! person (or placement) replaces it.
 
 use std::collections::BTreeSet;
 use std::collections::btree_map::{BTreeMap, Entry};
@@ -114,6 +121,13 @@ impl Node {
             states.insert(ReplicaKey { group, replica }, state);
         }
         let number = row.checkpoint;
+        // An engine that went back in time may have forgotten shelves that were taken.
+        let shelves = recovered.replicas.values().flat_map(|found| &found.controls);
+        let shelves = shelves.filter_map(|control| match control {
+            Record::Install { shelf, .. } | Record::Restore { shelf, .. } => Some(*shelf),
+            _ => None,
+        });
+        let next_shelf = shelves.fold(row.next_shelf, |next, shelf| next.max(shelf + 1));
         let mut node = Node {
             store,
             log,
@@ -125,7 +139,7 @@ impl Node {
             next_persist: 1,
             records: Vec::new(),
             outputs: Vec::new(),
-            next_shelf: row.next_shelf,
+            next_shelf,
             dropped: row.dropped.iter().map(|shelf| Shelf(*shelf)).collect(),
             checkpoints: Checkpoints { number, ..Default::default() },
             transfers: Default::default(),
@@ -165,20 +179,16 @@ impl Node {
             let key = ReplicaKey { group: birth.group.0, replica: birth.replica };
             let joins = birth.members.is_empty();
             if let Entry::Vacant(vacant) = states.entry(key) {
-                if recovered.replicas.contains_key(&key) {
-                    return Err(NodeError::Damaged(format!(
-                        "the log knows replica {:x} of group {}, but the engine has lost it: \
-                         remove this member, empty its data directory and add it again",
-                        key.replica, key.group
-                    )));
-                }
+                let lost = recovered.replicas.contains_key(&key);
                 let shelf = self.take_shelf();
                 let mut state =
                     Machine::first_state(shelf, birth.members.clone(), birth.cluster_id);
                 if joins {
                     state.membership_version = 0;
                 } else {
-                    (state.applied_index, state.applied_term) = BIRTH;
+                    if !lost {
+                        (state.applied_index, state.applied_term) = BIRTH;
+                    }
                     let learner = |m: &&Member| m.is_learner;
                     state.conf_state = ConfState {
                         voters: birth
@@ -271,14 +281,14 @@ impl Node {
             }
             tracing::warn!(reason = damage.reason, "entries below the checkpoint are damaged");
         }
+        let mut seed_anew = false;
         for control in &found.controls {
             match control {
                 Record::Quarantine { reason, .. } => return Ok(Err(reason.clone())),
                 Record::Restore { index, shelf, .. } if *index > state.applied_index => {
                     let staged = self.store.engine().get(&layout::staged_key(Shelf(*shelf)))?;
-                    let Some(staged) = staged else {
-                        return Ok(Err("the engine has lost an installed snapshot".into()));
-                    };
+                    // Without it the log's first entry, behind the snapshot, shows the gap.
+                    let Some(staged) = staged else { continue };
                     self.dropped.insert(Shelf(state.shelf));
                     state = State::decode(staged).map_err(|_| damaged("a staged state"))?;
                 }
@@ -286,10 +296,23 @@ impl Node {
             }
         }
         if found.truncated.index > state.applied_index {
-            return Ok(Err(format!(
+            let reason = format!(
                 "the engine went back in time: it has applied entry {}, the log begins at {}",
                 state.applied_index, found.first_index
-            )));
+            );
+            if state.conf_state.voters == [key.replica] {
+                return Ok(Err(format!("{reason}; nobody else has the data")));
+            }
+            tracing::warn!(group = key.group, reason, "the leader is asked for a snapshot");
+            self.dropped.insert(Shelf(state.shelf));
+            state = State {
+                shelf: self.take_shelf().0,
+                conf_state: state.conf_state,
+                removed: state.removed,
+                membership_version: state.membership_version,
+                ..Machine::first_state(Shelf(0), state.members, state.cluster_id)
+            };
+            seed_anew = true;
         }
         if found.last.index < state.applied_index {
             return Ok(Err(format!(
@@ -307,12 +330,22 @@ impl Node {
                 hard_state.commit, found.last.index
             )));
         }
-        let applied = (state.applied_index, state.applied_term);
+        let mut applied = (state.applied_index, state.applied_term);
+        let mut conf_state = state.conf_state.clone();
+        if seed_anew {
+            // As far as Raft is concerned everything before the log is applied. A learner
+            // votes and acknowledges when it is asked to, and never campaigns.
+            applied = (found.truncated.index, found.truncated.term);
+            hard_state.commit = hard_state.commit.max(applied.0);
+            conf_state.voters.retain(|voter| *voter != key.replica);
+            conf_state.learners.retain(|learner| *learner != key.replica);
+            conf_state.learners.push(key.replica);
+        }
         let storage = GroupStorage::new(
             key,
             self.log.clone(),
             hard_state,
-            wire::conf_from_wire(&state.conf_state),
+            wire::conf_from_wire(&conf_state),
             (found.truncated.index, found.truncated.term),
             (found.last.index, found.last.term),
             applied,
@@ -320,7 +353,9 @@ impl Node {
         let (ticks, seed) = (self.config.election_ticks, self.config.seed);
         let core = Core::open(key, storage, applied.0, ticks, seed);
         let machine = Machine::open(GroupId(key.group), self.store.clone(), state)?;
-        Ok(Ok(Group::new(GroupId(key.group), core, machine)))
+        let mut group = Group::new(GroupId(key.group), core, machine);
+        group.seed_anew = seed_anew;
+        Ok(Ok(group))
     }
 
     /// Shelves that a snapshot was being received onto belong to nobody after a restart.

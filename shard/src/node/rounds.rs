@@ -87,6 +87,9 @@ impl Node {
                 continue;
             }
             group.core.tick();
+            if group.seed_anew {
+                group.core.request_snapshot();
+            }
             group.reads.retry(self.now_ms.saturating_sub(election_ms / 2));
             if group.core.has_output() || group.reads.has_fresh() {
                 self.touched.insert(id);
@@ -321,6 +324,13 @@ impl Node {
         let Some(last) = entries.last().map(|entry| (entry.index, entry.term)) else {
             return Ok(());
         };
+        if let Some(group) = self.groups.get_mut(&id)
+            && group.seed_anew
+        {
+            // They are in the snapshot that is awaited.
+            group.core.applied(last.0, last.1);
+            return Ok(());
+        }
         for entry in entries {
             self.apply_entry(id, entry)?;
         }

@@ -164,13 +164,20 @@ impl Model {
         answer.map(|reply| (reply, events))
     }
 
+    /// What a watch is told of as the previous value: etcd reads it one revision back
+    /// (`before`), and not at all for a key that is created anew.
+    fn previous(&self, kind: EventType, state: &KeyValue, before: i64) -> Option<&KeyValue> {
+        let created = kind == EventType::Put && state.create_revision > before;
+        self.kv_at(&state.key, before).filter(|_| !created)
+    }
+
     /// Takes over a revision as it was committed, whoever asked for it.
     pub fn absorb(&mut self, revision: i64, events: &[Event]) {
         let mut with_previous = Vec::with_capacity(events.len());
         for event in events {
             let state = kv(event);
-            let previous = self.kv_at(&state.key, revision - 1).cloned();
-            with_previous.push(Event { prev_kv: previous, ..event.clone() });
+            let prev_kv = self.previous(event.r#type(), state, revision - 1).cloned();
+            with_previous.push(Event { prev_kv, ..event.clone() });
             let put = event.r#type() == EventType::Put;
             let states = self.past.entry(state.key.clone()).or_default();
             states.insert(revision, put.then(|| state.clone()));
@@ -568,9 +575,7 @@ impl Work<'_> {
     fn write(&mut self, kind: EventType, state: KeyValue) {
         let model = &mut *self.model;
         let put = kind == EventType::Put;
-        // etcd reads it one revision back, and not at all for a key that is created anew.
-        let created = put && state.create_revision == self.begin + 1;
-        let prev_kv = model.kv_at(&state.key, self.begin).filter(|_| !created).cloned();
+        let prev_kv = model.previous(kind, &state, self.begin).cloned();
         let states = model.past.entry(state.key.clone()).or_default();
         states.insert(self.begin + 1, put.then(|| state.clone()));
         if put {
@@ -635,7 +640,9 @@ impl Touched {
     }
 
     fn put(&mut self, key: &Bytes) -> Result<(), Error> {
-        let deleted = self.deletes.iter().any(|(start, end)| covers(start, end, key));
+        // etcd looks at a "\0" that means "to the end" as at any key here: it covers nothing.
+        let real = self.deletes.iter().filter(|(_, end)| end.as_ref() != [0]);
+        let deleted = real.into_iter().any(|(start, end)| covers(start, end, key));
         if deleted || !self.puts.insert(key.clone()) {
             return Err(Error::DuplicateKey);
         }

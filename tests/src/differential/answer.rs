@@ -142,6 +142,13 @@ pub fn reconcile(op: &Op, one: &mut Answer, other: &mut Answer) {
             *one = Answer::Nothing;
             *other = Answer::Nothing;
         }
+        // Asked for the newest (0), it takes the one of a compaction at revision 0 for it.
+        (Op::HashKv(request), Answer::HashKv(one), Answer::HashKv(other))
+            if request.revision == 0 && other.hash_revision == 0 =>
+        {
+            Exception::HashAtCompaction.used();
+            *other = one.clone();
+        }
         (Op::TimeToLive(_), Answer::TimeToLive(one), Answer::TimeToLive(other)) => {
             Exception::LeaseKeyOrder.used();
             one.keys.sort();
@@ -237,7 +244,7 @@ const LINE_MAX: usize = 240;
 const LINES_MAX: usize = 400;
 
 /// Prints a value over several lines, neither too many nor too long to read.
-pub fn show(value: &impl std::fmt::Debug) -> String {
+pub fn show(value: &(impl std::fmt::Debug + ?Sized)) -> String {
     let text = format!("{value:#?}");
     let mut short = String::with_capacity(text.len().min(64 * 1024));
     let lines = text.lines().count();

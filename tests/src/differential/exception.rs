@@ -34,8 +34,9 @@ exceptions! {
         "depend on the file format";
     HashValue: "Hash.hash, HashKV.hash: not compared",
         "etcd hashes its own rows; clients compare members of one cluster only";
-    HashAtCompaction: "HashKV.compact_revision when the hash is of the compacted revision itself",
-        "etcd then names the compaction before, once this one has run to its end";
+    HashAtCompaction: "HashKV of a revision that was compacted to: its compact_revision, whether it \
+                       is answered when compacted further, and 0 after a compaction at 0",
+        "etcd remembers the hashes that its last ten compactions made, and answers from them";
     MemberUrls: "Member.name, peerURLs, clientURLs: compared by presence",
         "configuration of the process";
     ChosenLease: "lease ids picked by the server: the n-th of one stands for the n-th of the other",

@@ -375,9 +375,12 @@ impl DoubleWatch {
                 other.truncate(both);
             }
             if one != other {
-                let head = format!("watch {at}: {:?}, up to {revision}\n", self.watchers[at]);
+                let same = one.iter().zip(&other).take_while(|(a, b)| a == b).count();
+                let watcher = &self.watchers[at];
+                let head =
+                    format!("watch {at}: {watcher:?}, up to {revision}, from event {same} on\n");
                 let logs = self.streams.each_ref().map(|stream| brief(&stream.log));
-                let told = side_by_side(&show(&one), &show(&other));
+                let told = side_by_side(&show(&rest(&one, same)), &show(&rest(&other, same)));
                 return Err(head + &told + &side_by_side(&logs[0], &logs[1]));
             }
         }
@@ -465,6 +468,11 @@ fn agree(
 
 fn is_progress(response: &etcd::WatchResponse) -> bool {
     response.watch_id == NO_WATCH && !response.created && !response.canceled
+}
+
+/// A few events from the first that differs on, for a report.
+fn rest(told: &[Told], same: usize) -> &[Told] {
+    &told[same..told.len().min(same + 4)]
 }
 
 /// One line for each message of a stream, for a report.

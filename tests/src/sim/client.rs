@@ -35,7 +35,7 @@ fn key(random: &mut Random, keys: u64) -> Bytes {
 
 impl Client {
     /// The next request.
-    pub fn next(&mut self, random: &mut Random, keys: u64) -> Request {
+    pub fn next(&mut self, random: &mut Random, spice: &mut Random, keys: u64) -> Request {
         self.asked += 1;
         let value: Bytes = format!("c{}-{}", self.connection, self.asked).into();
         let one = key(random, keys);
@@ -73,7 +73,7 @@ impl Client {
                 range_end: Bytes::from_static(b"l"),
                 prev_kv: random.permille(500),
             }),
-            67..=84 => self.txn(random, keys, &one, put(one.clone(), 0, true)),
+            67..=84 => self.txn(random, spice, keys, &one, put(one.clone(), 0, true)),
             85..=88 => Request::LeaseGrant(LeaseGrantRequest {
                 id: lease,
                 ttl: random.between(2, 5) as i64,
@@ -88,7 +88,14 @@ impl Client {
         }
     }
 
-    fn txn(&self, random: &mut Random, keys: u64, one: &Bytes, put: PutRequest) -> Request {
+    fn txn(
+        &self,
+        random: &mut Random,
+        spice: &mut Random,
+        keys: u64,
+        one: &Bytes,
+        put: PutRequest,
+    ) -> Request {
         let other = key(random, keys);
         let get = |key: &Bytes| RequestOp {
             request: Some(Op::RequestRange(RangeRequest {
@@ -105,11 +112,19 @@ impl Client {
             target_union: Some(TargetUnion::ModRevision(self.known)),
             ..Default::default()
         };
+        let delete = |key: &Bytes, end: &'static [u8]| {
+            let range_end = Bytes::from_static(end);
+            let delete = DeleteRangeRequest { key: key.clone(), range_end, prev_kv: true };
+            RequestOp { request: Some(Op::RequestDeleteRange(delete)) }
+        };
         let success = match random.below(3) {
+            // Two changes of one key in one revision: etcd refuses them, but for a delete of
+            // all keys from one on.
+            _ if spice.permille(150) => vec![write, delete(one, b"\0"), get(one)],
+            _ if spice.permille(150) => vec![delete(one, b"\0"), write],
             0 => vec![write],
             1 if other != *one => {
-                let delete = DeleteRangeRequest { key: other, prev_kv: true, ..Default::default() };
-                vec![write, RequestOp { request: Some(Op::RequestDeleteRange(delete)) }, get(one)]
+                vec![write, delete(&other, b""), get(one)]
             }
             _ => vec![get(one), write],
         };

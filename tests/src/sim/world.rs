@@ -45,10 +45,12 @@ struct Weather {
     sync_ms: u64,
     /// Commands between checkpoints.
     commands: u64,
+    /// Crashes of this host may set its engine back.
+    forgetful: Option<usize>,
 }
 
 impl Weather {
-    fn of(random: &mut Random) -> Weather {
+    fn of(random: &mut Random, spice: &mut Random) -> Weather {
         let calm = random.permille(100);
         let mut maybe = |permille: u64, low: u64, high: u64| {
             let yes = random.permille(permille);
@@ -64,8 +66,11 @@ impl Weather {
         let slow_disk = maybe(300, 20, 400);
         let delay_ms = maybe(700, 2, 60).max(1);
         let ordered = random.permille(600);
+        let forgets = spice.permille(500).then(|| spice.below(3) as usize);
+        let hosts = if random.permille(200) { 1 } else { 3 };
+        let forgetful = forgets.filter(|_| crash_ms > 0 && hosts > 1);
         Weather {
-            hosts: if random.permille(200) { 1 } else { 3 },
+            hosts,
             clients: random.between(2, 5) as usize,
             keys: random.between(2, 8),
             drop_permille,
@@ -78,6 +83,7 @@ impl Weather {
             jump_ms,
             sync_ms: slow_disk.max(3),
             commands: random.between(10, 400),
+            forgetful,
         }
     }
 }
@@ -128,6 +134,7 @@ struct Watcher {
 
 struct World {
     random: Random,
+    spice: Random,
     weather: Weather,
     seed: u64,
     now: u64,
@@ -171,11 +178,14 @@ pub struct Outcome {
 /// Runs one seed. With `tell` the outcome has the run's text.
 pub fn run(seed: u64, tell: bool) -> Outcome {
     let mut random = Random::new(seed);
-    let weather = Weather::of(&mut random);
+    // What was added later is drawn apart, so that kept seeds still tell their old story.
+    let mut spice = Random::new(!seed);
+    let weather = Weather::of(&mut random, &mut spice);
     let hosts = (0..weather.hosts).map(Host::new).collect();
     let clients = weather.clients;
     let mut world = World {
         random,
+        spice,
         seed,
         now: 0,
         order: 0,
@@ -395,6 +405,18 @@ impl World {
         self.hosts[host].disk.crash(&mut |n| random.below(n));
         self.random = random;
         self.note(&format!("crash n{}", host + 1));
+        // Two at a time would be two lost replicas of three.
+        if self.weather.forgetful == Some(host) && self.spice.permille(500) {
+            let all = self.spice.permille(300);
+            let engine = &self.hosts[host].engine;
+            if all {
+                engine.lose()
+            } else {
+                engine.roll_back()
+            }
+            self.faults += 1;
+            self.note(&format!("the engine of n{} goes back, lost: {all}", host + 1));
+        }
         let lost: Vec<_> = self.tickets.keys().filter(|key| key.0 == host).copied().collect();
         for key in lost {
             let waiting = self.tickets.remove(&key);
@@ -417,6 +439,11 @@ impl World {
         }
         let life = self.hosts[host].life;
         self.note(&format!("start n{}", host + 1));
+        let process = self.hosts[host].process.as_ref();
+        let replica = process.and_then(|process| process.node.group(id::DEFAULT_GROUP));
+        if replica.is_some_and(|replica| replica.is_seeded_anew()) {
+            self.note(&format!("n{} is seeded anew", host + 1));
+        }
         let at = self.now + self.random.below(TICK_MS);
         self.schedule(at, Event::Tick { host, life });
         self.round(host);
@@ -575,7 +602,8 @@ impl World {
         if self.busy[client].is_some() || self.now > FAULTS_MS + QUIET_MS - 8_000 {
             return;
         }
-        let request = self.clients[client].next(&mut self.random, self.weather.keys);
+        let (random, spice) = (&mut self.random, &mut self.spice);
+        let request = self.clients[client].next(random, spice, self.weather.keys);
         let connection = self.clients[client].connection;
         let op = self.history.call(connection, self.now, request);
         self.busy[client] = Some(op);
