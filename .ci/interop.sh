@@ -5,7 +5,7 @@
 #   ATOLL_BIN=target/release/atoll .ci/interop.sh [PART...]
 #   INTEROP_PEER=etcd              .ci/interop.sh [PART...]   the same against real etcd
 #
-# Parts: etcdctl, old-etcdctl, go, python, node, rust, apiserver, perf, cluster; all
+# Parts: etcdctl, old-etcdctl, go, python, node, rust, apiserver, disk, perf, cluster; all
 # when none is named. Each starts its own server and is told as passed or failed; the
 # rest goes on after a failure. Servers listen on free ports of 127.0.0.1.
 #
@@ -22,7 +22,9 @@ export ATOLL_BIN
 . tests/interop/lib.sh
 . tests/interop/servers.sh
 
-PARTS="etcdctl old-etcdctl go python node rust apiserver perf cluster"
+PARTS="etcdctl old-etcdctl go python node rust apiserver disk perf cluster"
+# How a full disk is met is our own.
+[ "$INTEROP_PEER" = atoll ] || PARTS=${PARTS/ disk/}
 [ $# -eq 0 ] || PARTS=$*
 # What Atoll does not have yet. Real etcd is asked for everything.
 if [ "$INTEROP_PEER" = atoll ]; then
@@ -69,6 +71,7 @@ part_python() { serve_one server && tests/interop/clients.sh "$ENDPOINT" python;
 part_node() { serve_one server && tests/interop/clients.sh "$ENDPOINT" node; }
 part_rust() { serve_one server && tests/interop/clients.sh "$ENDPOINT" rust; }
 part_apiserver() { serve_one server && tests/interop/apiserver.sh "$ENDPOINT"; }
+part_disk() { tests/interop/disk.sh; }
 part_perf() { serve_one server && tests/interop/perf.sh "$ENDPOINT"; }
 part_cluster() {
   serve_three node

@@ -70,6 +70,10 @@ pub(crate) struct Settings {
     /// Commands after which a checkpoint is written [default: 50000].
     #[arg(long, env = "ATOLL_SNAPSHOT_COUNT")]
     pub(crate) snapshot_count: Option<u64>,
+    /// Bytes of the disk that must stay free: below it what adds data is refused [default: a
+    /// tenth of the disk, from 192 MiB to 1 GiB].
+    #[arg(long, env = "ATOLL_DISK_RESERVE_BYTES")]
+    pub(crate) disk_reserve_bytes: Option<u64>,
     /// How often an idle watch that asked for it is told its progress [default: 10m].
     #[arg(long, env = "ATOLL_WATCH_PROGRESS_NOTIFY_INTERVAL")]
     pub(crate) watch_progress_notify_interval: Option<String>,
@@ -115,6 +119,8 @@ pub(crate) struct Config {
     pub(crate) max_concurrent_streams: u32,
     /// Commands between checkpoints.
     pub(crate) snapshot_count: u64,
+    /// What must stay free on the disk, if the operator chose it.
+    pub(crate) disk_reserve_bytes: Option<u64>,
     /// Progress of idle watches.
     pub(crate) progress_interval: Duration,
     /// Log level.
@@ -152,7 +158,7 @@ impl Settings {
             initial_advertise_peer_urls initial_cluster initial_cluster_state
             initial_cluster_token heartbeat_interval election_timeout quota_backend_bytes
             auto_compaction_mode auto_compaction_retention max_txn_ops max_request_bytes
-            max_concurrent_streams snapshot_count watch_progress_notify_interval log_level);
+            max_concurrent_streams snapshot_count disk_reserve_bytes watch_progress_notify_interval log_level);
         Ok(self)
     }
 
@@ -223,6 +229,7 @@ impl Settings {
             max_request_bytes: self.max_request_bytes.unwrap_or(proto::limits::MAX_REQUEST_BYTES),
             max_concurrent_streams: self.max_concurrent_streams.unwrap_or(u32::MAX),
             snapshot_count: self.snapshot_count.unwrap_or(50_000).max(1),
+            disk_reserve_bytes: self.disk_reserve_bytes,
             progress_interval: duration("watch-progress-notify-interval", progress)?,
             log_level: self.log_level.unwrap_or_else(|| "info".into()),
         })

@@ -29,7 +29,9 @@ const HAND_OVER: Duration = Duration::from_secs(3);
 
 /// Runs a node until it is told to stop.
 pub(crate) fn run(config: Config) -> Result<(), String> {
-    let filter = tracing_subscriber::EnvFilter::try_new(&config.log_level).map_err(|_| {
+    // The engine tells of every table that it writes.
+    let quiet = format!("{},fjall=warn,lsm_tree=warn", config.log_level);
+    let filter = tracing_subscriber::EnvFilter::try_new(quiet).map_err(|_| {
         format!("log-level is \"{}\": say error, warn, info or debug", config.log_level)
     })?;
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
@@ -204,7 +206,7 @@ async fn serve(config: Config) -> Result<(), String> {
         eprintln!("atoll: {message}; this node stops");
         std::process::exit(2);
     });
-    let handle = worker::start(opened.node, log, peers.clone(), fatal);
+    let handle = worker::start(opened.node, log, peers.clone(), config.disk_reserve_bytes, fatal);
     let identity = Identity { cluster_id: place.cluster, member_id: place.node };
     let election = Duration::from_millis(config.election_ms);
     let timeout = Duration::from_secs(5) + 2 * election;

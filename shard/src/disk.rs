@@ -17,6 +17,8 @@ pub mod sim;
 use std::io;
 use std::sync::Arc;
 
+use crate::room::Space;
+
 /// One flat directory of files. Names are plain file names without separators.
 pub trait Disk: Send + Sync {
     /// Names of all files in the directory, sorted.
@@ -36,6 +38,9 @@ pub trait Disk: Send + Sync {
 
     /// Removes a name. Open handles of the file stay valid.
     fn remove(&self, name: &str) -> io::Result<()>;
+
+    /// How much room there is.
+    fn space(&self) -> io::Result<Space>;
 
     /// Makes all creations, renames and removals so far durable.
     fn sync_dir(&self) -> io::Result<()>;

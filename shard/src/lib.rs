@@ -12,6 +12,7 @@ pub mod machine;
 pub mod mailbox;
 pub mod node;
 pub mod read;
+pub mod room;
 pub mod store;
 pub mod transport;
 pub mod watch;

@@ -58,6 +58,7 @@ use self::segment::{
     spare_name,
 };
 use crate::disk::{Disk, DiskFile};
+use crate::room::Space;
 
 /// One replica of one group, as the log names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -714,6 +715,15 @@ impl Log {
         }
         self.spares.lock().push((number, len));
         Ok(())
+    }
+
+    /// Room on the disk below.
+    ///
+    /// # Errors
+    ///
+    /// [`LogError::Io`]. The log itself is not concerned and goes on.
+    pub fn space(&self) -> Result<Space, LogError> {
+        self.disk.space().map_err(|source| LogError::Io { action: "ask for free space", source })
     }
 
     /// Size of the log on disk.

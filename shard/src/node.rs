@@ -38,6 +38,7 @@ use crate::group::core::PersistId;
 use crate::group::{Group, Shared, Ticket};
 use crate::log::{Log, Record};
 use crate::machine::effect::RevisionEvents;
+use crate::room::Room;
 use crate::store::Store;
 use crate::store::checkpoint::Checkpoint;
 use crate::store::layout::Shelf;
@@ -125,6 +126,8 @@ pub enum Input {
         /// The node.
         node: NodeId,
     },
+    /// How the disk stands has changed.
+    Room(Room),
     /// The process is about to stop: hand leaderships away.
     Drain,
 }
@@ -202,6 +205,9 @@ pub enum NodeError {
     /// What is on disk does not fit together.
     #[error("{0}")]
     Damaged(String),
+    /// The reserve of the disk is half gone, and others can go on.
+    #[error("the disk is full but for a last reserve: make room, then start this node again")]
+    DiskFull,
 }
 
 /// See the module.
@@ -225,6 +231,7 @@ pub struct Node {
     transfers: snapshots::Transfers,
     next_lease: u64,
     draining: bool,
+    room: Room,
 }
 
 /// Where checkpoints stand.
@@ -257,6 +264,16 @@ impl Node {
     /// For other threads: how replicas here stand.
     pub fn shared(&self, id: GroupId) -> Option<Arc<Shared>> {
         self.groups.get(&id).map(|group| group.shared.clone())
+    }
+
+    /// Has no group here a replica elsewhere?
+    pub fn is_alone(&self) -> bool {
+        self.groups.values().all(|group| group.machine.state().members.len() <= 1)
+    }
+
+    /// How the disk stands.
+    pub fn room(&self) -> Room {
+        self.room
     }
 
     /// The rows of all groups.

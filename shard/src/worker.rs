@@ -24,9 +24,15 @@ use crate::group::{Shared, Ticket};
 use crate::log::Log;
 use crate::mailbox::Mailbox;
 use crate::node::{Answer, Input, Node, NodeError, Output, Persist};
+use crate::room::{self, Room};
 use crate::store::Store;
 use crate::store::checkpoint::Checkpoint;
 use crate::watch::feed::Feed;
+
+/// How often the room on the disk is looked at.
+const ROOM_WATCH: Duration = Duration::from_millis(500);
+/// How long leaderships have to move from a node whose disk is critically full.
+const CRITICAL_MS: u64 = 5000;
 
 /// Called once when the node cannot go on; it is expected to end the process.
 pub type Fatal = Arc<dyn Fn(String) + Send + Sync>;
@@ -155,7 +161,15 @@ fn now_ms(origin: Instant) -> u64 {
 }
 
 /// Starts a node's threads.
-pub fn start(node: Node, log: Arc<Log>, outbox: Arc<dyn Outbox>, fatal: Fatal) -> NodeHandle {
+///
+/// `reserve_bytes` is what must stay free on the disk; by default a share of it (`room.rs`).
+pub fn start(
+    node: Node,
+    log: Arc<Log>,
+    outbox: Arc<dyn Outbox>,
+    reserve_bytes: Option<u64>,
+    fatal: Fatal,
+) -> NodeHandle {
     let mut views = BTreeMap::new();
     for (id, group) in node.groups() {
         let shared = group.shared().clone();
@@ -189,12 +203,21 @@ pub fn start(node: Node, log: Arc<Log>, outbox: Arc<dyn Outbox>, fatal: Fatal) -
         "checkpoint",
         Box::new(move || write_checkpoints(&h, engine.as_ref(), &spares, &checkpoints, &f)),
     );
+    let (h, watched) = (handle.clone(), log.clone());
+    spawn("room", Box::new(move || watch_room(&h, &watched, reserve_bytes)));
     let h = handle.clone();
     spawn(
         "worker",
         Box::new(move || {
-            let worker =
-                Worker { node, outbox, persist, checkpoint, tickets: HashMap::new(), next: 0 };
+            let worker = Worker {
+                node,
+                outbox,
+                persist,
+                checkpoint,
+                tickets: HashMap::new(),
+                next: 0,
+                critical_since_ms: None,
+            };
             if let Err(error) = worker.run(&h) {
                 fatal(error.to_string());
             }
@@ -226,6 +249,45 @@ fn write_log(handle: &NodeHandle, log: &Log, persists: &Receiver<Persist>, fatal
     handle.parts.closed.store(true, Ordering::Release);
 }
 
+/// Tells the worker when the room on the disk changes for better or worse.
+fn watch_room(handle: &NodeHandle, log: &Log, chosen: Option<u64>) {
+    let mut before = Room::Enough;
+    while !handle.parts.stopping.load(Ordering::Acquire) {
+        match log.space() {
+            Ok(space) => {
+                let reserve = room::reserve_bytes(space.total_bytes, chosen);
+                let now = room::judge(space.free_bytes, reserve);
+                let free_mib = space.free_bytes >> 20;
+                let reserve_mib = reserve >> 20;
+                if now != before && now == Room::Enough {
+                    tracing::warn!(free_mib, reserve_mib, "the disk has room again");
+                } else if now != before {
+                    tracing::error!(free_mib, reserve_mib, "the disk is full: no more data");
+                }
+                if now != before {
+                    handle.input(Input::Room(now));
+                }
+                before = now;
+            }
+            Err(error) => tracing::warn!(%error, "watch the disk"),
+        }
+        std::thread::sleep(ROOM_WATCH);
+    }
+}
+
+/// Waits until a checkpoint can be written without filling the disk: the engine would not
+/// survive it. Until then its rows stay in memory and in the log.
+fn wait_for_room(handle: &NodeHandle, log: &Log, checkpoint: &Checkpoint) {
+    let needed = checkpoint.bytes();
+    let is_short = || log.space().is_ok_and(|space| space.free_bytes < needed);
+    if is_short() {
+        tracing::error!(needed_mib = needed >> 20, "a checkpoint waits for room on the disk");
+    }
+    while is_short() && !handle.parts.stopping.load(Ordering::Acquire) {
+        std::thread::sleep(ROOM_WATCH);
+    }
+}
+
 fn write_checkpoints(
     handle: &NodeHandle,
     engine: &dyn Engine,
@@ -241,6 +303,7 @@ fn write_checkpoints(
     };
     spare();
     while let Ok(checkpoint) = checkpoints.recv() {
+        wait_for_room(handle, log, &checkpoint);
         let begun = Instant::now();
         if let Err(error) = checkpoint.write(engine) {
             return fatal(format!("write a checkpoint: {error}"));
@@ -259,6 +322,8 @@ struct Worker {
     checkpoint: Sender<Arc<Checkpoint>>,
     tickets: HashMap<Ticket, AnswerSender>,
     next: Ticket,
+    /// Since when the disk is critically full, in milliseconds of the node's clock.
+    critical_since_ms: Option<u64>,
 }
 
 impl Worker {
@@ -287,11 +352,22 @@ impl Worker {
                 self.node.step(now, Input::Tick)?;
                 next_tick_ms = now + tick_ms;
                 self.tickets.retain(|_, sender| !sender.is_closed());
+                self.check_room(now)?;
             }
             let outputs = self.node.round(now)?;
             self.carry_out(handle, outputs);
         }
         Ok(())
+    }
+
+    /// Stops a node that others can do without before its disk is full to the brim.
+    fn check_room(&mut self, now_ms: u64) -> Result<(), NodeError> {
+        if self.node.room() != Room::Critical || self.node.is_alone() {
+            self.critical_since_ms = None;
+            return Ok(());
+        }
+        let since = *self.critical_since_ms.get_or_insert(now_ms);
+        if now_ms > since + CRITICAL_MS { Err(NodeError::DiskFull) } else { Ok(()) }
     }
 
     fn carry_out(&mut self, handle: &NodeHandle, outputs: Vec<Output>) {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{Disk, DiskFile};
+use crate::room::Space;
 
 /// Zeros are written in pieces of this size.
 static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
@@ -31,6 +32,15 @@ impl OsDisk {
 }
 
 impl Disk for OsDisk {
+    fn space(&self) -> io::Result<Space> {
+        let found = rustix::fs::statvfs(&self.path)?;
+        let unit = found.f_frsize;
+        Ok(Space {
+            free_bytes: found.f_bavail.saturating_mul(unit),
+            total_bytes: found.f_blocks.saturating_mul(unit),
+        })
+    }
+
     fn list(&self) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
         for entry in fs::read_dir(&self.path)? {

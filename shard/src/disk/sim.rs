@@ -22,6 +22,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::{Disk, DiskFile};
+use crate::room::Space;
 
 /// Unit of tearing, in bytes.
 pub const SECTOR_BYTES: u64 = 512;
@@ -139,6 +140,13 @@ impl SimDisk {
 }
 
 impl Disk for SimDisk {
+    fn space(&self) -> io::Result<Space> {
+        let inner = self.inner.lock();
+        let used: u64 = inner.files.values().map(|file| file.data.len() as u64).sum();
+        let total_bytes = inner.capacity_bytes.unwrap_or(u64::MAX);
+        Ok(Space { free_bytes: total_bytes.saturating_sub(used), total_bytes })
+    }
+
     fn list(&self) -> io::Result<Vec<String>> {
         Ok(self.inner.lock().names.keys().cloned().collect())
     }

@@ -145,6 +145,7 @@ impl Node {
             transfers: Default::default(),
             next_lease: 0,
             draining: false,
+            room: Default::default(),
             config,
         };
         let mut refused = Vec::new();

@@ -23,6 +23,7 @@ use crate::group::reads::{Purpose, Read};
 use crate::group::{Group, LeaseAsk, Then, Ticket};
 use crate::lease::Standing;
 use crate::machine::{leases, txn};
+use crate::room::Room;
 
 impl Node {
     /// Takes a request.
@@ -122,6 +123,9 @@ impl Node {
         let quota = self.config.quota_bytes;
         let node = self.config.node.0;
         let Some(group) = self.groups.get_mut(&id) else { return };
+        if self.room != Room::Enough && added > 0 && group.serving {
+            return self.answer(ticket, Err(GroupError::refused(Error::NoSpace)));
+        }
         let full = quota > 0 && added > 0 && group.machine.state().size + added >= quota;
         if full && group.serving && !group.machine.alarm(AlarmType::Nospace) {
             let alarm = AlarmRequest {

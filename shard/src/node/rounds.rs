@@ -15,6 +15,7 @@ use crate::group::{LeaseAsk, Then, Ticket, wire};
 use crate::log::Record;
 use crate::machine;
 use crate::machine::effect::Effect;
+use crate::room::Room;
 use crate::store::layout;
 
 /// Format of a log entry's batch.
@@ -37,6 +38,13 @@ impl Node {
                 for (id, group) in &mut self.groups {
                     group.core.unreachable(node.0);
                     self.touched.insert(*id);
+                }
+            }
+            Input::Room(room) => {
+                self.room = room;
+                if room == Room::Critical && !self.is_alone() {
+                    self.draining = true;
+                    self.hand_over();
                 }
             }
             Input::Drain => {

@@ -76,6 +76,13 @@ impl Store {
 }
 
 impl Checkpoint {
+    /// Bytes that writing it takes on the disk, at most, without the engine's merging.
+    pub fn bytes(&self) -> u64 {
+        let meta: usize =
+            self.meta.iter().map(|(k, v)| k.len() + v.as_ref().map_or(0, Bytes::len)).sum();
+        2 * self.table.bytes() + meta as u64 + (1 << 20)
+    }
+
     /// Writes everything into the engine; durable on return. May run on any thread.
     pub fn write(&self, engine: &dyn crate::engine::Engine) -> Result<(), EngineError> {
         let mut extra = self.meta.clone();
