@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use crossbeam_skiplist::SkipMap;
+use crossbeam_skiplist::map::Entry;
 use parking_lot::RwLock;
 
 use super::changes::Change;
@@ -52,6 +53,26 @@ impl Cell {
 /// Changes by revision.
 pub type ChangeMap = BTreeMap<i64, Arc<[Change]>>;
 
+/// Goes from row to row. The map's own ranges keep hold of rows that they have passed, for
+/// ever once those are replaced (crossbeam issue 1178); entries do not.
+struct Walk<'t> {
+    next: Option<Entry<'t, Bytes, Cell>>,
+    to: Option<Bytes>,
+}
+
+impl Iterator for Walk<'_> {
+    type Item = (Bytes, Cell);
+
+    fn next(&mut self) -> Option<(Bytes, Cell)> {
+        let entry = self.next.take()?;
+        if self.to.as_ref().is_some_and(|to| entry.key() >= to) {
+            return None;
+        }
+        self.next = entry.next();
+        Some((entry.key().clone(), entry.value().clone()))
+    }
+}
+
 /// Rows newer than a checkpoint.
 #[derive(Default)]
 pub struct Table {
@@ -82,21 +103,19 @@ impl Table {
 
     /// The first row at or above `from` and below `to`.
     pub fn first(&self, from: &[u8], to: &[u8]) -> Option<(Bytes, Cell)> {
-        use std::ops::Bound::{Excluded, Included};
-        let entry = self.rows.range::<[u8], _>((Included(from), Excluded(to))).next()?;
-        Some((entry.key().clone(), entry.value().clone()))
+        let entry = self.rows.lower_bound::<[u8]>(std::ops::Bound::Included(from))?;
+        (entry.key().as_ref() < to).then(|| (entry.key().clone(), entry.value().clone()))
     }
 
     /// Rows of an interval, ascending.
     pub fn range(&self, from: &[u8], to: &[u8]) -> impl Iterator<Item = (Bytes, Cell)> + use<'_> {
-        use std::ops::Bound::{Excluded, Included};
-        let bounds = (Included(Bytes::copy_from_slice(from)), Excluded(Bytes::copy_from_slice(to)));
-        self.rows.range(bounds).map(|entry| (entry.key().clone(), entry.value().clone()))
+        let next = self.rows.lower_bound::<[u8]>(std::ops::Bound::Included(from));
+        Walk { next, to: Some(Bytes::copy_from_slice(to)) }
     }
 
     /// All rows, ascending.
     pub fn iter(&self) -> impl Iterator<Item = (Bytes, Cell)> + use<'_> {
-        self.rows.iter().map(|entry| (entry.key().clone(), entry.value().clone()))
+        Walk { next: self.rows.front(), to: None }
     }
 
     /// Changes of revisions `from..=to`, at most `limit` revisions.
@@ -122,5 +141,51 @@ impl Table {
     /// Nothing to write?
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty() && self.changes.read().is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicUsize;
+
+    struct Counted(Arc<AtomicUsize>);
+
+    impl AsRef<[u8]> for Counted {
+        fn as_ref(&self) -> &[u8] {
+            b"counted"
+        }
+    }
+
+    impl Drop for Counted {
+        fn drop(&mut self) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn rows_that_were_read_and_replaced_are_freed() {
+        const ROWS: usize = 100;
+        let freed = Arc::new(AtomicUsize::new(0));
+        let table = Table::default();
+        for row in 0..ROWS as u8 {
+            let value = Bytes::from_owner(Counted(freed.clone()));
+            table.put(Bytes::copy_from_slice(&[row]), Cell::Raw(value));
+        }
+        for row in 0..ROWS as u8 {
+            assert!(table.first(&[row], &[255]).is_some());
+            assert!(table.range(&[0], &[row]).count() <= ROWS && table.iter().count() == ROWS);
+            table.put(Bytes::copy_from_slice(&[row]), Cell::Gone);
+        }
+        drop(table);
+        // What was taken out is freed a little later, as other tables are used.
+        let other = Table::default();
+        for _ in 0..1_000_000 {
+            if freed.load(Ordering::SeqCst) == ROWS {
+                return;
+            }
+            other.put(Bytes::from_static(b"k"), Cell::Gone);
+        }
+        panic!("{} rows of {ROWS} are freed", freed.load(Ordering::SeqCst));
     }
 }
