@@ -15,6 +15,7 @@
 //! Invariants:
 //! - Writes are numbered in order and become durable in that order.
 //! - One checkpoint at a time is on its way.
+//! - A panic in one group's step or apply stops that replica, not its neighbours.
 //! - A replica whose log or state cannot be trusted is not opened: it neither votes nor
 //!   acknowledges nor serves (`Opened::refused` says why).
 
@@ -22,6 +23,7 @@ mod members;
 mod open;
 mod requests;
 mod rounds;
+mod slow;
 mod snapshots;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -118,6 +120,8 @@ pub enum Input {
     Persisted {
         /// Its number.
         id: PersistId,
+        /// Milliseconds that the disk took for it.
+        sync_ms: u64,
     },
     /// The checkpoint on its way is durable.
     CheckpointWritten,
@@ -232,6 +236,7 @@ pub struct Node {
     next_lease: u64,
     draining: bool,
     room: Room,
+    slow: slow::SlowDisk,
 }
 
 /// Where checkpoints stand.

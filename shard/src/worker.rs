@@ -6,6 +6,7 @@
 //! process: nothing is retried, peers take over, the restart trusts no cached page.
 
 use std::collections::{BTreeMap, HashMap};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -191,7 +192,15 @@ pub fn start(
     let (persist, persists) = unbounded::<Persist>();
     // One checkpoint is on its way at a time.
     let (checkpoint, checkpoints) = bounded::<Arc<Checkpoint>>(1);
-    let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
+    let f = fatal.clone();
+    let spawn = move |name: &'static str, run: Box<dyn FnOnce() + Send>| {
+        let fatal = f.clone();
+        // Without one of its threads a node would only seem to live.
+        let run = move || {
+            if catch_unwind(AssertUnwindSafe(run)).is_err() {
+                fatal(format!("the thread \"{name}\" panicked, see above"));
+            }
+        };
         std::thread::Builder::new().name(name.into()).spawn(run).expect("a thread can be started");
     };
     let (h, f) = (handle.clone(), fatal.clone());
@@ -239,9 +248,10 @@ fn write_log(handle: &NodeHandle, log: &Log, persists: &Receiver<Persist>, fatal
         if let Err(error) = log.append(&records).and_then(|_| log.sync()) {
             return fatal(format!("write the log: {error}"));
         }
+        let took = begun.elapsed();
         let d = &handle.parts.durations;
-        Durations::note(&d.syncs, &d.sync_buckets, begun.elapsed());
-        handle.input(Input::Persisted { id: last });
+        Durations::note(&d.syncs, &d.sync_buckets, took);
+        handle.input(Input::Persisted { id: last, sync_ms: took.as_millis() as u64 });
     }
     if let Err(error) = log.close() {
         tracing::warn!(%error, "close the log");

@@ -36,6 +36,9 @@ const MAX_UNCOMMITTED_BYTES: u64 = 64 * 1024 * 1024;
 /// Bytes handed out for apply at a time.
 const MAX_COMMITTED_BYTES: u64 = 8 * 1024 * 1024;
 
+/// How many election timeouts a replica that rests waits more.
+const REST_FACTOR: usize = 4;
+
 /// Number of a write to the log, ascending over the node's life.
 pub type PersistId = u64;
 
@@ -70,6 +73,8 @@ pub struct Core {
     seed: u64,
     election_ticks: usize,
     ticks: u64,
+    /// Had better not lead.
+    rests: bool,
     waiting: VecDeque<Waiting>,
     /// Nothing leaves until this write is durable.
     barrier: Option<PersistId>,
@@ -104,6 +109,8 @@ impl Core {
             id: key.replica,
             election_tick: election_ticks,
             heartbeat_tick: 1,
+            // Replicas that had better not lead wait longer.
+            max_election_tick: (REST_FACTOR + 2) * election_ticks,
             applied,
             max_size_per_msg: MAX_APPEND_BYTES,
             max_inflight_msgs: MAX_INFLIGHT,
@@ -123,6 +130,7 @@ impl Core {
             seed,
             election_ticks,
             ticks: 0,
+            rests: false,
             waiting: VecDeque::new(),
             barrier: None,
             held: Vec::new(),
@@ -137,12 +145,15 @@ impl Core {
         let role = self.raw.raft.state as u64;
         let bucket = self.ticks / (4 * self.election_ticks as u64);
         let drawn = mix(&[self.seed, self.key.replica, self.raw.raft.term, role, bucket]);
-        let timeout = self.election_ticks + (drawn % self.election_ticks as u64) as usize;
+        let rest = if self.rests { REST_FACTOR * self.election_ticks } else { 0 };
+        let drawn = (drawn % self.election_ticks as u64) as usize;
+        let timeout = self.election_ticks + drawn + rest;
         self.raw.raft.set_randomized_election_timeout(timeout);
     }
 
-    /// A tick passed.
-    pub fn tick(&mut self) {
+    /// A tick passed. A replica that `rests` campaigns only after several election timeouts.
+    pub fn tick(&mut self, rests: bool) {
+        self.rests = rests;
         self.ticks += 1;
         self.raw.tick();
         self.derandomize();

@@ -146,6 +146,7 @@ impl Node {
             next_lease: 0,
             draining: false,
             room: Default::default(),
+            slow: Default::default(),
             config,
         };
         let mut refused = Vec::new();

@@ -8,6 +8,7 @@ use proto::group::{GroupError, Reply};
 use proto::{Error, GroupId, NodeId, limits};
 use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
 use super::{Input, Node, NodeError, Output, Persist};
@@ -32,8 +33,14 @@ impl Node {
             Input::Tick => self.tick(),
             Input::Request { ticket, request } => self.step_request(ticket, request),
             Input::Peer { from, message } => self.step_peer(from, message)?,
-            Input::Persisted { id } => self.persisted(id),
-            Input::CheckpointWritten => self.checkpoint_written(),
+            Input::Persisted { id, sync_ms } => {
+                if self.slow.synced(self.now_ms, sync_ms) && !self.is_alone() {
+                    tracing::warn!(sync_ms, "the disk is slow: this node hands over and rests");
+                    self.hand_over();
+                }
+                self.persisted(id);
+            }
+            Input::CheckpointWritten => self.checkpoint_written()?,
             Input::Unreachable { node } => {
                 for (id, group) in &mut self.groups {
                     group.core.unreachable(node.0);
@@ -60,9 +67,11 @@ impl Node {
         self.now_ms = self.now_ms.max(now_ms);
         let touched = std::mem::take(&mut self.touched);
         for id in touched {
-            self.propose(id);
-            self.begin_reads(id);
-            self.drive(id)?;
+            self.guarded(id, |node| {
+                node.propose(id);
+                node.begin_reads(id);
+                node.drive(id)
+            })?;
         }
         self.tidy()?;
         if !self.records.is_empty() {
@@ -72,6 +81,35 @@ impl Node {
         }
         self.maybe_checkpoint();
         Ok(std::mem::take(&mut self.outputs))
+    }
+
+    /// Lets one group act. If it panics, its replica here is taken out of service and the
+    /// others go on; a replica that nobody could replace takes the process with it, which
+    /// leaves what is on disk as it is.
+    fn guarded(
+        &mut self,
+        id: GroupId,
+        act: impl FnOnce(&mut Node) -> Result<(), NodeError>,
+    ) -> Result<(), NodeError> {
+        let unsettled = self.outputs.len();
+        match catch_unwind(AssertUnwindSafe(|| act(self))) {
+            Ok(done) => done,
+            Err(panic) => {
+                let alone =
+                    self.groups.get(&id).is_none_or(|g| g.machine.state().members.len() <= 1);
+                if alone {
+                    resume_unwind(panic);
+                }
+                // Half of what the group wanted is not to be done.
+                self.outputs.truncate(unsettled);
+                let text = panic.downcast_ref::<String>().map(String::as_str);
+                let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+                let reason = format!("it panicked: {}", text.unwrap_or("no message"));
+                tracing::error!(group = id.0, reason, "a replica is quarantined");
+                self.quarantine(id, reason);
+                Ok(())
+            }
+        }
     }
 
     /// Is there work left that needs no input? Then close another round soon.
@@ -88,13 +126,14 @@ impl Node {
         }
         let election_ms = self.config.election_ms();
         let rest = self.now_ms < self.lease_rest_until_ms;
+        let resting = self.slow.is_resting(self.now_ms);
         let ids: Vec<_> = self.groups.keys().copied().collect();
         for id in ids {
             let Some(group) = self.groups.get_mut(&id) else { continue };
             if group.stopped.is_some() {
                 continue;
             }
-            group.core.tick();
+            group.core.tick(resting);
             if group.seed_anew {
                 group.core.request_snapshot();
             }
@@ -124,7 +163,7 @@ impl Node {
 
     fn step_peer(&mut self, from: NodeId, message: PeerMessage) -> Result<(), NodeError> {
         match message.body {
-            Some(peer_message::Body::Raft(raft)) => self.step_raft(GroupId(raft.group), raft),
+            Some(peer_message::Body::Raft(raft)) => self.step_raft(GroupId(raft.group), raft)?,
             Some(peer_message::Body::Piece(piece)) => self.step_piece(from, piece)?,
             Some(peer_message::Body::Ack(ack)) => self.step_ack(ack)?,
             Some(peer_message::Body::NotMember(word)) => self.step_not_member(word),
@@ -134,11 +173,11 @@ impl Node {
     }
 
     /// Steps a Raft message that is for a replica here.
-    pub(super) fn step_raft(&mut self, id: GroupId, raft: GroupMessage) {
-        let Some(message) = raft.message else { return };
-        let Some(group) = self.groups.get_mut(&id) else { return };
+    pub(super) fn step_raft(&mut self, id: GroupId, raft: GroupMessage) -> Result<(), NodeError> {
+        let Some(message) = raft.message else { return Ok(()) };
+        let Some(group) = self.groups.get_mut(&id) else { return Ok(()) };
         if message.to != group.core.key().replica || group.stopped.is_some() {
-            return;
+            return Ok(());
         }
         let state = group.machine.state();
         if state.removed.contains(&message.from) {
@@ -149,13 +188,18 @@ impl Node {
             };
             let body = Some(peer_message::Body::NotMember(word));
             let to = NodeId(message.from);
-            return self.outputs.push(Output::Send { to, message: PeerMessage { body } });
+            self.outputs.push(Output::Send { to, message: PeerMessage { body } });
+            return Ok(());
         }
-        let Some(message) = wire::from_wire(message) else { return };
-        if let Err(lost) = group.core.step(message) {
-            self.quarantine(id, lost.to_string());
-        }
+        let Some(message) = wire::from_wire(message) else { return Ok(()) };
         self.touched.insert(id);
+        self.guarded(id, |node| {
+            let Some(group) = node.groups.get_mut(&id) else { return Ok(()) };
+            if let Err(lost) = group.core.step(message) {
+                node.quarantine(id, lost.to_string());
+            }
+            Ok(())
+        })
     }
 
     /// Takes a replica out of service for good: what it acknowledged is not all here.
@@ -553,8 +597,8 @@ impl Node {
         self.outputs.push(Output::Checkpoint(checkpoint));
     }
 
-    fn checkpoint_written(&mut self) {
-        let Some(checkpoint) = self.checkpoints.on_its_way.take() else { return };
+    fn checkpoint_written(&mut self) -> Result<(), NodeError> {
+        let Some(checkpoint) = self.checkpoints.on_its_way.take() else { return Ok(()) };
         self.store.finish(&checkpoint);
         let start = self.checkpoints.start;
         self.records.push(Record::Checkpoint { n: checkpoint.number, start });
@@ -562,7 +606,7 @@ impl Node {
             group.checkpointed = group.freezing;
             self.log.release(group.core.key(), group.checkpointed);
         }
-        self.installed();
+        self.installed()
     }
 }
 

@@ -474,7 +474,7 @@ impl Node {
     }
 
     /// A checkpoint is durable: snapshots that are in it can be stepped.
-    pub(super) fn installed(&mut self) {
+    pub(super) fn installed(&mut self) -> Result<(), NodeError> {
         let ids: Vec<_> = self
             .transfers
             .receiving
@@ -496,7 +496,7 @@ impl Node {
             let finish = receiving.finish.take();
             self.ack(from, &piece, next, false);
             if let Some(finish) = finish {
-                self.step_raft(id, finish);
+                self.step_raft(id, finish)?;
             }
             // Raft may not want it any more; then the shelf is dropped when the next
             // transfer begins or the node restarts.
@@ -504,6 +504,7 @@ impl Node {
         if self.transfers.receiving.values().any(|r| r.phase == Phase::Freezing) {
             self.checkpoints.forced = true;
         }
+        Ok(())
     }
 
     /// Raft took the snapshot: its shelf is the state from here on.

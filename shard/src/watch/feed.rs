@@ -4,6 +4,7 @@
 //! wait: it drops the event and the hub, told so by the gap in revisions, lets everybody
 //! catch up from history.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
@@ -59,8 +60,11 @@ impl Feed {
         std::thread::Builder::new()
             .name("watch".into())
             .spawn(move || {
-                if let Err(error) = run(hub, &receiver, &missed, &counts) {
-                    fatal(error.to_string());
+                let ran = catch_unwind(AssertUnwindSafe(|| run(hub, &receiver, &missed, &counts)));
+                match ran {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => fatal(error.to_string()),
+                    Err(_) => fatal("the thread \"watch\" panicked, see above".into()),
                 }
             })
             .expect("a thread can be started");

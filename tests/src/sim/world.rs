@@ -92,7 +92,7 @@ impl Weather {
 enum Event {
     Tick { host: usize, life: u64 },
     Deliver { from: u64, host: usize, message: PeerMessage },
-    Synced { host: usize, life: u64 },
+    Synced { host: usize, life: u64, sync_ms: u64 },
     Written { host: usize, life: u64 },
     Resume { host: usize },
     Ask { client: usize },
@@ -308,7 +308,7 @@ impl World {
                     self.step(host, Input::Peer { from: NodeId(from), message });
                 }
             }
-            Event::Synced { host, life } => self.synced(host, life),
+            Event::Synced { host, life, sync_ms } => self.synced(host, life, sync_ms),
             Event::Written { host, life } => self.written(host, life),
             Event::Resume { host } => self.round(host),
             Event::Ask { client } => self.ask(client),
@@ -555,11 +555,11 @@ impl World {
         if let Err(error) = process.log.append(&records) {
             self.broken.push(format!("n{} cannot write its log: {error}", host + 1));
         }
-        let at = self.now + 1 + self.random.below(slow);
-        self.schedule(at, Event::Synced { host, life });
+        let sync_ms = 1 + self.random.below(slow);
+        self.schedule(self.now + sync_ms, Event::Synced { host, life, sync_ms });
     }
 
-    fn synced(&mut self, host: usize, life: u64) {
+    fn synced(&mut self, host: usize, life: u64, sync_ms: u64) {
         if self.hosts[host].life != life {
             return;
         }
@@ -568,7 +568,7 @@ impl World {
         if let Err(error) = process.log.sync() {
             self.broken.push(format!("n{} cannot sync its log: {error}", host + 1));
         }
-        self.step(host, Input::Persisted { id });
+        self.step(host, Input::Persisted { id, sync_ms });
         self.sync(host);
     }
 
