@@ -176,6 +176,11 @@ pub trait Groups: Send + Sync {
         0
     }
 
+    /// Is this node's replica of the group a learner, or not yet told what it is?
+    fn is_learner(&self, _group: GroupId) -> bool {
+        false
+    }
+
     /// Ids of the cluster and of the node that answers here.
     fn identity(&self) -> Identity;
 

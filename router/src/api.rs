@@ -21,6 +21,7 @@ use std::{pin::Pin, sync::Arc};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use prost::Message;
+use proto::Error;
 use tonic::Status;
 
 use crate::{
@@ -47,6 +48,15 @@ pub(crate) fn call(connection: Arc<Connection>, request: Request<Incoming>) -> A
             return Box::pin(async move { grpc::refuse(&connection.door, rpc, status) });
         }
     };
+    // etcd's door for learners (server/etcdserver/api/v3rpc/util.go); ranges are judged by kv.rs.
+    let for_learners = matches!(
+        rpc,
+        Rpc::Range | Rpc::Status | Rpc::Snapshot | Rpc::HealthCheck | Rpc::HealthWatch
+    );
+    if !for_learners && caller.is_learner() {
+        let status = Error::NotSupportedForLearner.into();
+        return Box::pin(async move { grpc::refuse(&connection.door, rpc, status) });
+    }
     let incoming = Call { rpc, caller, body };
     match rpc {
         Rpc::Put => incoming.unary(kv::put),

@@ -74,6 +74,11 @@ impl Caller {
         map.lookup(self.tenant(), key).ok_or_else(|| Error::PermissionDenied.into())
     }
 
+    /// Is this node's replica of the home group a learner?
+    pub(crate) fn is_learner(&self) -> bool {
+        self.home().is_ok_and(|home| self.door().groups.is_learner(home.group))
+    }
+
     /// The tenant's home group.
     pub(crate) fn home(&self) -> Result<Target, Status> {
         let map = self.door().map.load();

@@ -17,7 +17,7 @@ pub mod wire;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use proto::cluster::group::Command;
 use proto::group::{GroupError, Reply};
@@ -38,6 +38,7 @@ pub struct Shared {
     pub published: Arc<Published>,
     leader: AtomicU64,
     term: AtomicU64,
+    learner: AtomicBool,
     /// Milliseconds of the node's clock when the leader was lost, 0 while there is one.
     leaderless_since_ms: AtomicU64,
 }
@@ -46,6 +47,11 @@ impl Shared {
     /// The replica that leads, if one is known.
     pub fn leader(&self) -> Option<u64> {
         Some(self.leader.load(Ordering::Acquire)).filter(|leader| *leader != 0)
+    }
+
+    /// Is the replica no voter, as far as it has applied?
+    pub fn is_learner(&self) -> bool {
+        self.learner.load(Ordering::Acquire)
     }
 
     /// Raft's term.
@@ -134,10 +140,11 @@ impl Group {
             published: machine.published().clone(),
             leader: AtomicU64::new(0),
             term: AtomicU64::new(core.term()),
+            learner: AtomicBool::new(false),
             leaderless_since_ms: AtomicU64::new(1),
         });
         let checkpointed = machine.state().applied_index;
-        Group {
+        let group = Group {
             id,
             core,
             machine,
@@ -156,7 +163,9 @@ impl Group {
             freezing: 0,
             seed_anew: false,
             stopped: None,
-        }
+        };
+        group.publish_membership();
+        group
     }
 
     /// For other threads.
@@ -183,6 +192,13 @@ impl Group {
     pub(crate) fn elsewhere(&self) -> GroupError {
         let leader = self.core.leader().filter(|leader| *leader != self.core.key().replica);
         GroupError::not_done(Error::NoLeader, leader)
+    }
+
+    /// Shows to other threads whether this replica votes, after a change of members.
+    pub(crate) fn publish_membership(&self) {
+        let own = self.core.key().replica;
+        let votes = self.machine.state().members.iter().any(|m| m.id == own && !m.is_learner);
+        self.shared.learner.store(!votes, Ordering::Release);
     }
 
     /// Shows role, term and leader to other threads.

@@ -157,6 +157,10 @@ impl Groups for LocalGroups {
         self.handle.group(group).map_or(0, |view| view.shared.published.revision())
     }
 
+    fn is_learner(&self, group: GroupId) -> bool {
+        self.handle.group(group).is_some_and(|view| view.shared.is_learner())
+    }
+
     fn identity(&self) -> Identity {
         *self.identity.read()
     }

@@ -3,6 +3,7 @@
 //! Header revisions come from the group; nested answers of a transaction carry theirs already.
 
 use proto::{
+    Error,
     etcd::{
         CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest,
         PutResponse, RangeRequest, RangeResponse, RequestOp, TxnRequest, TxnResponse,
@@ -18,6 +19,9 @@ use crate::{
 };
 
 pub(super) async fn range(caller: Caller, request: RangeRequest) -> Result<RangeResponse, Status> {
+    if !request.serializable && caller.is_learner() {
+        return Err(Error::NotSupportedForLearner.into());
+    }
     validate::range(&request)?;
     let target = caller.place(&request.key)?;
     let reply = caller.ask(target, Request::Range(request)).await.map_err(crate::caller::status)?;

@@ -163,7 +163,9 @@ impl Node {
         };
         let conf = group.core.apply_change(kind(change.kind), change.replica);
         let conf = wire::conf_to_wire(&conf);
-        let added = (change.kind != 1).then(|| change.member.member.clone());
+        let known = group.machine.state().members.iter().any(|m| m.id == change.replica);
+        // A voter that was known is a learner promoted.
+        let added = (change.kind != 1 && !known).then(|| change.member.member.clone());
         let removed_us = change.kind == 1 && change.replica == group.core.key().replica;
         let effects =
             group.machine.apply_members(entry.index, entry.term, conf, Some(change.member));

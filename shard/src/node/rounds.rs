@@ -499,7 +499,10 @@ impl Node {
             Effect::LeaseGranted { lease, ttl_s } => group.lessor.granted(now_ms, lease, ttl_s),
             Effect::LeaseRevoked { lease } => self.lease_gone(id, lease),
             Effect::Compacted { .. } => {}
-            Effect::Members => self.outputs.push(Output::Members { group: id }),
+            Effect::Members => {
+                group.publish_membership();
+                self.outputs.push(Output::Members { group: id });
+            }
         }
     }
 

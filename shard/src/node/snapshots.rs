@@ -527,6 +527,7 @@ impl Node {
         let Some(group) = self.groups.get_mut(&id) else { return Ok(()) };
         self.dropped.insert(group.machine.shelf());
         group.machine.restore(state)?;
+        group.publish_membership();
         group.seed_anew = false;
         // What was proposed here and lies below the snapshot may be in it or not.
         let above = group.proposals.split_off(&(meta.index + 1, 0));
