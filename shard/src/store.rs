@@ -26,6 +26,7 @@
 
 pub mod changes;
 pub mod checkpoint;
+pub mod hot;
 pub mod layout;
 pub mod recent;
 pub mod view;
@@ -37,6 +38,7 @@ use bytes::Bytes;
 
 use crate::engine::{Engine, EngineError};
 use changes::Change;
+use hot::Hot;
 use layout::{Row, Shelf};
 use recent::{Cell, ChangeMap, Table};
 use view::View;
@@ -46,13 +48,14 @@ pub struct Store {
     engine: Arc<dyn Engine>,
     /// Newest first: the active table, then the frozen one if there is one.
     tables: ArcSwap<Arc<[Arc<Table>]>>,
+    hot: Arc<Hot>,
 }
 
 impl Store {
     /// A store over what the engine holds.
     pub fn new(engine: Arc<dyn Engine>) -> Store {
         let tables: Arc<[Arc<Table>]> = Arc::from([Arc::new(Table::default())]);
-        Store { engine, tables: ArcSwap::from_pointee(tables) }
+        Store { engine, tables: ArcSwap::from_pointee(tables), hot: Arc::default() }
     }
 
     /// The engine below.
@@ -71,12 +74,20 @@ impl Store {
     /// A view of a shelf at a revision. The revision must have been read before this call.
     pub fn view(&self, shelf: Shelf, revision: i64) -> View {
         let tables = self.tables();
-        View { shelf, revision, tables, engine: self.engine.clone() }
+        View { shelf, revision, tables, hot: self.hot.clone(), engine: self.engine.clone() }
     }
 
-    /// Adds a version. Only the worker's thread may call this and the other writing methods.
-    pub fn put_version(&self, shelf: Shelf, key: &[u8], revision: i64, row: Row) {
+    /// Adds a version that came with a snapshot: older ones may follow. Otherwise as
+    /// [`Store::put_version`].
+    pub fn install_version(&self, shelf: Shelf, key: &[u8], revision: i64, row: Row) {
         self.active().put(layout::version_key(shelf, key, revision).into(), Cell::Row(row));
+    }
+
+    /// Adds the newest version of a key. Only the worker's thread may call this and the other writing methods.
+    pub fn put_version(&self, shelf: Shelf, key: &[u8], revision: i64, row: Row) {
+        let row_key = layout::version_key(shelf, key, revision).into();
+        self.active().put(row_key, Cell::Row(row.clone()));
+        self.hot.wrote(shelf, key, revision, &row);
     }
 
     /// Adds or replaces a row of another kind.

@@ -411,7 +411,7 @@ impl Node {
                 return Ok(());
             };
             receiving.rebuild.row(&key, revision, &decoded);
-            self.store.put_version(shelf, &key, revision, decoded);
+            self.store.install_version(shelf, &key, revision, decoded);
         }
         self.checkpoints.first_write_ms.get_or_insert(now_ms);
         self.checkpoints.last_write_ms = now_ms;

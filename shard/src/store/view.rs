@@ -23,6 +23,7 @@ use bytes::Bytes;
 use proto::KeyRange;
 use proto::mvccpb::KeyValue;
 
+use super::hot::Hot;
 use super::layout::{self, Row, Shelf};
 use super::recent::{Cell, Table};
 use crate::engine::{Engine, EngineError};
@@ -35,6 +36,7 @@ pub struct View {
     pub revision: i64,
     /// Newest first.
     pub(super) tables: Arc<[Arc<Table>]>,
+    pub(super) hot: Arc<Hot>,
     pub(super) engine: Arc<dyn Engine>,
 }
 
@@ -80,6 +82,11 @@ impl View {
 
     /// The newest version of `key` at the view's revision, delete markers included.
     pub fn version(&self, key: &[u8]) -> Result<Option<Found>, EngineError> {
+        if let Some(found) = self.hot.get(self.shelf, key)
+            && found.revision <= self.revision
+        {
+            return Ok(Some(found));
+        }
         let from = layout::version_key(self.shelf, key, self.revision);
         let mut to = layout::version_key(self.shelf, key, 0);
         to.push(0);
