@@ -16,6 +16,7 @@ use shard::group::core::mix;
 use shard::local::LocalGroups;
 use shard::log::{Log, LogConfig};
 use shard::node::{Birth, CheckpointPolicy, Input, Node, NodeConfig};
+use shard::store::counts::BLOCK_KEYS;
 use shard::transport::{PeerServices, Peers};
 use shard::worker::{self, NodeHandle};
 use tokio::net::TcpListener;
@@ -172,6 +173,7 @@ async fn serve(config: Config) -> Result<(), String> {
         quota_bytes: config.quota_bytes,
         // etcd: the shortest TTL is one and a half election timeouts, rounded up to seconds.
         min_lease_ttl_s: (config.election_ms * 3 / 2).div_ceil(1000) as i64,
+        block_keys: BLOCK_KEYS,
         checkpoint: CheckpointPolicy { commands: config.snapshot_count, ..Default::default() },
     };
     let birth = Birth {

@@ -12,6 +12,7 @@ use crate::group::Shared;
 use crate::machine::txn;
 use crate::read;
 use crate::store::Store;
+use crate::store::counts::Counter;
 use crate::store::layout;
 
 /// Tries before a read that always loses against compaction gives up.
@@ -42,7 +43,8 @@ pub fn read(store: &Store, shared: &Shared, request: &Request) -> Result<Reply, 
                 let at = read::resolve(range.revision, current, compacted)
                     .map_err(GroupError::refused)?;
                 read_at = at;
-                read::range(&view.at(at), range, current).map(|mut response| {
+                let counter = Counter::new(store, published.counts());
+                read::range(&view.at(at), range, current, Some(&counter)).map(|mut response| {
                     response.header = Some(header);
                     Ok(Reply::Range(response))
                 })

@@ -28,6 +28,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use bytes::Bytes;
+use parking_lot::RwLock;
 use proto::cluster::group::{Batch, Command, command};
 use proto::etcd::{
     AlarmMember, AlarmRequest, AlarmResponse, AlarmType, CompactionRequest, CompactionResponse,
@@ -38,6 +39,7 @@ use proto::{Error, GroupId};
 
 use crate::engine::EngineError;
 use crate::store::Store;
+use crate::store::counts::Counts;
 use crate::store::layout::Shelf;
 use crate::store::view::View;
 use effect::Effect;
@@ -50,6 +52,7 @@ pub struct Published {
     compacted: AtomicI64,
     applied: AtomicU64,
     shelf: AtomicU64,
+    counts: RwLock<Counts>,
 }
 
 impl Published {
@@ -68,6 +71,11 @@ impl Published {
         self.applied.load(Ordering::Acquire)
     }
 
+    /// Live keys by block, at the revision that apply has reached.
+    pub fn counts(&self) -> &RwLock<Counts> {
+        &self.counts
+    }
+
     /// Where the rows stand.
     pub fn shelf(&self) -> Shelf {
         Shelf(self.shelf.load(Ordering::Acquire))
@@ -83,6 +91,8 @@ pub struct Machine {
     store: Arc<Store>,
     state: State,
     leases: BTreeMap<i64, i64>,
+    /// Keys that a block of counts may hold.
+    block_keys: u32,
     published: Arc<Published>,
 }
 
@@ -107,20 +117,41 @@ pub struct MemberChange {
 }
 
 impl Machine {
-    /// A machine at `state`, whose rows are in the store. Reads the leases.
-    pub fn open(group: GroupId, store: Arc<Store>, state: State) -> Result<Machine, EngineError> {
-        let leases = leases::load(&store, Shelf(state.shelf))?;
-        let machine = Machine { group, store, state, leases, published: Arc::default() };
-        machine.publish();
+    /// A machine at `state`, whose rows are in the store. Reads the leases and the counts,
+    /// whose blocks are cut above `block_keys` keys.
+    pub fn open(
+        group: GroupId,
+        store: Arc<Store>,
+        state: State,
+        block_keys: u32,
+    ) -> Result<Machine, EngineError> {
+        let published = Arc::default();
+        let leases = BTreeMap::new();
+        let mut machine =
+            Machine { group, store, state: State::default(), leases, block_keys, published };
+        machine.restore(state)?;
         Ok(machine)
     }
 
     /// Replaces everything by what a snapshot brought; readers go on with the same handle.
     pub fn restore(&mut self, state: State) -> Result<(), EngineError> {
-        self.leases = leases::load(&self.store, Shelf(state.shelf))?;
+        let shelf = Shelf(state.shelf);
+        self.leases = leases::load(&self.store, shelf)?;
+        let counts = Counts::load(&self.store, shelf, state.revision, state.keys, self.block_keys)?;
+        *self.published.counts.write() = counts;
         self.state = state;
         self.publish();
         Ok(())
+    }
+
+    /// Puts the counts that changed into the store: they belong to the next checkpoint.
+    pub fn store_counts(&self) {
+        for (row_key, row) in self.published.counts.write().take_dirty() {
+            match row {
+                Some(row) => self.store.put_raw(row_key, row),
+                None => self.store.remove(row_key),
+            }
+        }
     }
 
     /// The state of a group that was never written to.

@@ -66,6 +66,8 @@ pub struct NodeConfig {
     pub quota_bytes: i64,
     /// Shortest TTL of a lease.
     pub min_lease_ttl_s: i64,
+    /// Live keys that a block of the counts may hold (`store/counts.rs`).
+    pub block_keys: u32,
     /// When checkpoints are taken.
     pub checkpoint: CheckpointPolicy,
 }

@@ -12,6 +12,7 @@ use proto::mvccpb::KeyValue;
 use proto::{Error, KeyRange};
 
 use crate::engine::EngineError;
+use crate::store::counts::Counter;
 use crate::store::view::View;
 
 /// The revision at which a request that names `asked` is to be read (etcd: 0 and below mean
@@ -28,11 +29,13 @@ pub fn resolve(asked: i64, current: i64, compacted: i64) -> Result<i64, Error> {
 }
 
 /// Answers `request` from `view`, which stands at the resolved revision. `revision` is the
-/// one for the header: the newest, not the one asked for.
+/// one for the header: the newest, not the one asked for. Without a `counter` the whole range
+/// is walked to be counted.
 pub fn range(
     view: &View,
     request: &RangeRequest,
     revision: i64,
+    counter: Option<&Counter<'_>>,
 ) -> Result<RangeResponse, EngineError> {
     let keys = KeyRange::parse(&request.key, &request.range_end);
     let header = Some(ResponseHeader { revision, ..Default::default() });
@@ -52,14 +55,23 @@ pub fn range(
                 kvs.push(found.to_kv(request.key.clone()));
             }
         }
+    } else if let Some(counter) = counter.filter(|_| request.count_only) {
+        count = counter.count(view, &keys)?;
     } else {
         view.scan(&keys, &mut |key, found| {
             count += 1;
             if !request.count_only && kvs.len() < keep {
                 kvs.push(found.to_kv(Bytes::copy_from_slice(key)));
             }
-            ControlFlow::Continue(())
+            // What is behind the page is counted without a walk.
+            match counter {
+                Some(_) if kvs.len() == keep => ControlFlow::Break(()),
+                _ => ControlFlow::Continue(()),
+            }
         })?;
+        if let Some(counter) = counter.filter(|_| kvs.len() == keep) {
+            count = counter.count(view, &keys)?;
+        }
     }
     if request.count_only {
         return Ok(RangeResponse { header, kvs, more: false, count });

@@ -26,6 +26,7 @@
 
 pub mod changes;
 pub mod checkpoint;
+pub mod counts;
 pub mod hot;
 pub mod layout;
 pub mod recent;

@@ -26,6 +26,8 @@ pub(super) struct Changes {
     /// Newest revision before the command.
     pub(super) begin: i64,
     pub(super) list: Vec<Change>,
+    /// Places in the list that created or deleted a key.
+    counted: Vec<(usize, i32)>,
     events: Vec<ChangeEvent>,
 }
 
@@ -60,18 +62,44 @@ impl Machine {
     pub(super) fn begin(&self) -> Changes {
         let begin = self.state.revision;
         let view = self.store.view(self.shelf(), begin + 1);
-        Changes { view, begin, list: Vec::new(), events: Vec::new() }
+        Changes { view, begin, list: Vec::new(), counted: Vec::new(), events: Vec::new() }
     }
 
     /// Makes the changes a revision, if there are any.
-    pub(super) fn commit(&mut self, changes: Changes, effects: &mut Vec<Effect>) {
+    pub(super) fn commit(
+        &mut self,
+        changes: Changes,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), EngineError> {
         if changes.list.is_empty() {
-            return;
+            return Ok(());
         }
         let revision = changes.begin + 1;
         self.state.revision = revision;
+        self.count(revision, &changes)?;
         self.store.note(self.shelf(), revision, Arc::from(changes.list));
         effects.push(Effect::Events(Arc::new(RevisionEvents { revision, events: changes.events })));
+        Ok(())
+    }
+
+    /// Keeps the counts of live keys.
+    fn count(&self, revision: i64, changes: &Changes) -> Result<(), EngineError> {
+        let counted = changes.counted.iter();
+        let counted =
+            counted.filter_map(|(at, by)| changes.list.get(*at).map(|change| (&change.key, *by)));
+        let large = self.published.counts().write().changed(revision, counted);
+        let Some(large) = large else { return Ok(()) };
+        let mut keys: Vec<Bytes> = Vec::new();
+        self.store.view(self.shelf(), revision).scan(&large, &mut |key, _| {
+            keys.push(Bytes::copy_from_slice(key));
+            ControlFlow::Continue(())
+        })?;
+        let left = keys.len() / 2;
+        // Not below the block's own beginning, which no key needs to have.
+        if let Some(middle) = keys.get(left).filter(|middle| **middle > large.start) {
+            self.published.counts().write().cut(&large.start, middle.clone(), left as u32);
+        }
+        Ok(())
     }
 
     pub(super) fn apply_put(
@@ -84,7 +112,7 @@ impl Machine {
             return Ok(Err(error));
         }
         let response = self.put(&mut changes, request)?;
-        self.commit(changes, effects);
+        self.commit(changes, effects)?;
         Ok(Ok(Reply::Put(response)))
     }
 
@@ -151,6 +179,9 @@ impl Machine {
         if let Some(found) = replaced {
             changes.overwrite(key, &found.row);
         }
+        if live.is_none() {
+            changes.counted.push((changes.list.len(), 1));
+        }
         changes.list.push(Change {
             key: key.clone(),
             deleted: false,
@@ -172,7 +203,7 @@ impl Machine {
     ) -> Result<Answer, EngineError> {
         let mut changes = self.begin();
         let response = self.delete_range(&mut changes, request)?;
-        self.commit(changes, effects);
+        self.commit(changes, effects)?;
         Ok(Ok(Reply::DeleteRange(response)))
     }
 
@@ -226,6 +257,7 @@ impl Machine {
         self.state.keys -= 1;
         self.digest(&key, revision, None);
         self.store.put_version(shelf, &key, revision, row);
+        changes.counted.push((changes.list.len(), -1));
         changes.list.push(Change {
             key: key.clone(),
             deleted: true,

@@ -78,7 +78,7 @@ impl Machine {
                 self.delete(&mut changes, key, live)?;
             }
         }
-        self.commit(changes, effects);
+        self.commit(changes, effects)?;
         effects.push(Effect::LeaseRevoked { lease });
         Ok(Ok(Reply::LeaseRevoke(LeaseRevokeResponse { header: self.header() })))
     }

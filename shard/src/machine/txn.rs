@@ -163,7 +163,7 @@ pub fn read_only(
 
 fn read_op(view: &View, request: &RangeRequest, revision: i64) -> Result<ResponseOp, EngineError> {
     let at = if request.revision > 0 { request.revision } else { revision };
-    let response = read::range(&view.at(at), request, revision)?;
+    let response = read::range(&view.at(at), request, revision, None)?;
     Ok(ResponseOp { response: Some(OpResponse::ResponseRange(response)) })
 }
 
@@ -183,7 +183,7 @@ impl Machine {
         path.next = 0;
         let mut response = self.run(&mut changes, request, &mut path)?;
         response.header = changes.header();
-        self.commit(changes, effects);
+        self.commit(changes, effects)?;
         Ok(Ok(Reply::Txn(response)))
     }
 

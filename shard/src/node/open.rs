@@ -354,7 +354,8 @@ impl Node {
         );
         let (ticks, seed) = (self.config.election_ticks, self.config.seed);
         let core = Core::open(key, storage, applied.0, ticks, seed);
-        let machine = Machine::open(GroupId(key.group), self.store.clone(), state)?;
+        let machine =
+            Machine::open(GroupId(key.group), self.store.clone(), state, self.config.block_keys)?;
         let mut group = Group::new(GroupId(key.group), core, machine);
         group.seed_anew = seed_anew;
         Ok(Ok(group))

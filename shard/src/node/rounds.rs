@@ -582,6 +582,7 @@ impl Node {
         self.checkpoints.number += 1;
         let mut rows = Vec::new();
         for group in self.groups.values_mut() {
+            group.machine.store_counts();
             let state = group.machine.state();
             group.freezing = state.applied_index;
             let key = group.core.key();

@@ -14,7 +14,7 @@
 //! step between taking a Ready and advancing it. The `restore` record in the log is the
 //! commit point: before it the old state stands, after it the new shelf is the state.
 //!
-//! Secondary rows are not shipped: packed changes and lease attachments are made anew from
+//! Secondary rows are not shipped: packed changes, counts and lease attachments are made anew from
 //! the versions, whose rows carry the place of the operation in its revision.
 
 use std::collections::BTreeMap;
@@ -38,6 +38,7 @@ use crate::log::{Record, ReplicaKey};
 use crate::machine::leases;
 use crate::machine::state::{SnapshotState, State};
 use crate::store::changes::Change;
+use crate::store::counts;
 use crate::store::layout::{self, Row, Shelf};
 use crate::store::recent::ChangeMap;
 
@@ -105,7 +106,6 @@ struct Restore {
 }
 
 /// Secondary rows, made anew from versions as they come: by key, newest first.
-#[derive(Default)]
 struct Rebuild {
     changes: BTreeMap<i64, Vec<(u32, Change)>>,
     /// The version before this one in the scan: newer, of the same key.
@@ -113,14 +113,27 @@ struct Rebuild {
     size: i64,
     keys: i64,
     leased: Vec<(i64, Bytes)>,
+    counts: counts::Builder,
 }
 
 impl Rebuild {
+    fn new(block_keys: u32) -> Rebuild {
+        Rebuild {
+            changes: BTreeMap::new(),
+            newer: None,
+            size: 0,
+            keys: 0,
+            leased: Vec::new(),
+            counts: counts::Builder::new(block_keys),
+        }
+    }
+
     fn row(&mut self, key: &Bytes, revision: i64, row: &Row) {
         let same = self.newer.as_ref().is_some_and(|(newer, ..)| newer == key);
         let previous = if same && !row.deleted { revision } else { 0 };
         self.settle(if same { previous } else { 0 });
         if !same && !row.deleted {
+            self.counts.live(key);
             self.keys += 1;
             if row.lease != 0 {
                 self.leased.push((row.lease, key.clone()));
@@ -368,7 +381,7 @@ impl Node {
                 next: 0,
                 checksum: 0,
                 shelf,
-                rebuild: Rebuild::default(),
+                rebuild: Rebuild::new(self.config.block_keys),
                 finish: None,
                 phase: Phase::Rows,
                 touched_ms: now_ms,
@@ -452,6 +465,9 @@ impl Node {
         }
         for (lease, key) in std::mem::take(&mut receiving.rebuild.leased) {
             self.store.put_raw(layout::lease_key_key(shelf, lease, &key), Bytes::new());
+        }
+        for (first, live) in std::mem::take(&mut receiving.rebuild.counts.blocks) {
+            self.store.put_raw(layout::counts_key(shelf, &first), counts::row(live));
         }
         self.store.put_raw(layout::staged_key(shelf), super::encode(&state));
         receiving.finish = piece.finish;

@@ -6,6 +6,7 @@
 //! 01 02 | shelf                           state that came with a snapshot, until adopted
 //! 02 | shelf | key* | !revision           version of a key
 //! 03 | shelf | last revision              packed changes of some revisions
+//! 04 | shelf | first key                  live keys of a block of keys
 //! 05 | shelf | lease                      a lease and its granted TTL
 //! 06 | shelf | lease | key                a key attached to a lease
 //! ```
@@ -27,11 +28,13 @@ const META_GROUP: u8 = 1;
 const META_STAGED: u8 = 2;
 const KIND_VERSION: u8 = 2;
 const KIND_CHANGES: u8 = 3;
+const KIND_COUNTS: u8 = 4;
 const KIND_LEASE: u8 = 5;
 const KIND_LEASE_KEY: u8 = 6;
 
 /// All kinds whose keys go on with a shelf.
-pub const SHELF_KINDS: [u8; 4] = [KIND_VERSION, KIND_CHANGES, KIND_LEASE, KIND_LEASE_KEY];
+pub const SHELF_KINDS: [u8; 5] =
+    [KIND_VERSION, KIND_CHANGES, KIND_COUNTS, KIND_LEASE, KIND_LEASE_KEY];
 
 /// Where rows of one replica's life stand; a number of this node, never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -196,6 +199,18 @@ pub fn changes_key(shelf: Shelf, revision: i64) -> Vec<u8> {
 /// Last revision of a packed row, from its key.
 pub fn split_changes(row_key: &[u8]) -> Option<i64> {
     row_key.split_last_chunk::<8>().map(|(_, revision)| u64::from_be_bytes(*revision) as i64)
+}
+
+/// Key of the block of live keys that begins with `first`.
+pub fn counts_key(shelf: Shelf, first: &[u8]) -> Vec<u8> {
+    let (mut out, _) = counts_bounds(shelf);
+    out.extend_from_slice(first);
+    out
+}
+
+/// All counts of `shelf` lie in `[from, to)` of these; the block's first key follows `from`.
+pub fn counts_bounds(shelf: Shelf) -> (Vec<u8>, Vec<u8>) {
+    shelf_bounds(KIND_COUNTS, shelf)
 }
 
 /// Key of a lease. The sign bit is flipped, so that ids sort as signed numbers.

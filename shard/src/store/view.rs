@@ -75,6 +75,11 @@ fn damaged() -> EngineError {
 }
 
 impl View {
+    /// Where it reads.
+    pub fn shelf(&self) -> Shelf {
+        self.shelf
+    }
+
     /// The same place at another revision.
     pub fn at(&self, revision: i64) -> View {
         View { revision, ..self.clone() }

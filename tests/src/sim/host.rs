@@ -110,6 +110,8 @@ impl Host {
             election_ticks: ELECTION_TICKS,
             quota_bytes: 0,
             min_lease_ttl_s: 2,
+            // Small, so that blocks are cut and go.
+            block_keys: 2,
             checkpoint: CheckpointPolicy {
                 commands,
                 age_ms: 4000,
