@@ -44,6 +44,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::check::history::{Outcome, WatchId, WatchSpec};
+use crate::process::Program;
 use crate::sim::random::Random;
 use client::{Client, ask};
 use cluster::{Cluster, Signal};
@@ -83,8 +84,8 @@ pub struct Options {
     pub time: Option<Duration>,
     /// What faults and requests are drawn from.
     pub seed: u64,
-    /// The program under test.
-    pub atoll_bin: PathBuf,
+    /// The program under test; etcd as a control, in which nothing may be found.
+    pub program: Program,
     /// A real `etcdctl`, if there is one.
     pub etcdctl: Option<PathBuf>,
     /// Where data and logs go.
@@ -108,7 +109,13 @@ pub struct Summary {
     pub revisions: usize,
     /// For each kill of a leader: how long until a write was acknowledged, ascending.
     pub gaps: Vec<Duration>,
-    /// How often `etcdctl watch` was started; 0: there is none.
+    /// How long each start of a node took until it served, ascending.
+    pub starts: Vec<Duration>,
+    /// How long the faults lasted.
+    pub stormed: Duration,
+    /// How long the judges took.
+    pub judged: Duration,
+    /// How often `etcdctl watch` was started; 0: none was judged.
     pub etcdctl_lives: u64,
     /// What is wrong, in sentences.
     pub violations: Vec<String>,
@@ -118,13 +125,16 @@ pub struct Summary {
 pub async fn run(options: &Options) -> io::Result<Summary> {
     std::fs::create_dir_all(&options.work_dir)?;
     let mut random = Random::new(options.seed);
-    let binary = &options.atoll_bin;
-    let mut cluster = Cluster::start(binary, options.nodes, &options.work_dir, &mut random).await?;
+    let program = &options.program;
+    let mut cluster =
+        Cluster::start(program, options.nodes, &options.work_dir, &mut random).await?;
     let record = Arc::new(Record::new());
     let urls = Arc::new(cluster.urls());
     let crowd = Crowd::start(&record, &urls, options, &mut random)?;
     let mut summary = Summary::default();
+    let begun = Instant::now();
     let stormed = storm(&mut cluster, &record, options, &mut random, &mut summary).await;
+    summary.stormed = begun.elapsed();
     tokio::time::sleep(CALM).await;
     let mut finals = Vec::new();
     let mut settled = false;
@@ -144,11 +154,17 @@ pub async fn run(options: &Options) -> io::Result<Summary> {
     let end = record.now();
     drop(cluster);
 
+    let begun = Instant::now();
     let account = record.close();
     let history = &account.history;
     summary.violations = account.complaints;
     summary.violations.extend(panics);
-    summary.violations.extend(judge::judge(history, &finals, settled, end));
+    if settled {
+        summary.violations.extend(judge::judge(history, &finals, end));
+    } else {
+        // Answers may have come that no watch lived to confirm.
+        summary.violations.push("the history was not judged, as the run was cut short".into());
+    }
     let count = |pick: fn(&Outcome) -> bool| {
         history.operations.iter().filter(|operation| pick(&operation.outcome)).count()
     };
@@ -157,6 +173,8 @@ pub async fn run(options: &Options) -> io::Result<Summary> {
     summary.revisions = history.changes.len();
     let gaps = judge::gaps(history, &account.leader_kills);
     summary.gaps = gaps.into_iter().map(Duration::from_micros).collect();
+    summary.starts.sort_unstable();
+    summary.judged = begun.elapsed();
     if !summary.violations.is_empty() {
         std::fs::write(options.work_dir.join("history"), judge::text_of(history))?;
     }
@@ -185,7 +203,7 @@ async fn storm(
         for (node, words) in cluster.ended() {
             record.complain(words);
             cluster.kill(node)?;
-            cluster.restart(node).await?;
+            summary.starts.push(cluster.restart(node).await?);
         }
         let leader = cluster.leader().await;
         let drawn = random.below(options.nodes as u64) as usize;
@@ -199,7 +217,7 @@ async fn storm(
                 cluster.kill(victim)?;
                 summary.kills += 1;
                 pause(random, DOWN_MS).await;
-                cluster.restart(victim).await?;
+                summary.starts.push(cluster.restart(victim).await?);
             }
             7..=8 => {
                 cluster.signal(victim, Signal::Stop)?;
@@ -213,7 +231,7 @@ async fn storm(
                     record.complain(wrong);
                 }
                 pause(random, DOWN_MS).await;
-                cluster.restart(victim).await?;
+                summary.starts.push(cluster.restart(victim).await?);
             }
         }
     }

@@ -22,9 +22,9 @@ const LAST_LINES: usize = 12;
 /// Which program to start and how it wants to be spoken to.
 #[derive(Clone, Debug)]
 pub enum Program {
-    /// `etcd`, without syncing to disk.
+    /// `etcd`; alone without syncing to disk.
     Etcd(PathBuf),
-    /// `atoll dev`.
+    /// `atoll dev` alone, `atoll start` among others.
     Atoll(PathBuf),
 }
 
@@ -34,7 +34,7 @@ impl Program {
         Self::Etcd(peers_dir().join("bin").join("etcd"))
     }
 
-    fn binary(&self) -> &Path {
+    pub(crate) fn binary(&self) -> &Path {
         match self {
             Self::Etcd(path) | Self::Atoll(path) => path,
         }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use tests::chaos::{Options, Summary, run};
-use tests::process::peers_dir;
+use tests::process::{Program, peers_dir};
 
 /// Kills when nothing else is said: about a minute's worth.
 const KILLS: u64 = 22;
@@ -35,6 +35,9 @@ struct Args {
     /// Program to start as Atoll; by default the one next to this program.
     #[arg(long)]
     atoll_bin: Option<PathBuf>,
+    /// Treats etcd in the same way, as tests/peers/build.sh built it: nothing may be found.
+    #[arg(long, conflicts_with = "atoll_bin")]
+    control: bool,
     /// etcdctl to watch with; by default what tests/peers/build.sh built, if it is there.
     #[arg(long)]
     etcdctl: Option<PathBuf>,
@@ -57,7 +60,11 @@ impl Args {
             kills: self.kills.or_else(|| self.seconds.is_none().then_some(KILLS)),
             time: self.seconds.map(Duration::from_secs),
             seed: self.seed.unwrap_or_else(clock),
-            atoll_bin: self.atoll_bin.clone().unwrap_or_else(beside),
+            program: if self.control {
+                Program::etcd_peer()
+            } else {
+                Program::Atoll(self.atoll_bin.clone().unwrap_or_else(beside))
+            },
             etcdctl: self.etcdctl.clone().or(peer),
             work_dir: self.work_dir.clone().unwrap_or_else(own_dir),
         }
@@ -100,18 +107,24 @@ async fn main() -> ExitCode {
 }
 
 fn report(summary: &Summary, took: Duration) {
-    println!("{:.1} s, {} ended with SIGTERM", took.as_secs_f64(), summary.stops);
+    println!(
+        "{:.1} s: {:.1} s of faults, {:.1} s of judging; {} ended with SIGTERM",
+        took.as_secs_f64(),
+        summary.stormed.as_secs_f64(),
+        summary.judged.as_secs_f64(),
+        summary.stops
+    );
     match summary.etcdctl_lives {
-        0 => println!("no etcdctl: tests/peers/build.sh etcdctl builds it"),
+        0 => println!("no etcdctl watch was judged (tests/peers/build.sh builds etcdctl)"),
         lives => println!("etcdctl watch was started {lives} times"),
     }
-    let gaps = &summary.gaps;
-    if let (Some(median), Some(longest)) = (gaps.get(gaps.len() / 2), gaps.last()) {
-        println!(
-            "a write was acknowledged {} ms (p50), {} ms (max) after {} kills of a leader",
-            median.as_millis(),
-            longest.as_millis(),
-            gaps.len()
-        );
+    tell("after the kill of a leader a write was acknowledged within", &summary.gaps);
+    tell("a node served again within", &summary.starts);
+}
+
+fn tell(what: &str, ascending: &[Duration]) {
+    if let (Some(median), Some(longest)) = (ascending.get(ascending.len() / 2), ascending.last()) {
+        let (median, longest) = (median.as_millis(), longest.as_millis());
+        println!("{what} {median} ms (p50), {longest} ms (max), {} times", ascending.len());
     }
 }

@@ -14,15 +14,16 @@
 use std::fs::{self, File};
 use std::io;
 use std::net::TcpListener;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use proto::etcd::StatusRequest;
 use proto::etcd::maintenance_client::MaintenanceClient;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::process::{READY_LINE, START_POLL, START_TIMEOUT, last_words};
+use crate::process::{Program, READY_LINE, START_POLL, START_TIMEOUT, last_words};
 use crate::sim::random::Random;
 
 /// How long a connection may take: the node is on this machine.
@@ -60,7 +61,7 @@ pub(super) struct Member {
 
 /// All nodes, and the program that they run.
 pub(super) struct Cluster {
-    binary: PathBuf,
+    program: Program,
     members: Vec<Member>,
 }
 
@@ -69,7 +70,7 @@ pub(super) struct Cluster {
 impl Cluster {
     /// Starts so many nodes with empty directories and waits until all serve.
     pub(super) async fn start(
-        binary: &Path,
+        program: &Program,
         nodes: usize,
         work_dir: &Path,
         random: &mut Random,
@@ -110,7 +111,7 @@ impl Cluster {
                 lives: 0,
             });
         }
-        let mut cluster = Cluster { binary: binary.to_owned(), members };
+        let mut cluster = Cluster { program: program.clone(), members };
         for node in 0..nodes {
             cluster.spawn(node)?;
         }
@@ -125,10 +126,13 @@ impl Cluster {
         self.members.iter().map(|member| member.url.clone()).collect()
     }
 
-    /// Starts a node that is down, where it left off, and waits until it serves.
-    pub(super) async fn restart(&mut self, node: usize) -> io::Result<()> {
+    /// Starts a node that is down, where it left off, and waits until it serves; says how long
+    /// that took.
+    pub(super) async fn restart(&mut self, node: usize) -> io::Result<Duration> {
+        let begun = Instant::now();
         self.spawn(node)?;
-        self.wait_ready(node).await
+        self.wait_ready(node).await?;
+        Ok(begun.elapsed())
     }
 
     /// Kills a node as `kill -9` does.
@@ -157,12 +161,20 @@ impl Cluster {
         };
         let name = member.name.clone();
         let wrong = match ended {
-            Some(status) if status.success() => None,
+            Some(status) if self.good(status) => None,
             Some(status) => Some(format!("{name} ended on SIGTERM with {status}")),
             None => Some(format!("{name} did not end within {STOP_TIMEOUT:?} of SIGTERM")),
         };
         self.kill(node)?;
         Ok(wrong)
+    }
+
+    /// Is this how the program ends when it is asked to? (etcd dies of the signal in the end.)
+    fn good(&self, status: ExitStatus) -> bool {
+        const SIGTERM: i32 = 15;
+        let of_signal =
+            matches!(self.program, Program::Etcd(_)) && status.signal() == Some(SIGTERM);
+        status.success() || of_signal
     }
 
     /// Sends a signal to a node.
@@ -224,16 +236,16 @@ impl Cluster {
         assert!(member.child.is_none(), "a node runs once");
         member.lives += 1;
         let log = File::create(member.log())?;
-        let child = Command::new(&self.binary)
-            .arg("start")
+        let binary = self.program.binary();
+        let verb = matches!(self.program, Program::Atoll(_)).then_some("start");
+        let child = Command::new(binary)
+            .args(verb)
             .args(&member.args)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()
-            .map_err(|e| {
-                io::Error::new(e.kind(), format!("start {}: {e}", self.binary.display()))
-            })?;
+            .map_err(|e| io::Error::new(e.kind(), format!("start {}: {e}", binary.display())))?;
         member.child = Some(child);
         Ok(())
     }

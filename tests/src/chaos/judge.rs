@@ -18,14 +18,9 @@ use crate::check::history::{Heard, History, Outcome, Time, WatchId};
 use crate::check::words::{events_words, text};
 use crate::check::{self, leases, linear};
 
-/// Says everything that is wrong with a history. `finals` are the nodes' own accounts;
-/// `settled`: all watches were waited for.
-pub(super) fn judge(
-    history: &History,
-    finals: &[WatchId],
-    settled: bool,
-    end: Time,
-) -> Vec<String> {
+/// Says everything that is wrong with a history at whose end all watches were waited for. `finals`
+/// are the nodes' own accounts.
+pub(super) fn judge(history: &History, finals: &[WatchId], end: Time) -> Vec<String> {
     let settings = check::Settings {
         // There are no leases in these runs.
         leases: leases::Bounds {
@@ -35,7 +30,7 @@ pub(super) fn judge(
             healthy_since: None,
             ended: end,
         },
-        settled,
+        settled: true,
         linear: Some(linear::Limits::default()),
     };
     let report = check::run(history, &settings);
@@ -194,7 +189,7 @@ mod tests {
     #[test]
     fn a_right_run_passes() {
         let (history, watch) = run(&[]);
-        assert_eq!(judge(&history, &[watch], true, 200), Vec::<String>::new());
+        assert_eq!(judge(&history, &[watch], 200), Vec::<String>::new());
     }
 
     #[test]
@@ -202,7 +197,7 @@ mod tests {
         for dropped in [0, 1, 2, 3, 5] {
             let (history, watch) = run(&[dropped]);
             assert!(!lost(&history, &[watch]).is_empty(), "{dropped}");
-            let found = judge(&history, &[watch], true, 200);
+            let found = judge(&history, &[watch], 200);
             let about = history.tell(OpId(dropped));
             let others = found.len() - lost(&history, &[watch]).len();
             assert!(others > 0 && found.iter().any(|text| text.contains(&about)), "{found:#?}");

@@ -30,6 +30,8 @@ pub(super) struct Account {
     /// When a leader was killed.
     pub(super) leader_kills: Vec<Time>,
     connections: u64,
+    /// Nobody reads on: who still talks is not listened to.
+    closed: bool,
 }
 
 // === impl Record ===
@@ -62,6 +64,9 @@ impl Record {
     pub(super) fn end(&self, op: OpId, outcome: Outcome) {
         let at = self.now();
         let mut account = self.account.lock();
+        if account.closed {
+            return;
+        }
         if let Outcome::Refused(error) = &outcome
             && *error != Error::TooManyRequests
         {
@@ -82,7 +87,10 @@ impl Record {
     /// A watch got a message.
     pub(super) fn hear(&self, watch: WatchId, heard: Heard) {
         let at = self.now();
-        self.account.lock().history.hear(watch, at, heard);
+        let mut account = self.account.lock();
+        if !account.closed {
+            account.history.hear(watch, at, heard);
+        }
     }
 
     /// A watch of everything was shown these events; `source` names it.
@@ -109,7 +117,8 @@ impl Record {
 
     /// Takes everything out; what is written down later is lost.
     pub(super) fn close(&self) -> Account {
-        std::mem::take(&mut *self.account.lock())
+        let closed = Account { closed: true, ..Account::default() };
+        std::mem::replace(&mut *self.account.lock(), closed)
     }
 }
 
