@@ -10,11 +10,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// What etcd logs, and Atoll after it, once clients may connect.
-const READY_LINE: &str = "ready to serve client requests";
+pub(crate) const READY_LINE: &str = "ready to serve client requests";
 /// How long a server may take to start.
-const START_TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often the log is looked at while waiting.
-const START_POLL: Duration = Duration::from_millis(5);
+pub(crate) const START_POLL: Duration = Duration::from_millis(5);
 
 /// Lines of a log that a report shows.
 const LAST_LINES: usize = 12;
@@ -22,9 +22,9 @@ const LAST_LINES: usize = 12;
 /// Which program to start and how it wants to be spoken to.
 #[derive(Clone, Debug)]
 pub enum Program {
-    /// `etcd`, without syncing to disk.
+    /// `etcd`; alone without syncing to disk.
     Etcd(PathBuf),
-    /// `atoll dev`.
+    /// `atoll dev` alone, `atoll start` among others.
     Atoll(PathBuf),
 }
 
@@ -34,7 +34,7 @@ impl Program {
         Self::Etcd(peers_dir().join("bin").join("etcd"))
     }
 
-    fn binary(&self) -> &Path {
+    pub(crate) fn binary(&self) -> &Path {
         match self {
             Self::Etcd(path) | Self::Atoll(path) => path,
         }
@@ -70,8 +70,7 @@ pub fn peers_dir() -> PathBuf {
     if let Some(dir) = std::env::var_os("ATOLL_PEERS") {
         return PathBuf::from(dir);
     }
-    let home = std::env::var_os("HOME").unwrap_or_else(|| "/root".into());
-    PathBuf::from(home).join(".cache").join("atoll-peers")
+    std::env::home_dir().unwrap_or_default().join(".cache").join("atoll-peers")
 }
 
 /// A running server; it and its directory go away with this value.
@@ -118,12 +117,7 @@ impl Process {
 
     /// Returns what its log says about a panic, and its last lines.
     pub fn last_words(&self) -> String {
-        let log = fs::read(self.dir.join("log")).unwrap_or_default();
-        let log = String::from_utf8_lossy(&log);
-        let lines: Vec<&str> = log.lines().collect();
-        let (older, last) = lines.split_at(lines.len().saturating_sub(LAST_LINES));
-        let panics = older.iter().filter(|line| line.contains("panic"));
-        panics.chain(last).copied().collect::<Vec<_>>().join("\n")
+        last_words(&self.dir.join("log"))
     }
 
     fn wait_ready(&mut self) -> io::Result<()> {
@@ -150,6 +144,16 @@ impl Drop for Process {
         let _ = self.child.wait();
         let _ = fs::remove_dir_all(&self.dir);
     }
+}
+
+/// Returns what a log says about a panic, and its last lines.
+pub(crate) fn last_words(log: &Path) -> String {
+    let log = fs::read(log).unwrap_or_default();
+    let log = String::from_utf8_lossy(&log);
+    let lines: Vec<&str> = log.lines().collect();
+    let (older, last) = lines.split_at(lines.len().saturating_sub(LAST_LINES));
+    let panics = older.iter().filter(|line| line.contains("panic"));
+    panics.chain(last).copied().collect::<Vec<_>>().join("\n")
 }
 
 /// Returns two ports that were free a moment ago.
