@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use proto::cluster::group::groups_client::GroupsClient;
 use proto::cluster::group::{GroupRequest, PublishMember, RequestBatch, RequestFrame};
-use proto::etcd::{CompactionRequest, Member, MemberListRequest};
+use proto::etcd::{CompactionRequest, Member, MemberListRequest, MemberListResponse};
 use proto::group::{Groups, Identity, Reply, Request, from_reply};
 use proto::{GroupId, NodeId, id};
 use router::{HistogramReading, NodeReport, Router, RouterConfig, StatusSource};
@@ -27,6 +27,9 @@ use crate::directory::{Directory, number};
 
 /// How long leaderships may take to move when the node is told to stop.
 const HAND_OVER: Duration = Duration::from_secs(3);
+
+/// How long a node that begins waits for each of the others to say that it knows it.
+const ASK_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Runs a node until it is told to stop.
 pub(crate) fn run(config: Config) -> Result<(), String> {
@@ -81,31 +84,31 @@ fn first_place(config: &Config) -> Place {
     Place { node, cluster: mix(&ids).max(1), members, peers }
 }
 
+/// Asks a node for its members over its peer URL; `None` if it does not answer.
+async fn ask_members(url: &str, linearizable: bool) -> Option<MemberListResponse> {
+    let mut client = GroupsClient::connect(url.to_owned()).await.ok()?;
+    let request = own(Request::MemberList(MemberListRequest { linearizable }));
+    let frames = vec![RequestFrame { id: 1, request: Some(request) }];
+    let (sender, receiver) = tokio::sync::mpsc::channel(1);
+    let _ = sender.send(RequestBatch { frames }).await;
+    let replies = client.call(tokio_stream_of(receiver)).await.ok()?;
+    let batch = replies.into_inner().message().await.ok()??;
+    let frame = batch.frames.into_iter().next()?;
+    match from_reply(frame.reply.unwrap_or_default()) {
+        Ok(Reply::Members(list)) => Some(list),
+        _ => None,
+    }
+}
+
+/// Peer URLs of the first members but this one.
+fn others(config: &Config) -> impl Iterator<Item = &String> {
+    config.initial_cluster.iter().filter(|(name, _)| *name != config.name).map(|(_, url)| url)
+}
+
 /// Asks the running members who we are: they know us by our peer URL.
 async fn joined_place(config: &Config) -> Result<Place, String> {
-    for (name, url) in &config.initial_cluster {
-        if *name == config.name {
-            continue;
-        }
-        let Ok(mut client) = GroupsClient::connect(url.clone()).await else { continue };
-        let request = GroupRequest {
-            tenant: id::DEFAULT_TENANT.0,
-            namespace: id::DEFAULT_NAMESPACE.0,
-            group: id::DEFAULT_GROUP.0,
-            range_version: 1,
-            body: Some(Request::MemberList(MemberListRequest { linearizable: true })),
-            ..Default::default()
-        };
-        let frames = vec![RequestFrame { id: 1, request: Some(request) }];
-        let (sender, receiver) = tokio::sync::mpsc::channel(1);
-        let _ = sender.send(RequestBatch { frames }).await;
-        let stream = tokio_stream_of(receiver);
-        let Ok(replies) = client.call(stream).await else { continue };
-        let Ok(Some(batch)) = replies.into_inner().message().await else { continue };
-        let Some(frame) = batch.frames.into_iter().next() else { continue };
-        let Ok(Reply::Members(list)) = from_reply(frame.reply.unwrap_or_default()) else {
-            continue;
-        };
+    for url in others(config) {
+        let Some(list) = ask_members(url, true).await else { continue };
         let ours = |m: &&Member| m.peer_ur_ls.iter().any(|url| config.advertise_peer.contains(url));
         let Some(member) = list.members.iter().find(ours) else {
             return Err(format!(
@@ -118,6 +121,30 @@ async fn joined_place(config: &Config) -> Result<Place, String> {
         return Ok(Place { node: member.id, cluster, members: Vec::new(), peers });
     }
     Err("no member of --initial-cluster answers: start them, or correct the URLs".into())
+}
+
+/// Refuses to begin a member anew that has been running before: with its directory it lost
+/// its votes and what it acknowledged, and as a voter it could lose that for all. Without a
+/// member that answers this cannot be known (etcd has the same check and the same limit).
+async fn never_started(config: &Config, place: &Place) -> Result<(), String> {
+    for url in others(config) {
+        let asked = tokio::time::timeout(ASK_PATIENCE, ask_members(url, false)).await;
+        let Ok(Some(list)) = asked else { continue };
+        let same = list.header.is_none_or(|header| header.cluster_id == place.cluster);
+        let before = list.members.iter().find(|m| m.id == place.node);
+        if same && before.is_some_and(|member| !member.client_ur_ls.is_empty()) {
+            return Err(format!(
+                "member {} ({:x}) has been running before, but {} is empty: remove it with atoll \
+                 member remove {:x}, add it again and start it with --initial-cluster-state \
+                 existing",
+                config.name,
+                place.node,
+                config.data_dir.display(),
+                place.node
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn tokio_stream_of<T: Send + 'static>(
@@ -144,8 +171,13 @@ async fn serve(config: Config) -> Result<(), String> {
             (Place { node, cluster: number(&identity.cluster)?, ..place }, identity)
         }
         None => {
-            let place =
-                if config.join { joined_place(&config).await? } else { first_place(&config) };
+            let place = if config.join {
+                joined_place(&config).await?
+            } else {
+                let place = first_place(&config);
+                never_started(&config, &place).await?;
+                place
+            };
             let identity = directory.claim(place.node, place.cluster, incarnation)?;
             (place, identity)
         }

@@ -17,7 +17,8 @@ ctl() { "$ETCDCTL" --endpoints "$ENDPOINTS" --command-timeout 20s "$@"; }
 fourth() { "$ETCDCTL" --endpoints "$FOURTH" --command-timeout 5s "$@"; }
 member() { "$ATOLL_BIN" member --endpoint "$FIRST" "$@"; }
 id_of() { ctl member list | awk -F', ' -v url="$1" '$4 == url {print $1}'; }
-peers_of() { ctl member list | awk -F', ' '$3 {printf "%s%s=%s", sep, $3, $4; sep=","}'; }
+# In the order in which servers.sh names them, which makes the token.
+peers_of() { ctl member list | awk -F', ' '{print $3 "=" $4}' | sort | paste -sd,; }
 hashes() { "$ETCDCTL" --endpoints "$1" endpoint hashkv -w json | jq -r '.[].HashKV | "\(.hash) \(.compact_revision)"' | sort -u; }
 hashes_agree() { [ "$(hashes "$1" | wc -l)" = 1 ]; }
 
@@ -53,4 +54,13 @@ same "three members are left" 3 "$(ctl member list | wc -l)"
 eventually 20 "all replicas are equal" hashes_agree "$REST"
 eventually 20 "the removed node stops" grep -qs "was removed from the cluster" "$TMP"/*.err
 same "nothing is lost" 200 "$(ctl get key --prefix --keys-only | grep -c key)"
+# A member whose directory is lost must not come back as itself: it forgot its votes.
+read -r LOST ITS_PEER ITS_CLIENT < <(ctl member list | awk -F', ' '$3 ~ /^node/ {print $3, $4, $5; exit}')
+kill -9 "$(pgrep -f -- "--data-dir $TMP/$LOST.data")"
+rm -rf "${TMP:?}/$LOST.data"
+refused "a member without its directory is refused" "has been running before.*atoll member remove" \
+  timeout 30 "$ATOLL_BIN" start --name "$LOST" --data-dir "$TMP/$LOST.data" \
+  --listen-client-urls "$ITS_CLIENT" --advertise-client-urls "$ITS_CLIENT" \
+  --listen-peer-urls "$ITS_PEER" --initial-advertise-peer-urls "$ITS_PEER" \
+  --initial-cluster "$CLUSTER" --initial-cluster-token "$CLUSTER"
 echo "ok $CHECKS checks"

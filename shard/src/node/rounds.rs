@@ -105,7 +105,6 @@ impl Node {
                 let text = panic.downcast_ref::<String>().map(String::as_str);
                 let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
                 let reason = format!("it panicked: {}", text.unwrap_or("no message"));
-                tracing::error!(group = id.0, reason, "a replica is quarantined");
                 self.quarantine(id, reason);
                 Ok(())
             }
@@ -208,6 +207,7 @@ impl Node {
         if group.stopped.is_some() {
             return;
         }
+        tracing::error!(group = id.0, reason, "a replica is quarantined");
         group.stopped = Some(reason.clone());
         let key = group.core.key();
         self.records.push(Record::Quarantine { key, reason });
