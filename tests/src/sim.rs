@@ -55,6 +55,6 @@ mod tests {
     /// before its new ones, called these "not done", and they were done twice.
     #[test]
     fn an_old_proposal_does_not_hide_a_new_one() {
-        [4977, 6335, 6565].into_iter().for_each(check);
+        [4977, 6335, 6565, 725].into_iter().for_each(check);
     }
 }

@@ -319,6 +319,7 @@ impl Node {
             // A role change may have made reads possible that waited.
             self.begin_reads(id);
         }
+        self.drop_unwanted(id);
         let Some(group) = self.groups.get_mut(&id) else { return Ok(()) };
         let applied = group.machine.state().applied_index;
         for read in group.reads.ready(applied) {

@@ -514,13 +514,19 @@ impl Node {
             if let Some(finish) = finish {
                 self.step_raft(id, finish)?;
             }
-            // Raft may not want it any more; then the shelf is dropped when the next
-            // transfer begins or the node restarts.
         }
         if self.transfers.receiving.values().any(|r| r.phase == Phase::Freezing) {
             self.checkpoints.forced = true;
         }
         Ok(())
+    }
+
+    /// Drops a snapshot that was stepped and that Raft did not want: it is of an old leader,
+    /// or the log has caught up meanwhile. Until then no other one would be taken.
+    pub(super) fn drop_unwanted(&mut self, id: GroupId) {
+        if self.transfers.receiving.get(&id).is_some_and(|r| r.phase == Phase::Stepped) {
+            self.abandon(id);
+        }
     }
 
     /// Raft took the snapshot: its shelf is the state from here on.

@@ -57,6 +57,10 @@ pub struct Host {
     pub paused_until: u64,
     /// Milliseconds that a sync takes at most.
     pub sync_ms: u64,
+    /// Came to a running group: it knows no first members.
+    pub joined: bool,
+    /// Was removed: it stays down.
+    pub removed: bool,
 }
 
 impl Host {
@@ -72,7 +76,14 @@ impl Host {
             ahead_ms: 0,
             paused_until: 0,
             sync_ms: 2,
+            joined: false,
+            removed: false,
         }
+    }
+
+    /// A machine for the member `id`, added to a running group.
+    pub fn joining(index: usize, id: u64) -> Host {
+        Host { id, joined: true, ..Host::new(index) }
     }
 
     /// Starts the process; an error says why it will not start.
@@ -89,7 +100,8 @@ impl Host {
         let (log, recovered) = Log::open(Arc::new(self.disk.clone()), self.id, config)
             .map_err(|error| format!("open the log: {error}"))?;
         let log = Arc::new(log);
-        let members = (0..hosts as u64).map(|n| Member {
+        let founders = if self.joined { 0 } else { hosts as u64 };
+        let members = (0..founders).map(|n| Member {
             id: n + 1,
             name: format!("n{}", n + 1),
             peer_ur_ls: vec![format!("http://n{}", n + 1)],

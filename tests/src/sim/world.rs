@@ -8,7 +8,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use proto::cluster::group::{GroupRequest, LinearizeRequest, refusal};
 use proto::cluster::raft::PeerMessage;
-use proto::etcd::HashKvRequest;
+use proto::etcd::{
+    HashKvRequest, Member, MemberAddRequest, MemberListRequest, MemberPromoteRequest,
+    MemberRemoveRequest,
+};
 use proto::group::{GroupError, Reply, Request, WatchOutput, WatchSpec as HubSpec};
 use proto::{KeyRange, NodeId, id};
 use shard::access;
@@ -47,6 +50,8 @@ struct Weather {
     commands: u64,
     /// Crashes of this host may set its engine back.
     forgetful: Option<usize>,
+    /// An operator adds a fourth member, learner first, and removes one of the others.
+    grows: bool,
 }
 
 impl Weather {
@@ -84,6 +89,7 @@ impl Weather {
             sync_ms: slow_disk.max(3),
             commands: random.between(10, 400),
             forgetful,
+            grows: hosts == 3 && spice.permille(250),
         }
     }
 }
@@ -105,6 +111,7 @@ enum Event {
     Pause,
     Jump,
     Watchers,
+    Operator,
 }
 
 /// What a ticket was for.
@@ -119,6 +126,8 @@ enum Waiting {
     Watcher {
         watcher: usize,
     },
+    /// The operator.
+    Operator,
 }
 
 struct Watcher {
@@ -250,6 +259,10 @@ impl World {
             self.add_watcher(number);
         }
         self.schedule(50, Event::Watchers);
+        if self.weather.grows {
+            let at = self.spice.between(500, 8000);
+            self.schedule(at, Event::Operator);
+        }
         let kinds = [
             (self.weather.crash_ms, Event::Crash),
             (self.weather.cut_ms, Event::Cut),
@@ -304,7 +317,7 @@ impl World {
                 }
             }
             Event::Deliver { from, host, message } => {
-                if !self.is_cut(from, host as u64 + 1) {
+                if !self.is_cut(from, self.hosts[host].id) {
                     self.step(host, Input::Peer { from: NodeId(from), message });
                 }
             }
@@ -325,7 +338,7 @@ impl World {
                 }
             }
             Event::Start { host } => {
-                if self.hosts[host].process.is_none() {
+                if self.hosts[host].process.is_none() && !self.hosts[host].removed {
                     self.start(host);
                 }
             }
@@ -339,6 +352,15 @@ impl World {
                 self.tend_watchers();
                 let at = self.now + 10 + self.random.below(120);
                 self.schedule(at, Event::Watchers);
+            }
+            Event::Operator => {
+                let host = self.spice.below(self.hosts.len() as u64) as usize;
+                let list = Request::MemberList(MemberListRequest { linearizable: true });
+                if self.hosts[host].process.is_some() {
+                    self.request(host, Waiting::Operator, list);
+                }
+                let at = self.now + self.spice.between(100, 1200);
+                self.schedule(at, Event::Operator);
             }
             _ if self.calm => {}
             Event::Crash => {
@@ -380,10 +402,11 @@ impl World {
     }
 
     fn cut(&mut self) {
-        let hosts = self.hosts.len() as u64;
-        let victim = self.random.between(1, hosts);
+        let victim = self.random.between(1, self.hosts.len() as u64);
         let one_way = self.random.permille(300);
-        for other in (1..=hosts).filter(|other| *other != victim) {
+        let victim = self.hosts[victim as usize - 1].id;
+        let others: Vec<u64> = self.hosts.iter().map(|host| host.id).collect();
+        for other in others.into_iter().filter(|other| *other != victim) {
             self.cuts.push((victim, other));
             if !one_way {
                 self.cuts.push((other, victim));
@@ -396,11 +419,11 @@ impl World {
     }
 
     fn crash(&mut self, host: usize) {
-        if self.hosts[host].process.take().is_none() {
+        if self.hosts[host].process.is_none() {
             return;
         }
         self.faults += 1;
-        self.hosts[host].life += 1;
+        self.hosts[host].process = None;
         let mut random = self.random.clone();
         self.hosts[host].disk.crash(&mut |n| random.below(n));
         self.random = random;
@@ -417,6 +440,15 @@ impl World {
             self.faults += 1;
             self.note(&format!("the engine of n{} goes back, lost: {all}", host + 1));
         }
+        self.end(host);
+        let at = self.now + self.random.between(10, 3000);
+        self.schedule(at, Event::Start { host });
+    }
+
+    /// The process is gone: who waits for it does not know what became of the request.
+    fn end(&mut self, host: usize) {
+        self.hosts[host].process = None;
+        self.hosts[host].life += 1;
         let lost: Vec<_> = self.tickets.keys().filter(|key| key.0 == host).copied().collect();
         for key in lost {
             let waiting = self.tickets.remove(&key);
@@ -427,12 +459,10 @@ impl World {
                 self.reconnect(client);
             }
         }
-        let at = self.now + self.random.between(10, 3000);
-        self.schedule(at, Event::Start { host });
     }
 
     fn start(&mut self, host: usize) {
-        let (seed, hosts, commands) = (self.seed, self.hosts.len(), self.weather.commands);
+        let (seed, hosts, commands) = (self.seed, self.weather.hosts, self.weather.commands);
         if let Err(error) = self.hosts[host].start(self.now, seed, hosts, commands) {
             self.broken.push(format!("n{} does not start at {}: {error}", host + 1, self.now));
             return;
@@ -484,7 +514,11 @@ impl World {
     fn carry_out(&mut self, host: usize, output: Output) {
         let from = self.hosts[host].id;
         match output {
-            Output::Send { to, message } => self.post(from, to.0 as usize - 1, message),
+            Output::Send { to, message } => {
+                if let Some(to) = self.host_of(to.0) {
+                    self.post(from, to, message);
+                }
+            }
             Output::Persist(persist) => {
                 if let Some(process) = &mut self.hosts[host].process {
                     process.queue.push_back(persist);
@@ -517,12 +551,66 @@ impl World {
                 self.schedule(at, Event::Written { host, life });
             }
             Output::Members { .. } => {}
-            Output::Removed { .. } => self.broken.push(format!("n{from} was removed")),
+            Output::Removed { .. } => self.removed(host),
         }
     }
 
+    fn host_of(&self, id: u64) -> Option<usize> {
+        self.hosts.iter().position(|host| host.id == id)
+    }
+
+    // === the operator ===
+
+    /// What the members are decides what is to be done next.
+    fn operate(&mut self, members: &[Member]) {
+        let url = "http://n4".to_owned();
+        let fourth = members.iter().find(|member| member.peer_ur_ls.contains(&url));
+        let Some(fourth) = fourth else {
+            let add = MemberAddRequest { peer_ur_ls: vec![url], is_learner: true };
+            return self.order(Request::MemberAdd(add));
+        };
+        if self.host_of(fourth.id).is_none() {
+            let index = self.hosts.len();
+            self.hosts.push(Host::joining(index, fourth.id));
+            self.note(&format!("n4 joins as {:x}", fourth.id));
+            self.faults += 1;
+            self.start(index);
+        }
+        if fourth.is_learner {
+            return self.order(Request::MemberPromote(MemberPromoteRequest { id: fourth.id }));
+        }
+        if members.len() == 4 {
+            let victim = members[self.spice.below(4) as usize].id;
+            if victim != fourth.id {
+                self.order(Request::MemberRemove(MemberRemoveRequest { id: victim }));
+            }
+        }
+    }
+
+    /// Gives an order to whoever leads, or to anybody; the next look shows what came of it.
+    fn order(&mut self, request: Request) {
+        let leads = |host: &Host| {
+            let process = host.process.as_ref();
+            let group = process.and_then(|process| process.node.group(id::DEFAULT_GROUP));
+            group.is_some_and(|group| group.is_leader())
+        };
+        if let Some(host) = self.hosts.iter().position(leads) {
+            self.note(&format!("operator asks n{}: {request:?}", host + 1));
+            self.request(host, Waiting::Operator, request);
+        }
+    }
+
+    /// A host learnt that it is no member any more: its process ends for good.
+    fn removed(&mut self, host: usize) {
+        self.note(&format!("n{} was removed", host + 1));
+        self.hosts[host].removed = true;
+        self.end(host);
+    }
+
     fn post(&mut self, from: u64, host: usize, message: PeerMessage) {
-        if self.is_cut(from, host as u64 + 1) || self.random.permille(self.weather.drop_permille) {
+        if self.is_cut(from, self.hosts[host].id)
+            || self.random.permille(self.weather.drop_permille)
+        {
             return;
         }
         let copies = 1 + u64::from(self.random.permille(self.weather.double_permille));
@@ -666,6 +754,11 @@ impl World {
                     self.heard(client, op, answer);
                 }
             }
+            Waiting::Operator => match answer {
+                Ok(Answer::Reply(Reply::Members(list))) => self.operate(&list.members),
+                Ok(Answer::Reply(Reply::MemberAdd(added))) => self.operate(&added.members),
+                _ => {}
+            },
             Waiting::Watcher { watcher } => {
                 if let Ok(Answer::Reply(Reply::Linearize(header))) = answer {
                     self.create_watch(watcher, host, header.revision);
@@ -677,7 +770,7 @@ impl World {
     fn heard(&mut self, client: usize, op: OpId, answer: Result<Reply, GroupError>) {
         match answer {
             Err(error) if error.outcome == refusal::Outcome::NotDone => {
-                let hint = error.leader_node.map(|node| node as usize - 1);
+                let hint = error.leader_node.and_then(|node| self.host_of(node));
                 self.note(&format!("c{client} {op} not done: {error:?}"));
                 self.try_elsewhere(client, op, hint);
             }
@@ -892,7 +985,9 @@ impl World {
         let mut seen: Option<(u64, i64, u64, u32)> = None;
         for host in &self.hosts {
             let Some(process) = &host.process else {
-                violations.push(format!("n{} is down at the end", host.id));
+                if !host.removed {
+                    violations.push(format!("n{} is down at the end", host.id));
+                }
                 continue;
             };
             let Some(group) = process.node.group(id::DEFAULT_GROUP) else { continue };
