@@ -229,6 +229,12 @@ impl Core {
         self.raw.read_index(context);
     }
 
+    /// Stands for election at once: for a replica that has nobody to wait for.
+    pub fn campaign(&mut self) {
+        let _ = self.raw.campaign();
+        self.derandomize();
+    }
+
     /// Asks the leader for a snapshot, whatever the log holds. To be repeated at every tick
     /// until one has come: without a leader, or right after an election, it is not sent.
     pub fn request_snapshot(&mut self) {

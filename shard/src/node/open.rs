@@ -353,7 +353,10 @@ impl Node {
             applied,
         );
         let (ticks, seed) = (self.config.election_ticks, self.config.seed);
-        let core = Core::open(key, storage, applied.0, ticks, seed);
+        let mut core = Core::open(key, storage, applied.0, ticks, seed);
+        if !seed_anew && state.conf_state.voters == [key.replica] {
+            core.campaign();
+        }
         let machine =
             Machine::open(GroupId(key.group), self.store.clone(), state, self.config.block_keys)?;
         let mut group = Group::new(GroupId(key.group), core, machine);
