@@ -224,6 +224,8 @@ pub struct Node {
     groups: BTreeMap<GroupId, Group>,
     /// Groups that something happened to in this round.
     touched: BTreeSet<GroupId>,
+    /// Groups whose replica here should ask whether it still is one.
+    lost: BTreeSet<GroupId>,
     now_ms: u64,
     last_tick_ms: u64,
     /// Lease expiry rests until then: the loop stalled, keepalives may wait in its queue.

@@ -63,4 +63,11 @@ mod tests {
     fn a_snapshot_that_came_to_nothing_does_not_keep_out_the_next() {
         check(725);
     }
+
+    /// One that was removed while it was down, and whose engine was lost, asked nobody and so
+    /// never learnt it.
+    #[test]
+    fn a_removed_replica_that_waits_for_rows_learns_that_it_is_removed() {
+        check(3088);
+    }
 }

@@ -359,6 +359,13 @@ impl Core {
         self.raw.advance_apply_to(index);
     }
 
+    /// Did an election timeout pass without a word of a leader, on a replica that does not
+    /// stand for election? Then nobody hears of it, and it of nobody. True once a timeout.
+    pub fn is_lost(&self) -> bool {
+        let elapsed = self.raw.raft.election_elapsed;
+        !self.raw.raft.promotable() && elapsed > 0 && elapsed.is_multiple_of(self.election_ticks)
+    }
+
     /// Leads this replica?
     pub fn is_leader(&self) -> bool {
         self.raw.raft.state == StateRole::Leader

@@ -4,13 +4,13 @@
 //! long as a group has one replica a node, its node's id; it is drawn when the member is
 //! added and never used again.
 
-use proto::cluster::raft::NotMember;
+use proto::cluster::raft::{AmMember, NotMember, PeerMessage, peer_message};
 use proto::etcd::{
     Member, MemberAddRequest, MemberAddResponse, MemberPromoteRequest, MemberRemoveRequest,
     ResponseHeader,
 };
 use proto::group::{GroupError, Reply};
-use proto::{Error, GroupId};
+use proto::{Error, GroupId, NodeId};
 use raft::eraftpb::{ConfChangeType, Entry};
 
 use super::requests::header;
@@ -182,6 +182,33 @@ impl Node {
             self.outputs.push(Output::Removed { group: id });
         }
         Ok((Ok(reply), effects))
+    }
+
+    /// Tells a replica that was removed so, and says whether it was.
+    pub(super) fn tell_removed(&mut self, id: GroupId, replica: u64) -> bool {
+        let Some(group) = self.groups.get(&id) else { return false };
+        let state = group.machine.state();
+        let removed = state.removed.contains(&replica);
+        if removed {
+            let membership_version = state.membership_version;
+            let word = NotMember { group: id.0, replica, membership_version };
+            let body = Some(peer_message::Body::NotMember(word));
+            let to = NodeId(replica);
+            self.outputs.push(Output::Send { to, message: PeerMessage { body } });
+        }
+        removed
+    }
+
+    /// Asks the members that are known whether this replica still is one.
+    pub(super) fn ask_members(&mut self, id: GroupId) {
+        let Some(group) = self.groups.get(&id) else { return };
+        let replica = group.core.key().replica;
+        let others = group.machine.state().members.iter().map(|member| member.id);
+        for other in others.filter(|other| *other != replica) {
+            let ask = AmMember { group: id.0, replica };
+            let message = PeerMessage { body: Some(peer_message::Body::AmMember(ask)) };
+            self.outputs.push(Output::Send { to: NodeId(other), message });
+        }
     }
 
     /// A member says that a replica here is none.

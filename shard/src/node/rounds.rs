@@ -136,6 +136,9 @@ impl Node {
             if group.seed_anew {
                 group.core.request_snapshot();
             }
+            if group.core.is_lost() {
+                self.lost.insert(id);
+            }
             group.reads.retry(self.now_ms.saturating_sub(election_ms / 2));
             if group.core.has_output() || group.reads.has_fresh() {
                 self.touched.insert(id);
@@ -154,6 +157,9 @@ impl Node {
             }
             self.check_transfer(id);
         }
+        for id in std::mem::take(&mut self.lost) {
+            self.ask_members(id);
+        }
         if self.draining {
             self.hand_over();
         }
@@ -166,6 +172,9 @@ impl Node {
             Some(peer_message::Body::Piece(piece)) => self.step_piece(from, piece)?,
             Some(peer_message::Body::Ack(ack)) => self.step_ack(ack)?,
             Some(peer_message::Body::NotMember(word)) => self.step_not_member(word),
+            Some(peer_message::Body::AmMember(ask)) => {
+                self.tell_removed(GroupId(ask.group), ask.replica);
+            }
             None => {}
         }
         Ok(())
@@ -178,16 +187,7 @@ impl Node {
         if message.to != group.core.key().replica || group.stopped.is_some() {
             return Ok(());
         }
-        let state = group.machine.state();
-        if state.removed.contains(&message.from) {
-            let word = proto::cluster::raft::NotMember {
-                group: id.0,
-                replica: message.from,
-                membership_version: state.membership_version,
-            };
-            let body = Some(peer_message::Body::NotMember(word));
-            let to = NodeId(message.from);
-            self.outputs.push(Output::Send { to, message: PeerMessage { body } });
+        if self.tell_removed(id, message.from) {
             return Ok(());
         }
         let Some(message) = wire::from_wire(message) else { return Ok(()) };
