@@ -75,11 +75,33 @@ pub(crate) struct Settings {
     #[arg(long, env = "ATOLL_DISK_RESERVE_BYTES")]
     pub(crate) disk_reserve_bytes: Option<u64>,
     /// How often an idle watch that asked for it is told its progress [default: 10m].
-    #[arg(long, env = "ATOLL_WATCH_PROGRESS_NOTIFY_INTERVAL")]
+    #[arg(
+        long,
+        alias = "experimental-watch-progress-notify-interval",
+        env = "ATOLL_WATCH_PROGRESS_NOTIFY_INTERVAL"
+    )]
+    #[serde(alias = "experimental-watch-progress-notify-interval")]
     pub(crate) watch_progress_notify_interval: Option<String>,
     /// error, warn, info, debug or trace [default: info].
     #[arg(long, env = "ATOLL_LOG_LEVEL")]
     pub(crate) log_level: Option<String>,
+    // What etcd's start scripts set beside these: taken, and said to be without effect.
+    #[arg(long, hide = true)]
+    logger: Option<String>,
+    #[arg(long, hide = true)]
+    log_outputs: Option<String>,
+    #[arg(long, hide = true)]
+    max_snapshots: Option<String>,
+    #[arg(long, hide = true)]
+    max_wals: Option<String>,
+    #[arg(long, hide = true)]
+    feature_gates: Option<String>,
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pre_vote: Option<String>,
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    strict_reconfig_check: Option<String>,
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    experimental_initial_corrupt_check: Option<String>,
 }
 
 /// Settings as the program uses them.
@@ -144,6 +166,23 @@ macro_rules! fill {
 }
 
 impl Settings {
+    /// The settings of etcd that were given and mean nothing here, as a sentence.
+    pub(crate) fn without_effect(&self) -> Option<String> {
+        let given = [
+            ("logger", &self.logger),
+            ("log-outputs", &self.log_outputs),
+            ("max-snapshots", &self.max_snapshots),
+            ("max-wals", &self.max_wals),
+            ("feature-gates", &self.feature_gates),
+            ("pre-vote", &self.pre_vote),
+            ("strict-reconfig-check", &self.strict_reconfig_check),
+            ("experimental-initial-corrupt-check", &self.experimental_initial_corrupt_check),
+        ];
+        let names: Vec<_> =
+            given.iter().filter(|(_, given)| given.is_some()).map(|(name, _)| *name).collect();
+        (!names.is_empty()).then(|| format!("without effect here: {}", names.join(", ")))
+    }
+
     /// Fills what flags and environment left open from a file.
     pub(crate) fn with_file(mut self, path: Option<&Path>) -> Result<Settings, ConfigError> {
         let Some(path) = path else { return Ok(self) };
@@ -158,6 +197,8 @@ impl Settings {
             initial_advertise_peer_urls initial_cluster initial_cluster_state
             initial_cluster_token heartbeat_interval election_timeout quota_backend_bytes
             auto_compaction_mode auto_compaction_retention max_txn_ops max_request_bytes
+            logger log_outputs max_snapshots max_wals feature_gates pre_vote
+            strict_reconfig_check experimental_initial_corrupt_check
             max_concurrent_streams snapshot_count disk_reserve_bytes watch_progress_notify_interval log_level);
         Ok(self)
     }
@@ -331,6 +372,14 @@ mod tests {
     fn an_unknown_key_in_the_file_is_named() {
         let error = toml::from_str::<Settings>("nmae = \"a\"").unwrap_err().to_string();
         assert!(error.contains("nmae"), "{error}");
+    }
+
+    #[test]
+    fn what_means_nothing_here_is_named() {
+        let file = "logger = \"zap\"\nname = \"a\"\nmax-wals = \"5\"";
+        let settings = toml::from_str::<Settings>(file).unwrap();
+        assert_eq!(settings.without_effect().unwrap(), "without effect here: logger, max-wals");
+        assert_eq!(Settings::default().without_effect(), None);
     }
 
     #[test]

@@ -46,14 +46,20 @@ enum Verb {
     },
 }
 
+fn run(settings: Settings, alone: bool) -> Result<(), String> {
+    if let Some(note) = settings.without_effect() {
+        eprintln!("atoll: {note}");
+    }
+    settings.check(alone).map_err(|error| error.0).and_then(start::run)
+}
+
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
-        Verb::Dev { settings } => settings.check(true).map_err(|e| e.0).and_then(start::run),
+        Verb::Dev { settings } => run(settings, true),
         Verb::Start { config_file, settings } => settings
             .with_file(config_file.as_deref())
-            .and_then(|settings| settings.check(false))
-            .map_err(|e| e.0)
-            .and_then(start::run),
+            .map_err(|error| error.0)
+            .and_then(|settings| run(settings, false)),
         Verb::Member { endpoint, command } => members::run(&endpoint, command),
     };
     match done {

@@ -147,7 +147,7 @@ pub fn reconcile(op: &Op, one: &mut Answer, other: &mut Answer) {
             if request.revision == 0 && other.hash_revision == 0 =>
         {
             Exception::HashAtCompaction.used();
-            *other = one.clone();
+            *other = *one;
         }
         (Op::TimeToLive(_), Answer::TimeToLive(one), Answer::TimeToLive(other)) => {
             Exception::LeaseKeyOrder.used();
