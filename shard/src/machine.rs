@@ -39,8 +39,9 @@ use proto::{Error, GroupId};
 
 use crate::engine::EngineError;
 use crate::store::Store;
+use crate::store::changes;
 use crate::store::counts::Counts;
-use crate::store::layout::Shelf;
+use crate::store::layout::{self, Shelf};
 use crate::store::view::View;
 use effect::Effect;
 use state::{LeaseState, SnapshotState, State};
@@ -194,9 +195,18 @@ impl Machine {
     }
 
     /// Everything beside rows, for a snapshot at the applied index.
-    pub fn snapshot_state(&self) -> SnapshotState {
+    pub fn snapshot_state(&self) -> Result<SnapshotState, EngineError> {
         let leases = self.leases.iter().map(|(id, ttl_s)| LeaseState { id: *id, ttl_s: *ttl_s });
-        SnapshotState { state: self.state.clone(), leases: leases.collect() }
+        let leases = leases.collect();
+        let shelf = self.shelf();
+        let (from, to) = (layout::twice_key(shelf, 0), layout::twice_key(shelf, i64::MAX));
+        let mut packed = Vec::new();
+        for (row_key, _) in self.store.rows(&from, &to)? {
+            let revision = layout::split_twice(&row_key).unwrap_or_default();
+            let history = self.store.history(shelf, revision, revision, 1)?;
+            packed.extend(changes::pack(shelf, &history).into_iter().map(|(_, row)| row));
+        }
+        Ok(SnapshotState { state: self.state.clone(), leases, changes: packed })
     }
 
     /// A view of the newest revision.

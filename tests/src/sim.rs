@@ -64,6 +64,13 @@ mod tests {
         check(725);
     }
 
+    /// After a snapshot the history of a key that one transaction wrote twice told the last
+    /// write only.
+    #[test]
+    fn a_snapshot_brings_both_changes_of_a_key_in_one_revision() {
+        check(4315);
+    }
+
     /// One that was removed while it was down, and whose engine was lost, asked nobody and so
     /// never learnt it.
     #[test]

@@ -77,6 +77,9 @@ impl Machine {
         let revision = changes.begin + 1;
         self.state.revision = revision;
         self.count(revision, &changes)?;
+        if changes.list.iter().any(|change| change.overwritten.is_some()) {
+            self.store.put_raw(layout::twice_key(self.shelf(), revision), Bytes::new());
+        }
         self.store.note(self.shelf(), revision, Arc::from(changes.list));
         effects.push(Effect::Events(Arc::new(RevisionEvents { revision, events: changes.events })));
         Ok(())

@@ -76,4 +76,8 @@ pub struct SnapshotState {
     /// All leases.
     #[prost(message, repeated, tag = "2")]
     pub leases: Vec<LeaseState>,
+    /// Packed changes of the revisions that changed a key more than once: the versions alone
+    /// tell only the last of them.
+    #[prost(bytes = "bytes", repeated, tag = "3")]
+    pub changes: Vec<bytes::Bytes>,
 }

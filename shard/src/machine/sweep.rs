@@ -55,6 +55,10 @@ impl Machine {
         for row_key in self.store.packed_below(shelf, last, SLICE)? {
             self.store.remove(row_key.to_vec());
         }
+        let (from, to) = (layout::twice_key(shelf, 0), layout::twice_key(shelf, last));
+        for (row_key, _) in self.store.rows(&from, &to)? {
+            self.store.remove(row_key.to_vec());
+        }
         self.state.swept = last;
         Ok(())
     }

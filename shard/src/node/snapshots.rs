@@ -37,7 +37,7 @@ use crate::group::wire;
 use crate::log::{Record, ReplicaKey};
 use crate::machine::leases;
 use crate::machine::state::{SnapshotState, State};
-use crate::store::changes::Change;
+use crate::store::changes::{self, Change};
 use crate::store::counts;
 use crate::store::layout::{self, Row, Shelf};
 use crate::store::recent::ChangeMap;
@@ -193,7 +193,14 @@ impl Node {
             return;
         }
         let Some(group) = self.groups.get_mut(&id) else { return };
-        let state = group.machine.snapshot_state();
+        let state = match group.machine.snapshot_state() {
+            Ok(state) => state,
+            Err(error) => {
+                // As below: the next round meets the same error.
+                tracing::error!(%error, "read the state for a snapshot");
+                return group.core.snapshot_done(to, SnapshotStatus::Failure);
+            }
+        };
         let meta = message.mut_snapshot().mut_metadata();
         meta.index = state.state.applied_index;
         meta.term = state.state.applied_term;
@@ -446,13 +453,19 @@ impl Node {
             return Ok(());
         };
         let shelf = receiving.shelf;
-        let changes = receiving.rebuild.finish();
+        let mut changes = receiving.rebuild.finish();
         let state = State {
             shelf: shelf.0,
             size: receiving.rebuild.size,
             keys: receiving.rebuild.keys,
             ..sent.state
         };
+        for packed in &sent.changes {
+            for (revision, list) in changes::unpack(packed).unwrap_or_default() {
+                self.store.put_raw(layout::twice_key(shelf, revision), Bytes::new());
+                changes.insert(revision, list);
+            }
+        }
         // What lies below both was removed at the sender, or is of no use to anybody.
         let low = state.compacted.min(state.swept);
         for (revision, list) in changes {

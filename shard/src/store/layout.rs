@@ -9,6 +9,7 @@
 //! 04 | shelf | first key                  live keys of a block of keys
 //! 05 | shelf | lease                      a lease and its granted TTL
 //! 06 | shelf | lease | key                a key attached to a lease
+//! 07 | shelf | revision                   a revision that changed a key more than once
 //! ```
 //!
 //! Numbers are big endian, so that bytes sort as numbers do. `key*` is the key with every
@@ -31,10 +32,11 @@ const KIND_CHANGES: u8 = 3;
 const KIND_COUNTS: u8 = 4;
 const KIND_LEASE: u8 = 5;
 const KIND_LEASE_KEY: u8 = 6;
+const KIND_TWICE: u8 = 7;
 
 /// All kinds whose keys go on with a shelf.
-pub const SHELF_KINDS: [u8; 5] =
-    [KIND_VERSION, KIND_CHANGES, KIND_COUNTS, KIND_LEASE, KIND_LEASE_KEY];
+pub const SHELF_KINDS: [u8; 6] =
+    [KIND_VERSION, KIND_CHANGES, KIND_COUNTS, KIND_LEASE, KIND_LEASE_KEY, KIND_TWICE];
 
 /// Where rows of one replica's life stand; a number of this node, never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -199,6 +201,18 @@ pub fn changes_key(shelf: Shelf, revision: i64) -> Vec<u8> {
 /// Last revision of a packed row, from its key.
 pub fn split_changes(row_key: &[u8]) -> Option<i64> {
     row_key.split_last_chunk::<8>().map(|(_, revision)| u64::from_be_bytes(*revision) as i64)
+}
+
+/// Key of the row that says that `revision` changed a key more than once.
+pub fn twice_key(shelf: Shelf, revision: i64) -> Vec<u8> {
+    let (mut out, _) = shelf_bounds(KIND_TWICE, shelf);
+    out.put_u64(revision as u64);
+    out
+}
+
+/// The revision of such a row, from its key.
+pub fn split_twice(row_key: &[u8]) -> Option<i64> {
+    split_changes(row_key)
 }
 
 /// Key of the block of live keys that begins with `first`.
