@@ -61,7 +61,7 @@ pub fn range(
         view.scan(&keys, &mut |key, found| {
             count += 1;
             if !request.count_only && kvs.len() < keep {
-                kvs.push(found.to_kv(Bytes::copy_from_slice(key)));
+                kvs.push(found.to_kv(key));
             }
             // What is behind the page is counted without a walk.
             match counter {

@@ -94,7 +94,7 @@ impl Machine {
         let Some(large) = large else { return Ok(()) };
         let mut keys: Vec<Bytes> = Vec::new();
         self.store.view(self.shelf(), revision).scan(&large, &mut |key, _| {
-            keys.push(Bytes::copy_from_slice(key));
+            keys.push(key);
             ControlFlow::Continue(())
         })?;
         let left = keys.len() / 2;
@@ -223,7 +223,8 @@ impl Machine {
         } else {
             let range = KeyRange::parse(&request.key, &request.range_end);
             changes.view.scan(&range, &mut |key, one| {
-                found.push((Bytes::copy_from_slice(key), one));
+                // It stays in the recent table: not with the whole block that it came in.
+                found.push((Bytes::copy_from_slice(&key), one));
                 ControlFlow::Continue(())
             })?;
         }

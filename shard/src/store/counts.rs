@@ -70,13 +70,13 @@ impl Counts {
                 .and_then(|live| u32::try_from(live).ok())
                 .ok_or_else(|| EngineError("a count cannot be read".into()))?;
             sum += i64::from(live);
-            counts.blocks.insert(row_key.slice(from.len()..), live);
+            counts.blocks.insert(owned(row_key.get(from.len()..).unwrap_or_default()), live);
         }
         if sum != keys {
             tracing::warn!(shelf = shelf.0, sum, keys, "live keys are counted anew");
             let mut builder = Builder::new(block_keys);
             store.view(shelf, revision).scan(&KeyRange::all(), &mut |key, _| {
-                builder.live(key);
+                builder.live(&key);
                 ControlFlow::Continue(())
             })?;
             counts.dirty = counts.blocks.keys().cloned().collect();
@@ -121,6 +121,7 @@ impl Counts {
     pub fn cut(&mut self, first: &Bytes, middle: Bytes, left: u32) {
         let Some(live) = self.blocks.get_mut(first) else { return };
         assert!(left < *live && middle > *first, "a cut leaves keys on both sides");
+        let middle = owned(&middle);
         let right = *live - left;
         *live = left;
         self.blocks.insert(middle.clone(), right);
@@ -163,6 +164,11 @@ impl Counts {
     }
 }
 
+/// A key that lives long must not keep the engine's block that it came in.
+fn owned(key: &[u8]) -> Bytes {
+    Bytes::copy_from_slice(key)
+}
+
 /// The row of a block.
 pub fn row(live: u32) -> Bytes {
     let mut out = Vec::new();
@@ -192,7 +198,7 @@ impl Builder {
         match self.blocks.get_mut(&self.last) {
             Some(live) if *live < full => *live += 1,
             _ => {
-                self.last = Bytes::copy_from_slice(key);
+                self.last = owned(key);
                 self.blocks.insert(self.last.clone(), 1);
             }
         }

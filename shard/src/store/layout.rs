@@ -171,6 +171,15 @@ pub fn split_version(row_key: &[u8]) -> Option<(&[u8], i64)> {
     Some((head.get(9..head.len().checked_sub(2)?)?, !u64::from_be_bytes(*revision) as i64))
 }
 
+/// The client's key of a version's row key; shares its bytes if nothing was escaped.
+pub fn version_user_key(row_key: &Bytes) -> Option<Bytes> {
+    let (escaped, _) = split_version(row_key)?;
+    if escaped.contains(&0) {
+        return Some(unescape(escaped));
+    }
+    Some(row_key.slice(9..9 + escaped.len()))
+}
+
 /// The key that was escaped.
 pub fn unescape(escaped: &[u8]) -> Bytes {
     if !escaped.contains(&0) {

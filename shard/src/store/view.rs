@@ -148,22 +148,7 @@ impl View {
     pub fn scan(
         &self,
         range: &KeyRange,
-        each: &mut dyn FnMut(&[u8], Found) -> ControlFlow<()>,
-    ) -> Result<(), EngineError> {
-        self.scan_versions(range, &mut |escaped, found| {
-            if found.row.deleted {
-                return ControlFlow::Continue(());
-            }
-            each(&layout::unescape(escaped), found)
-        })
-    }
-
-    /// Calls `each` with the newest version of every key of `range`, delete markers too. The
-    /// key is in escaped form.
-    fn scan_versions(
-        &self,
-        range: &KeyRange,
-        each: &mut dyn FnMut(&[u8], Found) -> ControlFlow<()>,
+        each: &mut dyn FnMut(Bytes, Found) -> ControlFlow<()>,
     ) -> Result<(), EngineError> {
         if range.is_empty() {
             return Ok(());
@@ -183,7 +168,12 @@ impl View {
             any = true;
             decided.clear();
             decided.extend_from_slice(escaped);
-            Ok(each(escaped, Found { revision, row: row()? }))
+            let row = row()?;
+            if row.deleted {
+                return Ok(ControlFlow::Continue(()));
+            }
+            let key = layout::version_user_key(row_key).ok_or_else(damaged)?;
+            Ok(each(key, Found { revision, row }))
         })
     }
 
@@ -211,6 +201,16 @@ impl View {
             self.tables.iter().map(|table| table.range(from, to).peekable()).collect();
         let mut engine = self.engine.scan(from, to).peekable();
         loop {
+            if tables.iter_mut().all(|table| table.peek().is_none()) {
+                // Mostly so: what is left stands in the engine alone.
+                for row in engine {
+                    let (key, value) = row?;
+                    if each(&key, &|| Row::decode(&value).ok_or_else(damaged))?.is_break() {
+                        return Ok(());
+                    }
+                }
+                return Ok(());
+            }
             let mut least: Option<Bytes> = None;
             for table in &mut tables {
                 if let Some((key, _)) = table.peek()
