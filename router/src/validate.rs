@@ -21,7 +21,7 @@ use bytes::Bytes;
 use proto::{
     Error,
     etcd::{
-        DeleteRangeRequest, LeaseGrantRequest, PutRequest, RangeRequest, RequestOp, TxnRequest,
+        DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest,
         range_request::{SortOrder, SortTarget},
         request_op::Request as Op,
     },
@@ -81,11 +81,6 @@ pub(crate) fn put(request: &PutRequest) -> Result<(), Error> {
 /// Checks a delete.
 pub(crate) fn delete_range(request: &DeleteRangeRequest) -> Result<(), Error> {
     if request.key.is_empty() { Err(Error::EmptyKey) } else { Ok(()) }
-}
-
-/// Checks a grant.
-pub(crate) fn lease_grant(request: &LeaseGrantRequest) -> Result<(), Error> {
-    if request.ttl > limits::MAX_LEASE_TTL_S { Err(Error::LeaseTtlTooLarge) } else { Ok(()) }
 }
 
 /// Checks the size of a request that would be logged.

@@ -19,7 +19,6 @@ use crate::{
     caller::{Caller, answer},
     grpc::{self, inbound::Inbound, live::Outlet},
     metrics::Rpc,
-    validate,
 };
 
 /// Keepalives of one stream that may wait for their groups.
@@ -29,7 +28,6 @@ pub(super) async fn grant(
     caller: Caller,
     mut request: LeaseGrantRequest,
 ) -> Result<LeaseGrantResponse, Status> {
-    validate::lease_grant(&request)?;
     if request.id == 0 {
         request.id = caller.door().new_lease_id();
     }

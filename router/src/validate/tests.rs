@@ -114,13 +114,6 @@ fn a_delete_needs_a_key() {
 }
 
 #[test]
-fn a_lease_may_not_outlive_etcds_limit() {
-    let grant = |ttl| lease_grant(&LeaseGrantRequest { ttl, id: 0 });
-    assert_eq!(grant(9_000_000_001), Err(Error::LeaseTtlTooLarge));
-    assert_eq!((grant(9_000_000_000), grant(0), grant(-5)), (Ok(()), Ok(()), Ok(())));
-}
-
-#[test]
 fn a_request_may_have_exactly_the_limits_size() {
     assert_eq!(size(1_572_864, 1_572_864), Ok(()));
     assert_eq!(size(1_572_865, 1_572_864), Err(Error::RequestTooLarge));

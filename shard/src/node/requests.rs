@@ -148,7 +148,16 @@ impl Node {
 
     fn grant(&mut self, id: GroupId, ticket: Ticket, mut grant: LeaseGrantRequest) {
         if grant.ttl > limits::MAX_LEASE_TTL_S {
-            return self.answer(ticket, Err(GroupError::refused(Error::LeaseTtlTooLarge)));
+            // etcd looks at its alarms before it looks at the lease.
+            let raised = |alarm| self.groups.get(&id).is_some_and(|g| g.machine.alarm(alarm));
+            let error = if raised(AlarmType::Corrupt) {
+                Error::Corrupt
+            } else if raised(AlarmType::Nospace) {
+                Error::NoSpace
+            } else {
+                Error::LeaseTtlTooLarge
+            };
+            return self.answer(ticket, Err(GroupError::refused(error)));
         }
         grant.ttl = grant.ttl.max(self.config.min_lease_ttl_s);
         if grant.id == 0 {
