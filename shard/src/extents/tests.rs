@@ -78,6 +78,19 @@ fn a_full_disk_refuses_new_files_and_harms_nothing() {
 }
 
 #[test]
+fn a_file_made_by_a_process_that_ended_is_durable_after_the_next_sync() {
+    let (disk, extents) = fresh();
+    extents.grow_ahead(1).unwrap();
+    drop(extents);
+    let extents = open(&disk, Named::default()).extents;
+    let pointer = extents.write(SHELF, b"key", &[7; 9000]).unwrap();
+    extents.sync().unwrap();
+    disk.crash(&mut |_| 0);
+    let extents = open(&disk, held(&[pointer])).extents;
+    assert_eq!(extents.read(&pointer).unwrap(), [7; 9000][..]);
+}
+
+#[test]
 fn a_failed_sync_is_final() {
     let (disk, extents) = fresh();
     extents.write(SHELF, b"key", &[1; 9000]).unwrap();
