@@ -4,6 +4,7 @@ pub mod access;
 pub mod autocompact;
 pub mod disk;
 pub mod engine;
+pub mod extents;
 pub mod group;
 pub mod lease;
 pub mod local;
