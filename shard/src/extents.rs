@@ -37,10 +37,10 @@
 //!
 //! Invariants:
 //!
-//! * A page has one extent. (Asserted by [`life`] at every step, at open an error.)
+//! * A page has one extent. (Asserted in `life.rs` at every step, at open an error.)
 //! * Pages that the newest complete checkpoint, a log record above it or an open view names are
 //!   not written, cut or removed. (They are not in the freelist: asserted there.)
-//! * A read gives the bytes that were written or an error. (Checksums in [`file`], seeded with the
+//! * A read gives the bytes that were written or an error. (Checksums in `file.rs`, seeded with the
 //!   place and repeated in the pointer.)
 //! * An error of a write or sync is final: everything that writes answers
 //!   [`ExtentError::Poisoned`] from then on, and the process is to end. A full disk is not such an
