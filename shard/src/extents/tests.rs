@@ -1,3 +1,6 @@
+//! Page files in ordinary life: what is written is read back, freed and used again, and damage is
+//! told. Crashes are tried in `crash.rs`.
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
