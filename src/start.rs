@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use proto::cluster::group::groups_client::GroupsClient;
-use proto::cluster::group::{GroupRequest, PublishMember, RequestBatch, RequestFrame};
+use proto::cluster::group::{PublishMember, RequestBatch, RequestFrame};
 use proto::etcd::{CompactionRequest, Member, MemberListRequest, MemberListResponse};
-use proto::group::{Groups, Identity, Reply, Request, from_reply};
+use proto::group::{Groups, Identity, Reply, Request, from_reply, own_request};
 use proto::{GroupId, NodeId, id};
 use router::{HistogramReading, NodeReport, Router, RouterConfig, StatusSource};
 use shard::autocompact::{AutoCompactor, Retention};
@@ -87,7 +87,7 @@ fn first_place(config: &Config) -> Place {
 /// Asks a node for its members over its peer URL; `None` if it does not answer.
 async fn ask_members(url: &str, linearizable: bool) -> Option<MemberListResponse> {
     let mut client = GroupsClient::connect(url.to_owned()).await.ok()?;
-    let request = own(Request::MemberList(MemberListRequest { linearizable }));
+    let request = own_request(Request::MemberList(MemberListRequest { linearizable }));
     let frames = vec![RequestFrame { id: 1, request: Some(request) }];
     let (sender, receiver) = tokio::sync::mpsc::channel(1);
     let _ = sender.send(RequestBatch { frames }).await;
@@ -372,18 +372,6 @@ fn show(config: &Config, place: &Place) {
     }
 }
 
-/// A request of this node's own to the default tenant's group.
-fn own(body: Request) -> GroupRequest {
-    GroupRequest {
-        tenant: id::DEFAULT_TENANT.0,
-        namespace: id::DEFAULT_NAMESPACE.0,
-        group: id::DEFAULT_GROUP.0,
-        range_version: 1,
-        body: Some(body),
-        ..Default::default()
-    }
-}
-
 /// Tells the cluster this node's name and client URLs, until it has been heard.
 async fn announce(groups: Arc<dyn Groups>, config: Config, node: u64) {
     let member = Member {
@@ -394,7 +382,7 @@ async fn announce(groups: Arc<dyn Groups>, config: Config, node: u64) {
     };
     loop {
         let publish = PublishMember { member: Some(member.clone()) };
-        match groups.call(own(Request::Publish(publish))).await {
+        match groups.call(own_request(Request::Publish(publish))).await {
             Ok(_) => break,
             Err(error) => tracing::debug!(%error, "not heard yet"),
         }
@@ -414,7 +402,7 @@ async fn compact(groups: Arc<dyn Groups>, handle: NodeHandle, retention: Retenti
             && view.shared.leader() == Some(node)
         {
             let ask = CompactionRequest { revision, physical: false };
-            match groups.call(own(Request::Compact(ask))).await {
+            match groups.call(own_request(Request::Compact(ask))).await {
                 Ok(_) => tracing::info!(revision, "compacted automatically"),
                 Err(error) => tracing::warn!(revision, %error, "automatic compaction failed"),
             }

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use crate::{
     Error, GroupId, KeyRange, TenantId,
     cluster::group::{GroupReply, GroupRequest, Refusal, group_reply, refusal::Outcome},
-    mvccpb,
+    id, mvccpb,
 };
 
 pub use crate::cluster::group::{group_reply::Body as Reply, group_request::Body as Request};
@@ -56,6 +56,18 @@ impl GroupError {
                 leader_node: self.leader_node.unwrap_or(0),
             })),
         }
+    }
+}
+
+/// A request to the default tenant's only group, which nobody's router has made.
+pub fn own_request(body: Request) -> GroupRequest {
+    GroupRequest {
+        tenant: id::DEFAULT_TENANT.0,
+        namespace: id::DEFAULT_NAMESPACE.0,
+        group: id::DEFAULT_GROUP.0,
+        range_version: 1,
+        body: Some(body),
+        ..Default::default()
     }
 }
 

@@ -183,6 +183,11 @@ impl Group {
         self.core.is_leader()
     }
 
+    /// Is this the group's only replica?
+    pub fn is_alone(&self) -> bool {
+        self.machine.state().members.len() <= 1
+    }
+
     /// Has this replica lost its rows, and waits for the leader's?
     pub fn is_seeded_anew(&self) -> bool {
         self.seed_anew

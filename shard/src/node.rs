@@ -224,8 +224,6 @@ pub struct Node {
     groups: BTreeMap<GroupId, Group>,
     /// Groups that something happened to in this round.
     touched: BTreeSet<GroupId>,
-    /// Groups whose replica here should ask whether it still is one.
-    lost: BTreeSet<GroupId>,
     now_ms: u64,
     last_tick_ms: u64,
     /// Lease expiry rests until then: the loop stalled, keepalives may wait in its queue.
@@ -277,7 +275,7 @@ impl Node {
 
     /// Has no group here a replica elsewhere?
     pub fn is_alone(&self) -> bool {
-        self.groups.values().all(|group| group.machine.state().members.len() <= 1)
+        self.groups.values().all(Group::is_alone)
     }
 
     /// How the disk stands.

@@ -133,7 +133,6 @@ impl Node {
             log,
             groups: BTreeMap::new(),
             touched: BTreeSet::new(),
-            lost: BTreeSet::new(),
             now_ms,
             last_tick_ms: now_ms,
             lease_rest_until_ms: 0,

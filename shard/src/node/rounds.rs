@@ -12,7 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
 use super::{Input, Node, NodeError, Output, Persist};
-use crate::group::{LeaseAsk, Then, Ticket, wire};
+use crate::group::{Group, LeaseAsk, Then, Ticket, wire};
 use crate::log::Record;
 use crate::machine;
 use crate::machine::effect::Effect;
@@ -95,9 +95,7 @@ impl Node {
         match catch_unwind(AssertUnwindSafe(|| act(self))) {
             Ok(done) => done,
             Err(panic) => {
-                let alone =
-                    self.groups.get(&id).is_none_or(|g| g.machine.state().members.len() <= 1);
-                if alone {
+                if self.groups.get(&id).is_none_or(Group::is_alone) {
                     resume_unwind(panic);
                 }
                 // Half of what the group wanted is not to be done.
@@ -126,6 +124,7 @@ impl Node {
         let election_ms = self.config.election_ms();
         let rest = self.now_ms < self.lease_rest_until_ms;
         let resting = self.slow.is_resting(self.now_ms);
+        let mut lost = Vec::new();
         let ids: Vec<_> = self.groups.keys().copied().collect();
         for id in ids {
             let Some(group) = self.groups.get_mut(&id) else { continue };
@@ -137,7 +136,7 @@ impl Node {
                 group.core.request_snapshot();
             }
             if group.core.is_lost() {
-                self.lost.insert(id);
+                lost.push(id);
             }
             group.reads.retry(self.now_ms.saturating_sub(election_ms / 2));
             if group.core.has_output() || group.reads.has_fresh() {
@@ -157,7 +156,7 @@ impl Node {
             }
             self.check_transfer(id);
         }
-        for id in std::mem::take(&mut self.lost) {
+        for id in lost {
             self.ask_members(id);
         }
         if self.draining {

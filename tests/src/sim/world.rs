@@ -6,13 +6,13 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use proto::cluster::group::{GroupRequest, LinearizeRequest, refusal};
+use proto::cluster::group::{LinearizeRequest, refusal};
 use proto::cluster::raft::PeerMessage;
 use proto::etcd::{
     HashKvRequest, Member, MemberAddRequest, MemberListRequest, MemberPromoteRequest,
     MemberRemoveRequest,
 };
-use proto::group::{GroupError, Reply, Request, WatchOutput, WatchSpec as HubSpec};
+use proto::group::{GroupError, Reply, Request, WatchOutput, WatchSpec as HubSpec, own_request};
 use proto::{KeyRange, NodeId, id};
 use shard::access;
 use shard::node::{Answer, Input, Output};
@@ -724,14 +724,7 @@ impl World {
         self.next_ticket += 1;
         let ticket = self.next_ticket;
         self.tickets.insert((host, self.hosts[host].life, ticket), waiting);
-        let request = GroupRequest {
-            tenant: id::DEFAULT_TENANT.0,
-            namespace: id::DEFAULT_NAMESPACE.0,
-            group: id::DEFAULT_GROUP.0,
-            range_version: 1,
-            body: Some(body),
-            ..Default::default()
-        };
+        let request = own_request(body);
         self.step(host, Input::Request { ticket, request });
     }
 
