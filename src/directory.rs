@@ -2,9 +2,10 @@
 //!
 //! ```text
 //!   lock       held by the running process
-//!   identity   format, ids of cluster and node, the log's secret number
+//!   identity   format, ids of cluster and node, this node's secret number
 //!   log/       the node's log
 //!   engine/    the engine: exactly one checkpoint
+//!   pages/     large values
 //! ```
 
 use std::fs::{self, File, OpenOptions};
@@ -26,7 +27,7 @@ pub(crate) struct Identity {
     pub(crate) cluster: String,
     /// The node, in hexadecimal.
     pub(crate) node: String,
-    /// Seeds the log's checksums, in hexadecimal.
+    /// Seeds the checksums of log and page files, in hexadecimal.
     pub(crate) salt: String,
 }
 
@@ -42,7 +43,9 @@ impl Directory {
     pub(crate) fn open(path: &Path) -> Result<Directory, String> {
         let failed =
             |what: &str, error: std::io::Error| format!("{what} {}: {error}", path.display());
-        fs::create_dir_all(path.join("log")).map_err(|e| failed("make", e))?;
+        for part in ["log", "pages"] {
+            fs::create_dir_all(path.join(part)).map_err(|e| failed("make", e))?;
+        }
         let lock = OpenOptions::new()
             .create(true)
             .truncate(false)
@@ -106,6 +109,11 @@ impl Directory {
     /// Where the log is.
     pub(crate) fn log(&self) -> PathBuf {
         self.path.join("log")
+    }
+
+    /// Where large values are.
+    pub(crate) fn pages(&self) -> PathBuf {
+        self.path.join("pages")
     }
 
     /// Where the engine is.

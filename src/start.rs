@@ -12,10 +12,12 @@ use router::{HistogramReading, NodeReport, Router, RouterConfig, StatusSource};
 use shard::autocompact::{AutoCompactor, Retention};
 use shard::disk::os::OsDisk;
 use shard::engine::fjall::FjallEngine;
+use shard::extents::ExtentsConfig;
 use shard::group::core::mix;
+use shard::group::large::LARGE_BYTES;
 use shard::local::LocalGroups;
 use shard::log::{Log, LogConfig};
-use shard::node::{Birth, CheckpointPolicy, Input, Node, NodeConfig};
+use shard::node::{Birth, CheckpointPolicy, Input, Node, NodeConfig, Pages};
 use shard::store::counts::BLOCK_KEYS;
 use shard::transport::{PeerServices, Peers};
 use shard::worker::{self, NodeHandle};
@@ -206,6 +208,7 @@ async fn serve(config: Config) -> Result<(), String> {
         // etcd: the shortest TTL is one and a half election timeouts, rounded up to seconds.
         min_lease_ttl_s: (config.election_ms * 3 / 2).div_ceil(1000) as i64,
         block_keys: BLOCK_KEYS,
+        large_bytes: LARGE_BYTES,
         checkpoint: CheckpointPolicy { commands: config.snapshot_count, ..Default::default() },
     };
     let birth = Birth {
@@ -214,7 +217,13 @@ async fn serve(config: Config) -> Result<(), String> {
         members: place.members.clone(),
         cluster_id: place.cluster,
     };
-    let opened = Node::open(node_config, Arc::new(engine), log.clone(), &recovered, &[birth], 1000)
+    let disk = OsDisk::open(directory.pages()).map_err(|e| format!("open the page files: {e}"))?;
+    let pages = Pages {
+        disk: Arc::new(disk),
+        config: ExtentsConfig { salt: number(&identity.salt)?, ..Default::default() },
+    };
+    let engine = Arc::new(engine);
+    let opened = Node::open(node_config, engine, log.clone(), &recovered, &[birth], pages, 1000)
         .map_err(|e| e.to_string())?;
     for refused in &opened.refused {
         tracing::error!(

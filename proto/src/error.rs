@@ -115,6 +115,7 @@ table! {
     SessionExpired = 50, Unknown, "election: session expired";
     StaleRange = 51, Unavailable, "atoll: the range has moved";
     Quarantined = 52, DataLoss, "atoll: this replica is quarantined, its data is damaged";
+    DamagedValue = 53, DataLoss, "atoll: a value is damaged on the disk of this member";
 }
 
 impl Error {

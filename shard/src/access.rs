@@ -77,7 +77,8 @@ pub fn read(store: &Store, shared: &Shared, request: &Request) -> Result<Reply, 
         }
         return match answer {
             Ok(answer) => answer.map_err(GroupError::refused),
-            Err(EngineError(_)) => Err(GroupError::unknown(Error::Stopped)),
+            Err(EngineError::Value(_)) => Err(GroupError::refused(Error::DamagedValue)),
+            Err(EngineError::Failed(_)) => Err(GroupError::unknown(Error::Stopped)),
         };
     }
     Err(GroupError::refused(Error::Compacted))
@@ -118,7 +119,7 @@ fn hash(
         }
         hash.update(escaped);
         hash.update(&revision.to_be_bytes());
-        hash.update(&row.encode());
+        hash.update(&view.inline(row)?.encode());
         Ok(ControlFlow::Continue(()))
     })?;
     Ok(Reply::HashKv(HashKvResponse {

@@ -21,10 +21,16 @@ pub type EngineRow = (Bytes, Option<Bytes>);
 /// The rows of a scan, ascending by key.
 pub type EngineScan = Box<dyn Iterator<Item = Result<(Bytes, Bytes), EngineError>> + Send>;
 
-/// The engine failed. The node stops: peers take over, the restart replays the log.
+/// Rows could not be read or written.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("engine: {0}")]
-pub struct EngineError(pub String);
+pub enum EngineError {
+    /// The engine failed. The node stops: peers take over, the restart replays the log.
+    #[error("engine: {0}")]
+    Failed(String),
+    /// The value of one row is damaged on this disk. Other rows are unharmed.
+    #[error("a value is damaged: {0}")]
+    Value(String),
+}
 
 /// An ordered map with atomic, durable, sorted batches.
 pub trait Engine: Send + Sync {

@@ -7,7 +7,7 @@
 //! # Life of an extent
 //!
 //! ```text
-//!             write               keep                release(n)
+//!             write               keep                 release
 //!    free ------------> held -------------> in use --------------> pending
 //!     ^                  |                                            |
 //!     |      let_go      |    checkpoint n is complete, older views   |
@@ -20,7 +20,7 @@
 //! 2. [`Extents::keep`] when apply puts the pointer into a row.
 //! 3. [`Extents::let_go`] when a start would not find the record any more, or would not apply it:
 //!    its index is in a complete checkpoint, or a record that overwrites it is synced.
-//! 4. [`Extents::release`] when the row goes, with the number of the checkpoint that will not
+//! 4. [`Extents::release`] when the row goes; `n` is the next checkpoint, the first that will not
 //!    have it.
 //! 5. [`Extents::freeze`] at the freeze of a checkpoint: which pages rows use, for the ingestion;
 //!    [`Extents::checkpointed`] when it is complete, and again when views are closed.
@@ -77,6 +77,7 @@ use thiserror::Error;
 
 use self::file::{PageFile, file_name, pages_of};
 use self::life::{Growth, Life};
+use self::pointer::Span;
 use crate::disk::Disk;
 use crate::store::layout::Shelf;
 
@@ -97,8 +98,12 @@ pub const FILES_MAX: u32 = 1 << 20;
 pub struct ExtentsConfig {
     /// Pages of a new file, at most [`FILE_PAGES`], in steps of 64. Never changes for a directory.
     pub file_pages: u32,
+    /// Pages by which files grow, in steps of 64.
+    pub grow_pages: u32,
     /// A shorter free tail of a file that holds something is not cut off, in pages.
     pub cut_pages_min: u32,
+    /// Pages that are kept free once there is anything, so that a write need not make them.
+    pub ahead_pages: u32,
     /// Secret number of this node that seeds all checksums, so that a tenant cannot write a value
     /// that passes for an extent. Drawn once by the caller; with another one nothing validates.
     pub salt: u64,
@@ -106,7 +111,13 @@ pub struct ExtentsConfig {
 
 impl Default for ExtentsConfig {
     fn default() -> Self {
-        Self { file_pages: FILE_PAGES, cut_pages_min: FILE_PAGES / 16, salt: 0 }
+        Self {
+            file_pages: FILE_PAGES,
+            grow_pages: FILE_PAGES / 16,
+            cut_pages_min: FILE_PAGES / 16,
+            ahead_pages: FILE_PAGES / 2,
+            salt: 0,
+        }
     }
 }
 
@@ -213,28 +224,60 @@ struct Unsynced {
 
 impl Extents {
     /// Writes a value into free pages and holds them for the record that is about to be appended.
-    /// Makes a new page file when no free span is long enough. The value is durable after the next
+    /// Makes new pages when no free span is long enough. The value is durable after the next
     /// [`Extents::sync`]; it can be read at once.
     pub fn write(&self, shelf: Shelf, key: &[u8], value: &[u8]) -> Result<Pointer, ExtentError> {
-        self.refuse_if_failed()?;
-        let pages = pages_of(key.len(), value.len())
-            .filter(|pages| *pages <= self.config.file_pages)
-            .ok_or(ExtentError::TooLarge { len_bytes: value.len() })?;
+        let pages = self.pages_of(key, value)?;
         let span = loop {
             // The guard is gone before the file grows.
-            let span = self.life.lock().allocate(pages);
+            let span = self.life.lock().allocate(pages, FILES_MAX);
             match span {
                 Some(span) => break span,
                 None => self.grow(pages)?,
             }
         };
+        self.fill(span, shelf, key, value)
+    }
+
+    /// As [`Extents::write`], for an extent that moves: into a file before the one where it lies,
+    /// where there is room, else `None`.
+    pub fn write_before(
+        &self,
+        before: &Pointer,
+        extent: &Extent,
+    ) -> Result<Option<Pointer>, ExtentError> {
+        let pages = self.pages_of(&extent.key, &extent.value)?;
+        let span = self.life.lock().allocate(pages, before.file);
+        let Some(span) = span else { return Ok(None) };
+        self.fill(span, extent.shelf, &extent.key, &extent.value).map(Some)
+    }
+
+    fn pages_of(&self, key: &[u8], value: &[u8]) -> Result<u32, ExtentError> {
+        self.refuse_if_failed()?;
+        pages_of(key.len(), value.len())
+            .filter(|pages| *pages <= self.config.file_pages)
+            .ok_or(ExtentError::TooLarge { len_bytes: value.len() })
+    }
+
+    fn fill(
+        &self,
+        span: Span,
+        shelf: Shelf,
+        key: &[u8],
+        value: &[u8],
+    ) -> Result<Pointer, ExtentError> {
         let file = self.file(span.file).expect("pages are allocated in open files");
         let written = file.write(span, shelf, key, value);
         let checksum = written.map_err(|source| self.fail("write an extent", source))?;
         // Marked only now: a sync that took the mark before would not have covered the write.
         self.unsynced.lock().files.insert(span.file);
         let (file, page, length) = (span.file, span.page, value.len() as u32);
-        Ok(Pointer { file, page, pages, length, checksum })
+        Ok(Pointer { file, page, pages: span.pages, length, checksum })
+    }
+
+    /// Did a write or sync fail? Then the process is to end.
+    pub fn is_stopped(&self) -> bool {
+        self.failed.get().is_some()
     }
 
     /// Makes everything written so far durable. Touches only the files that were written to.
@@ -268,31 +311,12 @@ impl Extents {
         self.file(file).ok_or(missing)?.read(pointer)
     }
 
-    /// Writes an extent once more into its place, for a record that was read from the log behind
-    /// what was certainly synced: its extent may be only in a cache that lies. Call
-    /// [`Extents::sync`] before the record is written anew.
-    pub fn rewrite(&self, pointer: &Pointer) -> Result<(), ExtentError> {
-        self.refuse_if_failed()?;
-        let (file, page) = (pointer.file, pointer.page);
-        let missing = ExtentError::Damaged { file, page, what: "its page file is missing" };
-        match self.file(file).ok_or(missing)?.rewrite(pointer) {
-            Err(ExtentError::Io { action, source }) => return Err(self.fail(action, source)),
-            other => other?,
-        }
-        self.unsynced.lock().files.insert(file);
-        Ok(())
-    }
-
-    /// The extent of a row that begins at this page, for the relocation; `None` when no row has
-    /// the page. Damage when an extent of a row has the page but does not begin there.
-    pub fn row_extent_at(
-        &self,
-        number: u32,
-        page: u32,
-    ) -> Result<Option<(Pointer, Extent)>, ExtentError> {
-        if !self.life.lock().in_row(number, page) {
-            return Ok(None);
-        }
+    /// The next extent that should move so that a file can be cut off: it is in a row and held by
+    /// nothing else. `None` when too little is free for it to be worth it. Extents of that file
+    /// before `skip` are left where they are.
+    pub fn to_move(&self, skip: (u32, u32)) -> Result<Option<(Pointer, Extent)>, ExtentError> {
+        let place = self.life.lock().plan_move(u64::from(self.config.ahead_pages), skip);
+        let Some((number, page)) = place else { return Ok(None) };
         let missing = ExtentError::Damaged { file: number, page, what: "its page file is missing" };
         self.file(number).ok_or(missing)?.at(page, self.config.file_pages).map(Some)
     }
@@ -308,11 +332,10 @@ impl Extents {
         self.life.lock().let_go(pointer.span());
     }
 
-    /// The row with the extent is gone from checkpoint `n` on. Called together with the change of
-    /// the row, before that checkpoint is frozen. Panics for any other `n` than the next one, and
-    /// when no row has the extent.
-    pub fn release(&self, pointer: &Pointer, n: u64) {
-        self.life.lock().release(pointer.span(), n);
+    /// The row with the extent is gone from the next checkpoint on. Called together with the
+    /// change of the row. Panics when no row has the extent.
+    pub fn release(&self, pointer: &Pointer) {
+        self.life.lock().release(pointer.span());
     }
 
     /// Freezes checkpoint `n`, while apply pauses: the pages that rows use in each file that
@@ -334,7 +357,23 @@ impl Extents {
         self.life.lock().complete()
     }
 
-    /// Makes page files until `free_pages` are free, so that writes do not wait for one.
+    /// Makes pages before they are needed, and gives back what is far too much. For a background
+    /// thread, after values were written or freed.
+    pub fn tend(&self) -> Result<(), ExtentError> {
+        let usage = self.usage();
+        let used = usage.pages - usage.free_pages;
+        let ahead = u64::from(self.config.ahead_pages);
+        if used == 0 {
+            self.trim(0)?;
+        } else if usage.free_pages < ahead {
+            self.grow_ahead(ahead)?;
+        } else {
+            self.trim(2 * ahead)?;
+        }
+        Ok(())
+    }
+
+    /// Makes pages until `free_pages` are free, so that writes do not wait for them.
     pub fn grow_ahead(&self, free_pages: u64) -> Result<(), ExtentError> {
         self.refuse_if_failed()?;
         while self.usage().free_pages < free_pages {
@@ -363,6 +402,11 @@ impl Extents {
         }
     }
 
+    /// Length of all page files in bytes.
+    pub fn disk_bytes(&self) -> u64 {
+        self.life.lock().pages() * PAGE_BYTES as u64
+    }
+
     /// Pages by what they are.
     pub fn usage(&self) -> Usage {
         self.life.lock().usage()
@@ -374,9 +418,13 @@ impl Extents {
         self.life.lock().audit();
     }
 
-    /// Makes a file, or makes one longer, so that there was a free span of `pages` pages.
+    /// Makes a file, or makes one longer, so that there is a free span of `pages` pages.
     fn grow(&self, pages: u32) -> Result<(), ExtentError> {
-        let growth = self.life.lock().plan_growth(pages).ok_or(ExtentError::TooMany)?;
+        let growth = self
+            .life
+            .lock()
+            .plan_growth(pages, self.config.grow_pages)
+            .ok_or(ExtentError::TooMany)?;
         match self.carry_out(growth) {
             Ok(()) => {
                 self.life.lock().grown(growth);

@@ -11,6 +11,7 @@
 //! - Every ticket is answered exactly once; a proposal is settled when its index is applied.
 
 pub mod core;
+pub mod large;
 pub mod reads;
 pub mod storage;
 pub mod wire;
@@ -26,6 +27,7 @@ use proto::{Error, GroupId};
 use crate::lease::Lessor;
 use crate::machine::{Machine, Published};
 use core::Core;
+use large::Slot;
 use reads::Reads;
 
 /// Names one waiting request to whoever drives the node.
@@ -131,6 +133,8 @@ pub struct Group {
     pub(crate) seed_anew: bool,
     /// Cannot take part any more: waits to be removed.
     pub(crate) stopped: Option<String>,
+    /// Large values that records in the log hold, by index.
+    pub(crate) held: BTreeMap<u64, Vec<Slot>>,
 }
 
 impl Group {
@@ -163,6 +167,7 @@ impl Group {
             freezing: 0,
             seed_anew: false,
             stopped: None,
+            held: BTreeMap::new(),
         };
         group.publish_membership();
         group

@@ -38,6 +38,7 @@ use proto::group::{Reply, Request, cost};
 use proto::{Error, GroupId};
 
 use crate::engine::EngineError;
+use crate::group::large::Placed;
 use crate::store::Store;
 use crate::store::changes;
 use crate::store::counts::Counts;
@@ -95,6 +96,8 @@ pub struct Machine {
     /// Keys that a block of counts may hold.
     block_keys: u32,
     published: Arc<Published>,
+    /// Where large values of the entry stand that is being applied.
+    placed: Placed,
 }
 
 /// What applying one entry gave.
@@ -128,8 +131,9 @@ impl Machine {
     ) -> Result<Machine, EngineError> {
         let published = Arc::default();
         let leases = BTreeMap::new();
+        let (state_now, placed) = (State::default(), Placed::default());
         let mut machine =
-            Machine { group, store, state: State::default(), leases, block_keys, published };
+            Machine { group, store, state: state_now, leases, block_keys, published, placed };
         machine.restore(state)?;
         Ok(machine)
     }
@@ -232,14 +236,16 @@ impl Machine {
         Some(ResponseHeader { revision: self.state.revision, ..Default::default() })
     }
 
-    /// Applies an entry of commands. A batch made under another range version has no effect
-    /// and gets no answers: it was *not done*.
+    /// Applies an entry of commands, whose large values stand where `placed` says. A batch made
+    /// under another range version has no effect and gets no answers: it was *not done*.
     pub fn apply(
         &mut self,
         index: u64,
         term: u64,
         batch: &Batch,
+        placed: Placed,
     ) -> Result<Option<Applied>, EngineError> {
+        self.placed = placed;
         let current = batch.range_version == self.state.range_version;
         let mut applied = Applied::default();
         if current {
@@ -249,6 +255,7 @@ impl Machine {
                 applied.answers.push(answer);
             }
         }
+        self.placed = Placed::default();
         self.advance(index, term);
         Ok(current.then_some(applied))
     }

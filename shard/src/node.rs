@@ -36,16 +36,18 @@ use proto::group::{GroupError, Reply};
 use proto::{GroupId, NodeId};
 
 use crate::engine::EngineError;
+use crate::extents::Extents;
 use crate::group::core::PersistId;
+use crate::group::large::{self, Appended};
 use crate::group::{Group, Shared, Ticket};
-use crate::log::{Log, Record};
+use crate::log::{Log, Record, ReplicaKey};
 use crate::machine::effect::RevisionEvents;
 use crate::room::Room;
 use crate::store::Store;
 use crate::store::checkpoint::Checkpoint;
 use crate::store::layout::Shelf;
 
-pub use open::{Birth, Opened, Refused};
+pub use open::{Birth, Opened, Pages, Refused};
 
 /// Settings of a node.
 #[derive(Clone, Debug)]
@@ -68,6 +70,8 @@ pub struct NodeConfig {
     pub min_lease_ttl_s: i64,
     /// Live keys that a block of the counts may hold (`store/counts.rs`).
     pub block_keys: u32,
+    /// Values from this length on stand in extents (`group/large.rs`).
+    pub large_bytes: usize,
     /// When checkpoints are taken.
     pub checkpoint: CheckpointPolicy,
 }
@@ -84,6 +88,9 @@ impl NodeConfig {
 pub struct CheckpointPolicy {
     /// As soon as so many bytes wait.
     pub bytes: u64,
+    /// As soon as so many bytes of large values wait: pages that they take the place of are not
+    /// free before, and a start reads them again.
+    pub large_bytes: u64,
     /// As soon as so many commands were applied.
     pub commands: u64,
     /// At the latest so long after the first row that waits.
@@ -94,7 +101,13 @@ pub struct CheckpointPolicy {
 
 impl Default for CheckpointPolicy {
     fn default() -> CheckpointPolicy {
-        CheckpointPolicy { bytes: 32 << 20, commands: 50_000, age_ms: 30_000, idle_ms: 5_000 }
+        CheckpointPolicy {
+            bytes: 32 << 20,
+            large_bytes: 64 << 20,
+            commands: 50_000,
+            age_ms: 30_000,
+            idle_ms: 5_000,
+        }
     }
 }
 
@@ -124,6 +137,8 @@ pub enum Input {
         id: PersistId,
         /// Milliseconds that the disk took for it.
         sync_ms: u64,
+        /// What it appended of each replica, and of those before it.
+        appended: Vec<Appended>,
     },
     /// The checkpoint on its way is durable.
     CheckpointWritten,
@@ -138,13 +153,40 @@ pub enum Input {
     Drain,
 }
 
-/// A write to the log.
-#[derive(Debug)]
+/// A write to the log. Large values are cut out of it first (`group/large.rs`).
+#[derive(Debug, Default)]
 pub struct Persist {
     /// Its number.
     pub id: PersistId,
     /// What to append.
     pub records: Vec<Record>,
+    /// Where the rows of the replicas stand whose entries are among them.
+    pub shelves: BTreeMap<ReplicaKey, Shelf>,
+}
+
+impl Persist {
+    /// Adds the write behind this one, so that both are one.
+    pub fn join(&mut self, next: Persist) {
+        self.id = next.id;
+        self.records.extend(next.records);
+        self.shelves.extend(next.shelves);
+    }
+
+    /// Cuts large values out and appends the rest to the log. The caller syncs the log and then
+    /// tells the node what this returns.
+    pub fn write(
+        &mut self,
+        log: &Log,
+        extents: &Extents,
+        large_bytes: usize,
+    ) -> Result<Vec<Appended>, NodeError> {
+        let failed =
+            |error: &dyn std::error::Error| NodeError::Damaged(format!("write the log: {error}"));
+        let appended = large::cut_out(extents, &mut self.records, &self.shelves, large_bytes);
+        let appended = appended.map_err(|error| failed(&error))?;
+        log.append(&self.records).map_err(|error| failed(&error))?;
+        Ok(appended)
+    }
 }
 
 /// How a request is answered.
@@ -239,6 +281,16 @@ pub struct Node {
     draining: bool,
     room: Room,
     slow: slow::SlowDisk,
+    moving: Moving,
+}
+
+/// Moving extents to the front of the page files.
+#[derive(Default)]
+struct Moving {
+    /// Bytes that may be moved until the next tick.
+    budget: u64,
+    /// Where the next try begins: page file and page.
+    skip: (u32, u32),
 }
 
 /// Where checkpoints stand.

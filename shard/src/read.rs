@@ -13,7 +13,7 @@ use proto::{Error, KeyRange};
 
 use crate::engine::EngineError;
 use crate::store::counts::Counter;
-use crate::store::view::View;
+use crate::store::view::{Found, View};
 
 /// The revision at which a request that names `asked` is to be read (etcd: 0 and below mean
 /// the newest; the compacted revision itself is readable).
@@ -45,6 +45,12 @@ pub fn range(
         && request.sort_order() != SortOrder::Descend
         && !has_filters(request);
     let keep = if by_key && limit > 0 { limit.saturating_add(1) } else { usize::MAX };
+    // Values may be large and stand elsewhere: read only if somebody wants them.
+    let with_values = !request.keys_only || request.sort_target() == SortTarget::Value;
+    let kv = |key: Bytes, found: Found| match with_values {
+        true => view.kv(key, &found),
+        false => Ok(found.with(key, Bytes::new())),
+    };
 
     let mut kvs = Vec::new();
     let mut count = 0i64;
@@ -52,16 +58,23 @@ pub fn range(
         if let Some(found) = view.get(&request.key)? {
             count = 1;
             if !request.count_only {
-                kvs.push(found.to_kv(request.key.clone()));
+                kvs.push(kv(request.key.clone(), found)?);
             }
         }
     } else if let Some(counter) = counter.filter(|_| request.count_only) {
         count = counter.count(view, &keys)?;
     } else {
+        let mut failed = None;
         view.scan(&keys, &mut |key, found| {
             count += 1;
             if !request.count_only && kvs.len() < keep {
-                kvs.push(found.to_kv(key));
+                match kv(key, found) {
+                    Ok(kv) => kvs.push(kv),
+                    Err(error) => {
+                        failed = Some(error);
+                        return ControlFlow::Break(());
+                    }
+                }
             }
             // What is behind the page is counted without a walk.
             match counter {
@@ -69,6 +82,9 @@ pub fn range(
                 _ => ControlFlow::Continue(()),
             }
         })?;
+        if let Some(error) = failed {
+            return Err(error);
+        }
         if let Some(counter) = counter.filter(|_| kvs.len() == keep) {
             count = counter.count(view, &keys)?;
         }

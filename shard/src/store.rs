@@ -23,6 +23,9 @@
 //! - One thread writes (the worker's); everybody may read.
 //! - At most one table is frozen; the next freeze waits until it is in the engine.
 //! - Rows stand under shelves; a shelf is never used twice.
+//! - Large values stand in extents (`extents.rs`). A row that comes or goes says so there, in
+//!   the same call, so that the bitmaps of a checkpoint belong to its rows.
+//! - A view keeps the pages that its rows name from being used again while it lives.
 
 pub mod changes;
 pub mod checkpoint;
@@ -32,31 +35,56 @@ pub mod layout;
 pub mod recent;
 pub mod view;
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use parking_lot::Mutex;
 
 use crate::engine::{Engine, EngineError};
+use crate::extents::{ExtentError, Extents, Pointer};
 use changes::Change;
 use hot::Hot;
-use layout::{Row, Shelf};
+use layout::{Row, Shelf, Value};
 use recent::{Cell, ChangeMap, Table};
 use view::View;
 
 /// One node's rows. See the module.
 pub struct Store {
     engine: Arc<dyn Engine>,
-    /// Newest first: the active table, then the frozen one if there is one.
-    tables: ArcSwap<Arc<[Arc<Table>]>>,
+    extents: Arc<Extents>,
+    tables: ArcSwap<Tables>,
+    /// Every set of tables that a view may still have, oldest first.
+    seen: Mutex<VecDeque<(u64, Weak<Tables>)>>,
     hot: Arc<Hot>,
+    /// Rows of shelves below this one own no pages, whatever they say.
+    bare_below: AtomicU64,
+}
+
+/// What a view reads beside the engine.
+pub struct Tables {
+    /// Newest first: the active table, then the frozen one if there is one.
+    list: Vec<Arc<Table>>,
+    /// Newest checkpoint that was complete when these became the tables.
+    complete: u64,
 }
 
 impl Store {
     /// A store over what the engine holds.
-    pub fn new(engine: Arc<dyn Engine>) -> Store {
-        let tables: Arc<[Arc<Table>]> = Arc::from([Arc::new(Table::default())]);
-        Store { engine, tables: ArcSwap::from_pointee(tables), hot: Arc::default() }
+    pub fn new(engine: Arc<dyn Engine>, extents: Arc<Extents>) -> Store {
+        let list = vec![Arc::new(Table::default())];
+        let tables = Arc::new(Tables { list, complete: extents.complete() });
+        let seen = Mutex::new(VecDeque::from([(tables.complete, Arc::downgrade(&tables))]));
+        Store {
+            engine,
+            extents,
+            tables: ArcSwap::new(tables),
+            seen,
+            hot: Arc::default(),
+            bare_below: AtomicU64::new(0),
+        }
     }
 
     /// The engine below.
@@ -64,31 +92,148 @@ impl Store {
         &self.engine
     }
 
-    fn tables(&self) -> Arc<[Arc<Table>]> {
-        Arc::clone(&**self.tables.load())
+    /// Where large values stand.
+    pub fn extents(&self) -> &Arc<Extents> {
+        &self.extents
+    }
+
+    /// Bytes of engine and page files on disk.
+    pub fn disk_bytes(&self) -> u64 {
+        self.engine.disk_bytes() + self.extents.disk_bytes()
+    }
+
+    fn tables(&self) -> Arc<Tables> {
+        self.tables.load_full()
+    }
+
+    fn set_tables(&self, list: Vec<Arc<Table>>, complete: u64) {
+        let tables = Arc::new(Tables { list, complete });
+        self.seen.lock().push_back((complete, Arc::downgrade(&tables)));
+        self.tables.store(tables);
     }
 
     fn active(&self) -> Arc<Table> {
-        self.tables.load().first().expect("there is always an active table").clone()
+        self.tables.load().list.first().expect("there is always an active table").clone()
     }
 
     /// A view of a shelf at a revision. The revision must have been read before this call.
     pub fn view(&self, shelf: Shelf, revision: i64) -> View {
-        let tables = self.tables();
-        View { shelf, revision, tables, hot: self.hot.clone(), engine: self.engine.clone() }
+        View {
+            shelf,
+            revision,
+            tables: self.tables(),
+            hot: self.hot.clone(),
+            engine: self.engine.clone(),
+            extents: self.extents.clone(),
+        }
+    }
+
+    /// Frees pages for which only views were waited that are closed by now.
+    pub fn reclaim(&self) {
+        let mut seen = self.seen.lock();
+        while seen.front().is_some_and(|(_, tables)| tables.strong_count() == 0) {
+            seen.pop_front();
+        }
+        let oldest = seen.front().map_or(u64::MAX, |(complete, _)| *complete);
+        self.extents.checkpointed(self.extents.complete(), oldest);
+    }
+
+    /// Rows of shelves below this one own no pages from now on: the engine that they stand in
+    /// went back in time, and nobody knows whose the pages are.
+    pub fn disown_below(&self, shelf: Shelf) {
+        self.bare_below.store(shelf.0, Ordering::Relaxed);
+    }
+
+    /// See [`Store::disown_below`].
+    pub fn bare_below(&self) -> Shelf {
+        Shelf(self.bare_below.load(Ordering::Relaxed))
+    }
+
+    /// Writes a value into an extent of its own if it has at least `least` bytes and there is
+    /// room. The extent is held by the caller, see [`Store::put_version`]; it is durable with the
+    /// next checkpoint.
+    pub fn place(
+        &self,
+        shelf: Shelf,
+        key: &[u8],
+        value: Bytes,
+        least: usize,
+    ) -> Result<Value, EngineError> {
+        if value.len() < least {
+            return Ok(Value::Here(value));
+        }
+        match self.extents.write(shelf, key, &value) {
+            Ok(pointer) => Ok(Value::There(pointer)),
+            Err(error) if self.extents.is_stopped() => Err(failed(&error)),
+            Err(error) => {
+                tracing::warn!(%error, "a large value stays in its row");
+                Ok(Value::Here(value))
+            }
+        }
     }
 
     /// Adds a version that came with a snapshot: older ones may follow. Otherwise as
     /// [`Store::put_version`].
     pub fn install_version(&self, shelf: Shelf, key: &[u8], revision: i64, row: Row) {
+        if let Some(pointer) = row.value.extent() {
+            self.extents.keep(pointer);
+        }
         self.active().put(layout::version_key(shelf, key, revision).into(), Cell::Row(row));
     }
 
-    /// Adds the newest version of a key. Only the worker's thread may call this and the other writing methods.
+    /// Adds the newest version of a key; its extent, if it has one, is held by somebody and in no
+    /// other row. Only the worker's thread may call this and the other writing methods.
     pub fn put_version(&self, shelf: Shelf, key: &[u8], revision: i64, row: Row) {
-        let row_key = layout::version_key(shelf, key, revision).into();
-        self.active().put(row_key, Cell::Row(row.clone()));
+        self.install_version(shelf, key, revision, row.clone());
         self.hot.wrote(shelf, key, revision, &row);
+    }
+
+    /// Takes a version away.
+    pub fn remove_version(&self, shelf: Shelf, key: &[u8], revision: i64, row: &Row) {
+        self.release(shelf, row.value.extent());
+        self.remove(layout::version_key(shelf, key, revision));
+    }
+
+    /// A version is about to be replaced by another of the same key and revision.
+    pub fn replaces(&self, shelf: Shelf, row: &Row) {
+        self.release(shelf, row.value.extent());
+    }
+
+    fn release(&self, shelf: Shelf, extent: Option<&Pointer>) {
+        if let Some(pointer) = extent
+            && shelf >= self.bare_below()
+        {
+            self.extents.release(pointer);
+        }
+    }
+
+    /// Moves an extent to the front of the page files, so that their end can be cut off. Says how
+    /// many bytes moved, or where to look next time if there was nothing to move.
+    pub fn move_extent(&self, skip: (u32, u32)) -> Result<Moved, EngineError> {
+        let found = match self.extents.to_move(skip) {
+            Ok(Some(found)) => found,
+            Ok(None) => return Ok(Moved::Nothing),
+            // Whoever reads it is told so; it stays where it is.
+            Err(ExtentError::Damaged { file, page, .. }) => return Ok(Moved::Past(file, page + 1)),
+            Err(error) => return Err(failed(&error)),
+        };
+        let (from, extent) = found;
+        let past = Moved::Past(from.file, from.page + from.pages);
+        let view = self.view(extent.shelf, i64::MAX);
+        let Some((revision, row)) = view.row_with(&extent.key, &from)? else { return Ok(past) };
+        let to = match self.extents.write_before(&from, &extent) {
+            Ok(Some(to)) => to,
+            Ok(None) => return Ok(past),
+            Err(error) => return Err(failed(&error)),
+        };
+        let row = Row { value: Value::There(to), ..row };
+        self.extents.keep(&to);
+        self.extents.let_go(&to);
+        self.extents.release(&from);
+        let row_key = layout::version_key(extent.shelf, &extent.key, revision).into();
+        self.active().put(row_key, Cell::Moved(row.clone()));
+        self.hot.moved(extent.shelf, &extent.key, revision, &row);
+        Ok(Moved::Bytes(u64::from(from.length)))
     }
 
     /// Adds or replaces a row of another kind.
@@ -115,7 +260,7 @@ impl Store {
         to: i64,
         limit: usize,
     ) -> Result<ChangeMap, EngineError> {
-        let tables = self.tables.load();
+        let tables = &self.tables().list;
         let mut found = ChangeMap::new();
         let (_, end) = layout::changes_bounds(shelf);
         for row in self.engine.scan(&layout::changes_key(shelf, from), &end) {
@@ -124,7 +269,7 @@ impl Store {
             let gone = tables.iter().any(|t| matches!(t.get(&row_key), Some(Cell::Gone)));
             if !gone {
                 let map = changes::unpack(&row)
-                    .ok_or_else(|| EngineError("packed changes cannot be read".into()))?;
+                    .ok_or_else(|| EngineError::Failed("packed changes cannot be read".into()))?;
                 found.extend(map.into_iter().filter(|(r, _)| (from..=to).contains(r)));
             }
             if last >= to || found.len() >= limit {
@@ -158,7 +303,7 @@ impl Store {
     /// Rows of an interval of any kind but versions, merged. Not for large intervals.
     pub fn rows(&self, from: &[u8], to: &[u8]) -> Result<Vec<(Bytes, Bytes)>, EngineError> {
         let mut merged = std::collections::BTreeMap::new();
-        let tables = self.tables();
+        let tables = &self.tables().list;
         for row in self.engine.scan(from, to) {
             let (key, value) = row?;
             merged.insert(key, value);
@@ -176,7 +321,7 @@ impl Store {
 
     /// One row of any kind but versions.
     pub fn row(&self, row_key: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        for table in self.tables.load().iter() {
+        for table in &self.tables().list {
             if let Some(cell) = table.get(row_key) {
                 return Ok(cell.encode());
             }
@@ -184,34 +329,108 @@ impl Store {
         self.engine.get(row_key)
     }
 
-    /// Keys of at most `limit` rows of a shelf and kind, for taking the shelf away in slices.
-    pub fn some_rows(
+    /// Takes at most `limit` rows of a shelf and kind away, and says how many.
+    pub fn drop_rows(&self, kind: u8, shelf: Shelf, limit: usize) -> Result<usize, EngineError> {
+        let found = self.some_rows(kind, shelf, limit)?;
+        for (row_key, extent) in &found {
+            self.release(shelf, extent.as_ref());
+            self.remove(row_key.to_vec());
+        }
+        Ok(found.len())
+    }
+
+    /// Has a shelf any row of this kind?
+    pub fn has_rows(&self, kind: u8, shelf: Shelf) -> Result<bool, EngineError> {
+        Ok(!self.some_rows(kind, shelf, 1)?.is_empty())
+    }
+
+    /// Keys of at most `limit` rows of a shelf and kind, and the extents that they have.
+    fn some_rows(
         &self,
         kind: u8,
         shelf: Shelf,
         limit: usize,
-    ) -> Result<Vec<Bytes>, EngineError> {
+    ) -> Result<Vec<(Bytes, Option<Pointer>)>, EngineError> {
         let (from, to) = layout::shelf_bounds(kind, shelf);
-        let tables = self.tables();
-        let mut keys = Vec::new();
-        for table in tables.iter() {
-            let live = table.range(&from, &to).filter(|(_, cell)| !matches!(cell, Cell::Gone));
-            keys.extend(live.map(|(key, _)| key).take(limit));
+        let tables = &self.tables().list;
+        let newer = |before: usize, key: &[u8]| {
+            tables.iter().take(before).any(|table| table.get(key).is_some())
+        };
+        let mut found = Vec::new();
+        for (number, table) in tables.iter().enumerate() {
+            for (key, cell) in table.range(&from, &to) {
+                if found.len() >= limit {
+                    return Ok(found);
+                }
+                if newer(number, &key) {
+                    continue;
+                }
+                match cell {
+                    Cell::Row(row) | Cell::Moved(row) => {
+                        found.push((key, row.value.extent().copied()));
+                    }
+                    Cell::Raw(_) => found.push((key, None)),
+                    Cell::Gone => {}
+                }
+            }
         }
         for row in self.engine.scan(&from, &to) {
-            if keys.len() >= limit {
+            if found.len() >= limit {
                 break;
             }
-            let (key, _) = row?;
-            if !tables.iter().any(|t| t.get(&key).is_some()) {
-                keys.push(key);
+            let (key, row) = row?;
+            if !newer(tables.len(), &key) {
+                let extent = layout::extent_of(&key, &row);
+                found.push((key, extent));
             }
         }
-        Ok(keys)
+        Ok(found)
+    }
+
+    /// Checks that pages are in use exactly by the rows that there are; says what is wrong. Walks
+    /// everything: for tests.
+    #[doc(hidden)]
+    pub fn audit(&self) -> Result<(), String> {
+        self.extents.audit();
+        let (from, _) = layout::versions_bounds(self.bare_below());
+        let (_, to) = layout::versions_bounds(Shelf(u64::MAX - 1));
+        let mut expected = 0;
+        for (row_key, row) in self.rows(&from, &to).map_err(|error| error.to_string())? {
+            if let Some(pointer) = layout::extent_of(&row_key, &row) {
+                expected += u64::from(pointer.pages);
+                self.extents.read(&pointer).map_err(|error| error.to_string())?;
+            }
+        }
+        let found = self.extents.usage().row_pages;
+        match found == expected {
+            true => Ok(()),
+            false => Err(format!("rows use {expected} pages, {found} are said to be in use")),
+        }
     }
 
     /// Bytes that wait for a checkpoint.
     pub fn recent_bytes(&self) -> u64 {
         self.active().bytes()
     }
+
+    /// Bytes of the large values whose rows wait for a checkpoint.
+    pub fn recent_large_bytes(&self) -> u64 {
+        self.active().large_bytes()
+    }
+}
+
+/// What came of a try to move an extent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moved {
+    /// There is none worth it.
+    Nothing,
+    /// One was left where it is: the next try begins at this page of this file.
+    Past(u32, u32),
+    /// One moved, of so many bytes.
+    Bytes(u64),
+}
+
+/// The page files cannot go on.
+fn failed(error: &ExtentError) -> EngineError {
+    EngineError::Failed(error.to_string())
 }

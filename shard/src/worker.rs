@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use parking_lot::RwLock;
 use proto::cluster::group::GroupRequest;
 use proto::cluster::raft::PeerMessage;
@@ -21,6 +21,7 @@ use proto::{Error, GroupId, NodeId, limits};
 use tokio::sync::oneshot;
 
 use crate::engine::Engine;
+use crate::extents::Extents;
 use crate::group::{Shared, Ticket};
 use crate::log::Log;
 use crate::mailbox::Mailbox;
@@ -32,6 +33,8 @@ use crate::watch::feed::Feed;
 
 /// How often the room on the disk is looked at.
 const ROOM_WATCH: Duration = Duration::from_millis(500);
+/// How often the page files are looked at without a reason.
+const PAGES_WATCH: Duration = Duration::from_secs(1);
 /// How long leaderships have to move from a node whose disk is critically full.
 const CRITICAL_MS: u64 = 5000;
 
@@ -205,7 +208,11 @@ pub fn start(
     };
     let (h, f) = (handle.clone(), fatal.clone());
     let writer = log.clone();
-    spawn("log", Box::new(move || write_log(&h, &writer, &persists, &f)));
+    let large_bytes = node.config().large_bytes;
+    let (tend, tends) = bounded(1);
+    spawn("log", Box::new(move || write_log(&h, &writer, large_bytes, &persists, &tend, &f)));
+    let (f, extents) = (fatal.clone(), node.store().extents().clone());
+    spawn("pages", Box::new(move || tend_pages(&extents, &tends, &f)));
     let (h, f, engine) = (handle.clone(), fatal.clone(), node.store().engine().clone());
     let spares = log.clone();
     spawn(
@@ -235,23 +242,37 @@ pub fn start(
     handle
 }
 
-fn write_log(handle: &NodeHandle, log: &Log, persists: &Receiver<Persist>, fatal: &Fatal) {
-    while let Ok(first) = persists.recv() {
-        let mut last = first.id;
-        let mut records = first.records;
+fn write_log(
+    handle: &NodeHandle,
+    log: &Log,
+    large_bytes: usize,
+    persists: &Receiver<Persist>,
+    tend: &Sender<()>,
+    fatal: &Fatal,
+) {
+    let extents = handle.parts.store.extents().clone();
+    while let Ok(mut persist) = persists.recv() {
         // Whatever came while the last sync ran goes with one sync.
         while let Ok(next) = persists.try_recv() {
-            last = next.id;
-            records.extend(next.records);
+            persist.join(next);
         }
         let begun = Instant::now();
-        if let Err(error) = log.append(&records).and_then(|_| log.sync()) {
+        let appended = match persist.write(log, &extents, large_bytes) {
+            Ok(appended) => appended,
+            Err(error) => return fatal(error.to_string()),
+        };
+        if let Err(error) = log.sync() {
             return fatal(format!("write the log: {error}"));
         }
         let took = begun.elapsed();
+        if appended.iter().any(|appended| !appended.slots.is_empty()) {
+            // Bounded to one: whoever tends the pages looks at all of them.
+            let _ = tend.try_send(());
+        }
         let d = &handle.parts.durations;
         Durations::note(&d.syncs, &d.sync_buckets, took);
-        handle.input(Input::Persisted { id: last, sync_ms: took.as_millis() as u64 });
+        let sync_ms = took.as_millis() as u64;
+        handle.input(Input::Persisted { id: persist.id, sync_ms, appended });
     }
     if let Err(error) = log.close() {
         tracing::warn!(%error, "close the log");
@@ -322,6 +343,17 @@ fn write_checkpoints(
         Durations::note(&d.checkpoints, &d.checkpoint_buckets, begun.elapsed());
         handle.input(Input::CheckpointWritten);
         spare();
+    }
+}
+
+/// Makes pages for large values before they are needed, and gives back what is far too much.
+fn tend_pages(extents: &Extents, tends: &Receiver<()>, fatal: &Fatal) {
+    while tends.recv_timeout(PAGES_WATCH) != Err(RecvTimeoutError::Disconnected) {
+        match extents.tend() {
+            Ok(()) => {}
+            Err(error) if extents.is_stopped() => return fatal(error.to_string()),
+            Err(error) => tracing::warn!(%error, "tend the page files"),
+        }
     }
 }
 

@@ -25,7 +25,7 @@ pub struct FjallEngine {
 }
 
 fn failed(what: &'static str) -> impl Fn(fjall::Error) -> EngineError {
-    move |error| EngineError(format!("{what}: {error}"))
+    move |error| EngineError::Failed(format!("{what}: {error}"))
 }
 
 impl FjallEngine {

@@ -61,6 +61,12 @@ impl Bitmap {
         at as u32 * 64 + 64 - self.word(at).leading_zeros()
     }
 
+    /// The first page in the set at or above `page`.
+    pub fn first_from(&self, page: u32) -> Option<u32> {
+        let found = self.next(page, self.pages(), true);
+        (found < self.pages()).then_some(found)
+    }
+
     /// The spans below page `pages` that are not in the set, ascending, each as long as possible.
     pub fn gaps(&self, pages: u32) -> impl Iterator<Item = Range<u32>> + '_ {
         let mut at = 0;
@@ -143,6 +149,8 @@ mod tests {
                 let end = flags.iter().rposition(|flag| *flag).map_or(0, |at| at as u32 + 1);
                 prop_assert_eq!(bitmap.end(), end);
                 prop_assert_eq!(bitmap.is_empty(), end == 0);
+                let first = flags[page as usize..].iter().position(|flag| *flag);
+                prop_assert_eq!(bitmap.first_from(page), first.map(|at| page + at as u32));
                 let mut gaps = [true; 300];
                 for gap in bitmap.gaps(300) {
                     gaps[gap.start as usize..gap.end as usize].fill(false);

@@ -12,7 +12,8 @@ use std::sync::Arc;
 use super::*;
 use crate::disk::sim::SimDisk;
 
-const CONFIG: ExtentsConfig = ExtentsConfig { file_pages: 64, cut_pages_min: 8, salt: 77 };
+const CONFIG: ExtentsConfig =
+    ExtentsConfig { file_pages: 64, grow_pages: 64, cut_pages_min: 8, ahead_pages: 8, salt: 77 };
 const ROWS: u64 = 3;
 const OPERATIONS: usize = 40;
 
@@ -178,7 +179,7 @@ impl Node {
         let Some(row) = record.row else { return };
         self.extents.keep(&record.stored.pointer);
         if let Some(old) = self.rows.insert(row, record.stored.clone()) {
-            self.extents.release(&old.pointer, self.durable.checkpoint + 1);
+            self.extents.release(&old.pointer);
         }
     }
 
@@ -241,7 +242,7 @@ impl Node {
         self.overwrite();
         self.views.clear();
         for stored in std::mem::take(&mut self.rows).into_values() {
-            self.extents.release(&stored.pointer, self.durable.checkpoint + 1);
+            self.extents.release(&stored.pointer);
         }
         assert!(self.checkpoint().is_ok());
         self.overwrite();

@@ -169,14 +169,6 @@ impl PageFile {
         self.decode(pointer, bytes)
     }
 
-    /// Writes the extent that `pointer` names once more into its place.
-    pub(super) fn rewrite(&self, pointer: &Pointer) -> Result<(), ExtentError> {
-        let bytes = self.read_pages(pointer.page, pointer.pages)?;
-        self.decode(pointer, bytes.clone())?;
-        let written = self.file.write_at(offset_of(pointer.page), &bytes);
-        written.map_err(|source| ExtentError::Io { action: "write an extent again", source })
-    }
-
     /// The extent that begins at `page`, with a pointer to it. The caller knows that one may.
     pub(super) fn at(&self, page: u32, pages_max: u32) -> Result<(Pointer, Extent), ExtentError> {
         let none = || damaged(self.number, page, "no extent begins here");

@@ -123,9 +123,9 @@ impl Life {
         Ok(life)
     }
 
-    /// Takes pages in one span and holds them; `None` when no file has such a span.
-    pub(super) fn allocate(&mut self, pages: u32) -> Option<Span> {
-        let number = self.lowest.first(pages)?;
+    /// Takes pages in one span and holds them; `None` when no file before `end` has such a span.
+    pub(super) fn allocate(&mut self, pages: u32, end: u32) -> Option<Span> {
+        let number = self.lowest.first(pages).filter(|number| *number < end)?;
         let file = self.file(number);
         let page = file.free.allocate(pages).expect("the file has a span of this length");
         assert!(!file.rows.any(page, pages), "an allocated page is in no row");
@@ -155,9 +155,9 @@ impl Life {
         }
     }
 
-    /// No row has the extent any more, from checkpoint `n` on, which is the next to be frozen.
-    pub(super) fn release(&mut self, span: Span, n: u64) {
-        assert_eq!(n, self.frozen + 1, "a row goes with the next checkpoint that is frozen");
+    /// No row has the extent any more, from the next checkpoint on that is frozen.
+    pub(super) fn release(&mut self, span: Span) {
+        let n = self.frozen + 1;
         let file = self.file(span.file);
         assert!(file.rows.all(span.page, span.pages), "a released extent is in a row");
         file.rows.clear(span.page, span.pages);
@@ -197,9 +197,9 @@ impl Life {
         self.complete
     }
 
-    /// Chooses a file to grow so that it gets a free span of `pages` pages, and makes it busy.
-    /// `None` when there are too many files.
-    pub(super) fn plan_growth(&mut self, pages: u32) -> Option<Growth> {
+    /// Chooses a file to grow by `step` pages, or more if need be, so that it gets a free span of
+    /// `pages` pages, and makes it busy. `None` when there are too many files.
+    pub(super) fn plan_growth(&mut self, pages: u32, step: u32) -> Option<Growth> {
         let to = self.pages_max;
         assert!(pages <= to, "an extent fits into a file");
         let cut = self.files.iter_mut().find(|(_, file)| {
@@ -208,7 +208,10 @@ impl Life {
         });
         if let Some((number, file)) = cut {
             file.busy = true;
-            return Some(Growth { file: *number, from: Some(file.free.pages()), to });
+            let from = file.free.pages();
+            let missing = pages.saturating_sub(file.free.free_tail());
+            let to = (from + missing.max(step)).min(to);
+            return Some(Growth { file: *number, from: Some(from), to });
         }
         let number = (0..FILES_MAX).find(|number| !self.files.contains_key(number))?;
         let file = FileLife {
@@ -219,7 +222,7 @@ impl Life {
             busy: true,
         };
         self.files.insert(number, file);
-        Some(Growth { file: number, from: None, to })
+        Some(Growth { file: number, from: None, to: pages.max(step).min(to) })
     }
 
     /// The file has grown as planned.
@@ -246,6 +249,29 @@ impl Life {
         let cut = Cut { file: *number, pages: file.free.pages(), freed };
         self.measure(cut.file);
         Some(cut)
+    }
+
+    /// The first page of the extent that should move next: of the highest file with rows, when
+    /// more than `ahead` pages and a quarter of what is used are free beside that. Pages of that
+    /// file before those of `skip` are passed over.
+    pub(super) fn plan_move(&self, ahead: u64, skip: (u32, u32)) -> Option<(u32, u32)> {
+        let (mut free, mut used) = (0, 0);
+        for file in self.files.values() {
+            free += u64::from(file.free.free_pages());
+            used += u64::from(file.free.pages() - file.free.free_pages());
+        }
+        if free <= 2 * ahead + used / 4 {
+            return None;
+        }
+        let (number, file) = self.files.iter().rev().find(|(_, file)| !file.rows.is_empty())?;
+        let mut page = if skip.0 == *number { skip.1 } else { 0 };
+        loop {
+            page = file.rows.first_from(page)?;
+            match file.held.get(&page) {
+                Some(pages) => page += pages,
+                None => return Some((*number, page)),
+            }
+        }
     }
 
     /// The file is cut as planned. One without pages is gone.
@@ -275,6 +301,11 @@ impl Life {
         self.file(number).busy = false;
     }
 
+    /// Pages of all files.
+    pub(super) fn pages(&self) -> u64 {
+        self.files.values().map(|file| u64::from(file.free.pages())).sum()
+    }
+
     /// Pages by what they are.
     pub(super) fn usage(&self) -> Usage {
         let mut usage = Usage::default();
@@ -287,11 +318,6 @@ impl Life {
             usage.pending_pages += sum(&file.pending);
         }
         usage
-    }
-
-    /// Whether a row has this page.
-    pub(super) fn in_row(&self, number: u32, page: u32) -> bool {
-        self.files.get(&number).is_some_and(|file| file.rows.all(page, 1))
     }
 
     /// Checks that every page has one owner. Walks everything: for tests.
@@ -376,9 +402,9 @@ mod tests {
         // Which of the three comes first, second and last.
         for order in [[0, 1, 2], [0, 2, 1], [2, 0, 1]] {
             let mut life = life(1);
-            let span = life.allocate(10).unwrap();
+            let span = life.allocate(10, FILES_MAX).unwrap();
             life.keep(span);
-            life.release(span, 1);
+            life.release(span);
             life.freeze(1);
             assert_eq!(free_pages(&life), 54);
             for (at, event) in order.into_iter().enumerate() {
@@ -395,7 +421,7 @@ mod tests {
     #[test]
     fn what_no_command_used_is_free_when_its_record_goes() {
         let mut life = life(1);
-        let span = life.allocate(10).unwrap();
+        let span = life.allocate(10, FILES_MAX).unwrap();
         life.let_go(span);
         assert_eq!(free_pages(&life), 64);
         assert_eq!(life.freeze(1), []);
@@ -404,7 +430,7 @@ mod tests {
     #[test]
     fn a_checkpoint_has_the_bitmaps_of_the_files_that_changed() {
         let mut life = life(3);
-        let spans: Vec<_> = (0..3).map(|_| life.allocate(40).unwrap()).collect();
+        let spans: Vec<_> = (0..3).map(|_| life.allocate(40, FILES_MAX).unwrap()).collect();
         assert_eq!(spans.iter().map(|span| span.file).collect::<Vec<_>>(), [0, 1, 2]);
         life.keep(spans[0]);
         life.keep(spans[2]);
@@ -412,7 +438,7 @@ mod tests {
         used.set(0, 40);
         assert_eq!(life.freeze(1), [(0, used.clone()), (2, used)]);
         life.checkpointed(1, 1);
-        life.release(spans[2], 2);
+        life.release(spans[2]);
         assert_eq!(life.freeze(2), [(2, Bitmap::new(64))]);
         life.checkpointed(2, 2);
         assert_eq!(life.freeze(3), []);
@@ -434,25 +460,21 @@ mod tests {
 
     #[test]
     fn wrong_steps_are_noticed() {
-        let wrong: [fn(&mut Life, Span); 7] = [
-            |life, span| life.release(span, 1),
+        let wrong: [fn(&mut Life, Span); 6] = [
+            |life, span| life.release(span),
             |life, span| (0..2).for_each(|_| life.keep(span)),
             |life, span| (0..2).for_each(|_| life.let_go(span)),
             |life, span| life.let_go(Span { pages: 9, ..span }),
             |life, span| {
                 life.keep(span);
-                life.release(span, 2);
-            },
-            |life, span| {
-                life.keep(span);
-                (0..2).for_each(|_| life.release(span, 1));
+                (0..2).for_each(|_| life.release(span));
             },
             |life, _| life.checkpointed(1, 1),
         ];
         for (at, steps) in wrong.into_iter().enumerate() {
             let caught = std::panic::catch_unwind(|| {
                 let mut life = life(1);
-                let span = life.allocate(10).unwrap();
+                let span = life.allocate(10, FILES_MAX).unwrap();
                 steps(&mut life, span);
             });
             assert!(caught.is_err(), "{at}");
@@ -460,20 +482,43 @@ mod tests {
     }
 
     #[test]
+    fn extents_of_the_last_file_move_when_much_is_free() {
+        let mut life = life(2);
+        let spans: Vec<_> = (0..6).map(|_| life.allocate(20, FILES_MAX).unwrap()).collect();
+        assert_eq!(spans[3], Span { file: 1, page: 0, pages: 20 });
+        spans.iter().for_each(|span| life.keep(*span));
+        spans[1..].iter().for_each(|span| life.let_go(*span));
+        assert_eq!(life.plan_move(0, (0, 0)), None, "nothing is free");
+        life.release(spans[0]);
+        life.release(spans[1]);
+        life.release(spans[2]);
+        life.freeze(1);
+        life.checkpointed(1, 1);
+        assert_eq!(life.plan_move(40, (0, 0)), None, "too little is free");
+        assert_eq!(life.plan_move(4, (0, 0)), Some((1, 0)));
+        assert_eq!(life.plan_move(4, (1, 1)), Some((1, 1)), "an extent that was passed over");
+        assert_eq!(life.plan_move(4, (1, 20)), Some((1, 20)));
+        assert_eq!(life.allocate(20, 0), None);
+        assert_eq!(life.allocate(20, 1), Some(Span { file: 0, page: 20, pages: 20 }));
+    }
+
+    #[test]
     fn a_file_grows_to_its_length_again_before_another_is_made() {
         let mut life = life(1);
-        let span = life.allocate(10).unwrap();
+        let span = life.allocate(10, FILES_MAX).unwrap();
         let cut = life.plan_cut(0, 1).unwrap();
         assert_eq!(cut, Cut { file: 0, pages: 10, freed: 54 });
         assert_eq!(life.plan_cut(0, 1), None, "the file is busy");
-        assert_eq!(life.plan_growth(5), Some(Growth { file: 1, from: None, to: 64 }));
+        assert_eq!(life.plan_growth(5, 64), Some(Growth { file: 1, from: None, to: 64 }));
         life.shortened(cut);
         life.vacate(1);
-        assert_eq!(life.allocate(1), None);
-        let growth = life.plan_growth(5).unwrap();
+        assert_eq!(life.allocate(1, FILES_MAX), None);
+        let growth = life.plan_growth(5, 64).unwrap();
         assert_eq!(growth, Growth { file: 0, from: Some(10), to: 64 });
         life.grown(growth);
-        assert_eq!(life.plan_growth(64).unwrap().file, 1);
+        assert_eq!(life.plan_growth(64, 64).unwrap().file, 1);
+        life.vacate(1);
+        assert_eq!(life.plan_growth(5, 16), Some(Growth { file: 1, from: None, to: 16 }));
         life.vacate(1);
         life.let_go(span);
         assert_eq!(life.plan_cut(1, 1), None, "one page is to be kept");

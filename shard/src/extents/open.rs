@@ -46,6 +46,12 @@ pub struct Repaired {
 }
 
 impl Extents {
+    /// Are there any page files?
+    pub fn any(disk: &dyn Disk) -> Result<bool, ExtentError> {
+        let failed = |source| ExtentError::Io { action: "open the page files", source };
+        Ok(disk.list().map_err(failed)?.iter().any(|name| parse_name(name).is_some()))
+    }
+
     /// Opens the page files of a directory. Other files in it are left alone. Fails when the same
     /// page is named twice, and when something is named that cannot be.
     pub fn open(

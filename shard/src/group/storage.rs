@@ -3,8 +3,9 @@
 //!
 //! Everything that was handed out to be persisted is shown as stored at once (raft-rs's
 //! asynchronous mode asks for that); what of it is durable is counted elsewhere
-//! (`group/core.rs`). An old entry that cannot be read is *compacted*: the follower that
-//! needed it gets a snapshot, raft-rs would panic at any other error.
+//! (`group/core.rs`). An old entry that cannot be read is *compacted*, also when one of its large
+//! values has gone meanwhile (`group/large.rs`): the follower that needed it gets a snapshot,
+//! raft-rs would panic at any other error.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -12,7 +13,9 @@ use std::sync::Arc;
 use raft::eraftpb::{ConfState, Entry, EntryType, HardState, Snapshot};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 
-use crate::log::{Log, ReplicaKey};
+use super::large;
+use crate::extents::Extents;
+use crate::log::{Log, LogEntry, ReplicaKey};
 
 /// Bytes of applied entries kept in memory for followers that are a little behind.
 const KEEP_BYTES: usize = 1024 * 1024;
@@ -21,6 +24,9 @@ const KEEP_BYTES: usize = 1024 * 1024;
 pub struct GroupStorage {
     key: ReplicaKey,
     log: Arc<Log>,
+    extents: Arc<Extents>,
+    /// Nothing is applied before a snapshot: an old entry may have lost its values.
+    hollow: bool,
     hard_state: HardState,
     conf_state: ConfState,
     /// Index and term before the first entry: the birth or the last restored snapshot.
@@ -35,21 +41,33 @@ pub struct GroupStorage {
     durable: u64,
 }
 
+/// Indexes and terms of what a start found.
+#[derive(Clone, Copy, Debug)]
+pub struct Found {
+    /// Before the first entry.
+    pub base: (u64, u64),
+    /// Of the last entry, or the base if there is none.
+    pub last: (u64, u64),
+    /// Of the last entry that the machine has applied.
+    pub applied: (u64, u64),
+}
+
 impl GroupStorage {
-    /// The log of a replica as found at start. `last` is the index and term of its last
-    /// entry (the base, if there is none).
+    /// The log of a replica as found at start, with its large values in `extents`.
     pub fn new(
         key: ReplicaKey,
         log: Arc<Log>,
+        extents: Arc<Extents>,
         hard_state: HardState,
         conf_state: ConfState,
-        base: (u64, u64),
-        last: (u64, u64),
-        applied: (u64, u64),
+        found: Found,
     ) -> GroupStorage {
+        let Found { base, last, applied } = found;
         GroupStorage {
             key,
             log,
+            extents,
+            hollow: false,
             hard_state,
             conf_state,
             base,
@@ -59,6 +77,11 @@ impl GroupStorage {
             applied,
             durable: last.0,
         }
+    }
+
+    /// Until a snapshot comes nothing is applied, and values of old entries may be missing.
+    pub fn set_hollow(&mut self) {
+        self.hollow = true;
     }
 
     /// Takes new entries; a suffix they overlap goes.
@@ -122,6 +145,17 @@ impl GroupStorage {
         self.applied = (index, term);
         self.durable = index;
         self.conf_state = conf_state;
+        self.hollow = false;
+    }
+
+    /// An entry as it was before its large values were cut out.
+    fn whole(&self, mut entry: LogEntry) -> Option<Entry> {
+        let data = std::mem::take(&mut entry.data);
+        match large::whole(&self.extents, entry.entry_type, data) {
+            Some((entry_type, data)) => Some(from_log(LogEntry { entry_type, data, ..entry })),
+            None if self.hollow => Some(from_log(LogEntry { entry_type: 0, ..entry })),
+            None => None,
+        }
     }
 
     fn first(&self) -> u64 {
@@ -133,7 +167,7 @@ impl GroupStorage {
     }
 }
 
-fn from_log(entry: crate::log::LogEntry) -> Entry {
+fn from_log(entry: LogEntry) -> Entry {
     let mut out = Entry::default();
     out.set_entry_type(match entry.entry_type {
         1 => EntryType::EntryConfChange,
@@ -178,8 +212,15 @@ impl Storage for GroupStorage {
                 return Err(StorageError::Compacted.into());
             }
             for entry in old {
-                bytes += entry.data.len() as u64;
-                out.push(from_log(entry));
+                bytes += large::whole_len(entry.entry_type, &entry.data) as u64;
+                if bytes > max && !out.is_empty() {
+                    return Ok(out);
+                }
+                match self.whole(entry) {
+                    Some(entry) => out.push(entry),
+                    None if out.is_empty() => return Err(StorageError::Compacted.into()),
+                    None => return Ok(out),
+                }
             }
             // A short answer is a prefix: the size limit was reached.
             if out.last().is_none_or(|entry| entry.index + 1 < to) || to == high {

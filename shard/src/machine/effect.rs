@@ -3,7 +3,11 @@
 
 use std::sync::Arc;
 
-use proto::mvccpb::{Event, KeyValue};
+use proto::mvccpb::Event;
+
+use crate::engine::EngineError;
+use crate::extents::Extents;
+use crate::store::view::{self, Found};
 
 /// One revision's events, in the order of the operations, shared by all who watch.
 #[derive(Debug)]
@@ -19,20 +23,19 @@ pub struct RevisionEvents {
 pub struct ChangeEvent {
     /// Without the previous value.
     pub event: Arc<Event>,
-    /// The value before the revision, if there was one and the event does not create anew.
-    pub previous: Option<KeyValue>,
+    /// The version before the revision, if there was one and the event does not create anew.
+    pub previous: Option<Found>,
 }
 
 impl ChangeEvent {
-    /// The event for a watch that asked for previous values.
-    pub fn with_previous(&self) -> Arc<Event> {
-        match &self.previous {
-            Some(previous) => {
-                let event = Event { prev_kv: Some(previous.clone()), ..(*self.event).clone() };
-                Arc::new(event)
-            }
-            None => self.event.clone(),
-        }
+    /// The event for a watch that asked for previous values. An error says that the previous
+    /// value stood in an extent that is gone by now, or damaged: history tells.
+    pub fn with_previous(&self, extents: &Extents) -> Result<Arc<Event>, EngineError> {
+        let Some(previous) = &self.previous else { return Ok(self.event.clone()) };
+        let value = view::read_value(extents, &previous.row.value)?;
+        let key = self.event.kv.as_ref().map_or_else(Default::default, |kv| kv.key.clone());
+        let prev_kv = Some(previous.with(key, value));
+        Ok(Arc::new(Event { prev_kv, ..(*self.event).clone() }))
     }
 
     /// Key that changed.

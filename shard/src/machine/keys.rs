@@ -37,11 +37,13 @@ impl Changes {
         self.begin + i64::from(!self.list.is_empty())
     }
 
-    /// An earlier operation's row is about to be overwritten: its change keeps it.
-    fn overwrite(&mut self, key: &Bytes, row: &Row) {
+    /// An earlier operation's row is about to be overwritten: its change keeps it, together
+    /// with its value.
+    fn overwrite(&mut self, key: &Bytes, row: &Row) -> Result<(), EngineError> {
         if let Some(change) = self.list.iter_mut().rev().find(|change| change.key == *key) {
-            change.overwritten = Some(row.clone());
+            change.overwritten = Some(self.view.inline(row.clone())?);
         }
+        Ok(())
     }
 
     /// What stood under `key` before the command. Watchers are told this as the previous
@@ -144,6 +146,16 @@ impl Machine {
         let revision = changes.begin + 1;
         let newest = changes.view.version(key)?;
         let live = newest.as_ref().filter(|found| !found.row.deleted);
+        let shelf = self.shelf();
+        let (bytes, value) = match live {
+            // An extent has one row: a value that stays is written again.
+            Some(found) if request.ignore_value => {
+                let bytes = changes.view.value(&found.row)?;
+                let least = if found.row.value.extent().is_some() { 0 } else { usize::MAX };
+                (bytes.clone(), self.store.place(shelf, key, bytes, least)?)
+            }
+            _ => (request.value.clone(), self.placed.value(&request.value)),
+        };
         let row = Row {
             deleted: false,
             place: changes.list.len() as u32,
@@ -153,12 +165,8 @@ impl Machine {
                 Some(found) if request.ignore_lease => found.row.lease,
                 _ => request.lease,
             },
-            value: match live {
-                Some(found) if request.ignore_value => found.row.value.clone(),
-                _ => request.value.clone(),
-            },
+            value,
         };
-        let shelf = self.shelf();
         let old_lease = live.map_or(0, |found| found.row.lease);
         if old_lease != row.lease {
             if old_lease != 0 {
@@ -173,14 +181,18 @@ impl Machine {
         self.state.size -= replaced.map_or(0, |found| found.row.cost(key.len()));
         self.state.size += row.cost(key.len());
         self.state.keys += i64::from(live.is_none());
-        self.digest(key, revision, Some(&row.value));
-        let answered = live.filter(|_| request.prev_kv).map(|found| found.to_kv(key.clone()));
+        self.digest(key, revision, Some(&bytes));
+        let answered = match live.filter(|_| request.prev_kv) {
+            Some(found) => Some(changes.view.kv(key.clone(), found)?),
+            None => None,
+        };
         let previous = match live {
             Some(live) if row.create_revision < revision => changes.before(key, live)?,
             _ => None,
         };
         if let Some(found) = replaced {
-            changes.overwrite(key, &found.row);
+            changes.overwrite(key, &found.row)?;
+            self.store.replaces(shelf, &found.row);
         }
         if live.is_none() {
             changes.counted.push((changes.list.len(), 1));
@@ -191,10 +203,15 @@ impl Machine {
             previous: previous.as_ref().map_or(0, |found| found.revision),
             overwritten: None,
         });
-        let kv = Found { revision, row: row.clone() }.to_kv(key.clone());
-        let event = Event { r#type: EventType::Put as i32, kv: Some(kv), prev_kv: None };
-        self.store.put_version(shelf, key, revision, row);
-        let previous = previous.map(|found| found.to_kv(key.clone()));
+        let found = Found { revision, row };
+        let kv = Some(found.with(key.clone(), bytes));
+        let event = Event { r#type: EventType::Put as i32, kv, prev_kv: None };
+        let written = found.row.value.extent().copied();
+        self.store.put_version(shelf, key, revision, found.row);
+        if let Some(pointer) = written.filter(|_| request.ignore_value) {
+            // No record held it, only this command.
+            self.store.extents().let_go(&pointer);
+        }
         changes.events.push(ChangeEvent { event: Arc::new(event), previous });
         Ok(PutResponse { header: changes.header(), prev_kv: answered })
     }
@@ -232,7 +249,7 @@ impl Machine {
         let mut prev_kvs = Vec::new();
         for (key, one) in found {
             if request.prev_kv {
-                prev_kvs.push(one.to_kv(key.clone()));
+                prev_kvs.push(changes.view.kv(key.clone(), &one)?);
             }
             self.delete(changes, key, one)?;
         }
@@ -255,7 +272,8 @@ impl Machine {
         let previous = changes.before(&key, &live)?;
         if live.revision == revision {
             self.state.size -= live.row.cost(key.len());
-            changes.overwrite(&key, &live.row);
+            changes.overwrite(&key, &live.row)?;
+            self.store.replaces(shelf, &live.row);
         }
         self.state.size += row.cost(key.len());
         self.state.keys -= 1;
@@ -268,9 +286,8 @@ impl Machine {
             previous: previous.as_ref().map_or(0, |found| found.revision),
             overwritten: None,
         });
-        let kv = KeyValue { key: key.clone(), mod_revision: revision, ..Default::default() };
+        let kv = KeyValue { key, mod_revision: revision, ..Default::default() };
         let event = Event { r#type: EventType::Delete as i32, kv: Some(kv), prev_kv: None };
-        let previous = previous.map(|found| found.to_kv(key));
         changes.events.push(ChangeEvent { event: Arc::new(event), previous });
         Ok(())
     }

@@ -21,7 +21,7 @@ pub(super) fn load(store: &Store, shelf: Shelf) -> Result<BTreeMap<i64, i64>, En
     for (key, value) in store.rows(&from, &to)? {
         let (Some(lease), Some(ttl_s)) = (layout::split_lease(&key), take_varint(&value, &mut 0))
         else {
-            return Err(EngineError("a lease cannot be read".into()));
+            return Err(EngineError::Failed("a lease cannot be read".into()));
         };
         leases.insert(lease, ttl_s as i64);
     }

@@ -40,14 +40,14 @@ impl Machine {
                     && let Some(row) = view.exactly(&change.key, change.previous)?
                 {
                     self.state.size -= row.cost(change.key.len());
-                    self.store.remove(layout::version_key(shelf, &change.key, change.previous));
+                    self.store.remove_version(shelf, &change.key, change.previous, &row);
                 }
                 if change.deleted
                     && let Some(row) = view.exactly(&change.key, *revision)?
                     && row.deleted
                 {
                     self.state.size -= row.cost(change.key.len());
-                    self.store.remove(layout::version_key(shelf, &change.key, *revision));
+                    self.store.remove_version(shelf, &change.key, *revision, &row);
                 }
             }
         }

@@ -7,6 +7,7 @@
 use std::cmp::Ordering;
 use std::ops::ControlFlow;
 
+use bytes::Bytes;
 use proto::etcd::compare::{CompareResult, CompareTarget, TargetUnion};
 use proto::etcd::request_op::Request as Op;
 use proto::etcd::response_op::Response as OpResponse;
@@ -22,7 +23,7 @@ use super::keys::Changes;
 use super::{Answer, Machine};
 use crate::engine::EngineError;
 use crate::read;
-use crate::store::view::View;
+use crate::store::view::{Found, View};
 
 /// Outcomes of the compares along the taken path, in the order in which the path is walked.
 struct Path {
@@ -62,20 +63,31 @@ fn choose(view: &View, request: &TxnRequest, taken: &mut Vec<bool>) -> Result<()
 
 fn evaluate(view: &View, compare: &Compare) -> Result<bool, EngineError> {
     let mut any = false;
-    let mut holds = true;
+    let mut holds = Ok(true);
+    let judge = |found: &Found| {
+        let value = match compare.target() {
+            CompareTarget::Value => view.value(&found.row)?,
+            _ => Bytes::new(),
+        };
+        Ok(matches(compare, &found.with(compare.key.clone(), value)))
+    };
     if compare.range_end.is_empty() {
         if let Some(found) = view.get(&compare.key)? {
             any = true;
-            holds = matches(compare, &found.to_kv(compare.key.clone()));
+            holds = judge(&found);
         }
     } else {
         let range = KeyRange::parse(&compare.key, &compare.range_end);
         view.scan(&range, &mut |_, found| {
             any = true;
-            holds = matches(compare, &found.to_kv(compare.key.clone()));
-            if holds { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            holds = judge(&found);
+            match holds {
+                Ok(true) => ControlFlow::Continue(()),
+                _ => ControlFlow::Break(()),
+            }
         })?;
     }
+    let holds: bool = holds?;
     if any {
         return Ok(holds);
     }

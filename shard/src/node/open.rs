@@ -8,6 +8,7 @@
 //! | applied a | entries from at most a + 1 | replay: ordinary apply |
 //! | applied a | restored at r > a onto shelf s | the state staged on s is the state |
 //! | applied a | entries from above a + 1: the engine went back in time | seeded anew |
+//! | an older checkpoint than the log knows, and there are page files | anything | seeded anew |
 //! | nothing | anything: the engine lost it | seeded anew |
 //! | applied a | ends before a, or damaged | refused |
 //!
@@ -16,13 +17,18 @@
 //! and serves nothing until the leader has sent it a snapshot. A replica that is alone has
 //! nobody to send one and is refused.
 //!
+//! Pages of large values are in use by rows, as the engine's checkpoint says, or held by the
+//! entries that will be applied on top of it. With an older engine nobody knows whose they are:
+//! an entry that was applied may have lost its pages to another. So its rows own no pages any
+//! more (`bare_below`), and no entry of a replica that is seeded anew does.
+//!
 //! *Refused*: promises may be lost. The replica does not vote, acknowledge or serve, and a
 //! person (or placement) replaces it.
 
-use std::collections::BTreeSet;
-use std::collections::btree_map::{BTreeMap, Entry};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use prost::Message;
 use proto::GroupId;
 use proto::cluster::raft::ConfState;
@@ -30,12 +36,15 @@ use proto::etcd::Member;
 use raft::eraftpb;
 
 use super::{Checkpoints, Node, NodeConfig, NodeError};
+use crate::disk::Disk;
 use crate::engine::Engine;
+use crate::extents::{Bitmap, ExtentError, Extents, ExtentsConfig, Named};
 use crate::group::Group;
 use crate::group::core::Core;
-use crate::group::storage::GroupStorage;
+use crate::group::large::{self, Slot};
+use crate::group::storage::{Found, GroupStorage};
 use crate::group::wire;
-use crate::log::{DamageExtent, Log, Record, Recovered, RecoveredReplica, ReplicaKey};
+use crate::log::{DamageExtent, IndexTerm, Log, Record, Recovered, RecoveredReplica, ReplicaKey};
 use crate::machine::Machine;
 use crate::machine::state::State;
 use crate::store::Store;
@@ -44,6 +53,8 @@ use crate::store::layout::{self, Shelf};
 
 /// Index and term of a group's birth: before the first entry (any constant above 0 serves).
 const BIRTH: (u64, u64) = (5, 5);
+/// Bytes of entries that are read from the log at a time.
+const READ_BYTES: u64 = 8 << 20;
 
 /// How a group comes to this node when there is nothing of it on disk.
 #[derive(Clone, Debug)]
@@ -76,6 +87,18 @@ pub struct Opened {
     pub refused: Vec<Refused>,
 }
 
+/// Where the page files are, and how they are sealed.
+pub struct Pages {
+    /// Their directory.
+    pub disk: Arc<dyn Disk>,
+    /// Their settings.
+    pub config: ExtentsConfig,
+}
+
+fn pages_failed(error: &ExtentError) -> NodeError {
+    NodeError::Damaged(format!("open the page files: {error}"))
+}
+
 fn damaged(what: &str) -> NodeError {
     NodeError::Damaged(what.to_string())
 }
@@ -89,38 +112,16 @@ impl Node {
         log: Arc<Log>,
         recovered: &Recovered,
         births: &[Birth],
+        pages: Pages,
         now_ms: u64,
     ) -> Result<Opened, NodeError> {
-        let store = Arc::new(Store::new(engine.clone()));
-        let row = match engine.get(layout::NODE_KEY)? {
-            Some(row) => NodeRow::decode(row).map_err(|_| damaged("the engine's own row"))?,
-            None => {
-                NodeRow { format: FORMAT, next_shelf: 1, node: config.node.0, ..Default::default() }
-            }
-        };
-        if row.format > FORMAT {
-            return Err(NodeError::Damaged(format!(
-                "the data directory has format {}, this program knows formats up to {FORMAT}: run \
-                 a newer program",
-                row.format
-            )));
-        }
-        if row.node != config.node.0 {
-            return Err(NodeError::Damaged(format!(
-                "the data directory belongs to node {:x}, this is node {:x}",
-                row.node, config.node.0
-            )));
-        }
-        let mut states = BTreeMap::new();
-        let (from, to) = layout::groups_bounds();
-        for entry in engine.scan(&from, &to) {
-            let (key, value) = entry?;
-            let (group, replica) =
-                layout::split_group(&key).ok_or_else(|| damaged("a group's row"))?;
-            let state = State::decode(value).map_err(|_| damaged("a group's state"))?;
-            states.insert(ReplicaKey { group, replica }, state);
-        }
-        let number = row.checkpoint;
+        let row = read_node(engine.as_ref(), &config)?;
+        let states = read_states(engine.as_ref())?;
+        // Numbers of checkpoints rise, also behind an engine that forgot some.
+        let number = recovered.checkpoint.map_or(0, |newest| newest.n).max(row.checkpoint);
+        let is_old = row.checkpoint < number;
+        let went_back =
+            is_old && Extents::any(pages.disk.as_ref()).map_err(|error| pages_failed(&error))?;
         // An engine that went back in time may have forgotten shelves that were taken.
         let shelves = recovered.replicas.values().flat_map(|found| &found.controls);
         let shelves = shelves.filter_map(|control| match control {
@@ -128,6 +129,27 @@ impl Node {
             _ => None,
         });
         let next_shelf = shelves.fold(row.next_shelf, |next, shelf| next.max(shelf + 1));
+        let mut dropped: BTreeSet<Shelf> = row.dropped.iter().map(|shelf| Shelf(*shelf)).collect();
+        let mut judged = BTreeMap::new();
+        for (key, state) in &states {
+            if recovered.tombstones.get(&key.group).is_some_and(|low| key.replica < *low) {
+                dropped.insert(Shelf(state.shelf));
+            } else {
+                let found = judge(*key, state.clone(), recovered, engine.as_ref(), went_back)?;
+                judged.insert(*key, found);
+            }
+        }
+        let mut held = held_values(&log, &judged);
+        let bitmaps = read_bitmaps(engine.as_ref())?;
+        let (bitmaps, stale) = match went_back {
+            true => (BTreeMap::new(), bitmaps),
+            false => (bitmaps, BTreeMap::new()),
+        };
+        let slots = held.values().flat_map(BTreeMap::values).flatten();
+        let held_now = slots.map(|slot| slot.pointer).collect();
+        let extents = open_pages(pages, Named { checkpoint: number, bitmaps, held: held_now })?;
+        let store = Arc::new(Store::new(engine.clone(), Arc::new(extents)));
+        store.disown_below(Shelf(if went_back { next_shelf } else { row.bare_below }));
         let mut node = Node {
             store,
             log,
@@ -140,23 +162,28 @@ impl Node {
             records: Vec::new(),
             outputs: Vec::new(),
             next_shelf,
-            dropped: row.dropped.iter().map(|shelf| Shelf(*shelf)).collect(),
+            dropped,
             checkpoints: Checkpoints { number, ..Default::default() },
             transfers: Default::default(),
             next_lease: 0,
             draining: false,
             room: Default::default(),
             slow: Default::default(),
+            moving: Default::default(),
             config,
         };
+        let mut rows: BTreeMap<Bytes, Option<Bytes>> = BTreeMap::new();
+        rows.extend(stale.keys().map(|file| (layout::pages_key(*file).into(), None)));
+        let records = node.give_birth(births, &states, &mut judged, &mut rows, recovered)?;
+        node.begin(is_old, &mut judged, rows, records)?;
         let mut refused = Vec::new();
-        node.give_birth(births, &mut states, recovered)?;
-        for (key, state) in states {
-            if recovered.tombstones.get(&key.group).is_some_and(|low| key.replica < *low) {
-                node.dropped.insert(Shelf(state.shelf));
-                continue;
-            }
-            match node.open_replica(key, state, recovered)? {
+        for (key, found) in judged {
+            let held = held.remove(&key).unwrap_or_default();
+            let opened = match found {
+                Ok(found) => node.open_replica(key, found, held)?,
+                Err(reason) => Err(reason),
+            };
+            match opened {
                 Ok(group) => {
                     node.touched.insert(group.id);
                     node.groups.insert(group.id, group);
@@ -168,60 +195,39 @@ impl Node {
         Ok(Opened { node, refused })
     }
 
-    /// Writes the first state of groups that are not here yet: engine first, then log, so
-    /// that a crash between the two is repaired by the next start.
+    /// Adds the first state of groups that are not here yet to `judged` and `rows`, and returns
+    /// the records with which their logs begin.
     fn give_birth(
         &mut self,
         births: &[Birth],
-        states: &mut BTreeMap<ReplicaKey, State>,
+        states: &BTreeMap<ReplicaKey, State>,
+        judged: &mut BTreeMap<ReplicaKey, Result<Judged, String>>,
+        rows: &mut BTreeMap<Bytes, Option<Bytes>>,
         recovered: &Recovered,
-    ) -> Result<(), NodeError> {
+    ) -> Result<Vec<Record>, NodeError> {
         let mut records = Vec::new();
         for birth in births {
             let key = ReplicaKey { group: birth.group.0, replica: birth.replica };
-            let joins = birth.members.is_empty();
-            if let Entry::Vacant(vacant) = states.entry(key) {
-                let lost = recovered.replicas.contains_key(&key);
-                let shelf = self.take_shelf();
-                let mut state =
-                    Machine::first_state(shelf, birth.members.clone(), birth.cluster_id);
-                if joins {
-                    state.membership_version = 0;
-                } else {
-                    if !lost {
-                        (state.applied_index, state.applied_term) = BIRTH;
-                    }
-                    let learner = |m: &&Member| m.is_learner;
-                    state.conf_state = ConfState {
-                        voters: birth
-                            .members
-                            .iter()
-                            .filter(|m| !m.is_learner)
-                            .map(|m| m.id)
-                            .collect(),
-                        learners: birth.members.iter().filter(learner).map(|m| m.id).collect(),
-                        ..Default::default()
-                    };
+            let lost = recovered.replicas.contains_key(&key);
+            let state = match states.get(&key) {
+                Some(state) => state.clone(),
+                None => {
+                    let state = first_state(birth, self.take_shelf(), lost);
+                    let engine = self.store.engine().clone();
+                    let found = judge(key, state.clone(), recovered, engine.as_ref(), false)?;
+                    judged.insert(key, found);
+                    rows.insert(group_key(key), Some(super::encode(&state)));
+                    state
                 }
-                let row_key = layout::group_key(key.group, key.replica);
-                let row = super::encode(&state);
-                self.checkpoints.number += 1;
-                let checkpoint =
-                    self.store.freeze(&self.node_row(), vec![(row_key.into(), Some(row))]);
-                checkpoint.write(self.store.engine().as_ref())?;
-                self.store.finish(&checkpoint);
-                vacant.insert(state);
-            }
-            let Some(state) = states.get(&key) else { continue };
-            let unborn = !recovered.replicas.contains_key(&key);
-            if unborn && !recovered.holes.is_empty() {
+            };
+            if !lost && !recovered.holes.is_empty() {
                 return Err(NodeError::Damaged(format!(
                     "the log has a damaged place that may have held replica {:x} of group {}: \
                      remove this member, empty its data directory and add it again",
                     key.replica, key.group
                 )));
             }
-            if unborn && !joins && state.applied_index == BIRTH.0 {
+            if !lost && !birth.members.is_empty() && state.applied_index == BIRTH.0 {
                 records.push(Record::Restore {
                     key,
                     index: BIRTH.0,
@@ -231,11 +237,56 @@ impl Node {
                 });
             }
         }
-        if !records.is_empty() {
-            let failed = |error| NodeError::Damaged(format!("write the log: {error}"));
-            self.log.append(&records).map_err(failed)?;
-            self.log.sync().map_err(failed)?;
+        Ok(records)
+    }
+
+    /// Writes what the start has decided: engine first, then log, so that a crash between the
+    /// two is repaired by the next start. With this the engine is the newest again, so what was
+    /// decided because it `is_old` must stand in it, or in the log, at the same time.
+    fn begin(
+        &mut self,
+        is_old: bool,
+        judged: &mut BTreeMap<ReplicaKey, Result<Judged, String>>,
+        mut rows: BTreeMap<Bytes, Option<Bytes>>,
+        records: Vec<Record>,
+    ) -> Result<(), NodeError> {
+        if judged.values().all(Result::is_err) {
+            // Nothing will run: what is on disk stays as it is.
+            return Ok(());
         }
+        let mut out_of_use = Vec::new();
+        for (key, found) in judged {
+            match found {
+                Ok(found) if found.seed_anew => {
+                    self.dropped.insert(Shelf(found.state.shelf));
+                    found.state = seeded_state(&found.state, self.take_shelf());
+                    rows.insert(group_key(*key), Some(super::encode(&found.state)));
+                }
+                Ok(_) => {}
+                Err(reason) => {
+                    let (key, reason) = (*key, reason.clone());
+                    out_of_use.push(Record::Quarantine { key, reason });
+                }
+            }
+        }
+        if is_old {
+            self.write_log(&out_of_use)?;
+        }
+        if is_old || !rows.is_empty() {
+            self.checkpoints.number += 1;
+            let checkpoint = self.store.freeze(&self.node_row(), rows.into_iter().collect());
+            checkpoint.write(self.store.engine().as_ref())?;
+            self.store.finish(&checkpoint);
+        }
+        self.write_log(&records)
+    }
+
+    fn write_log(&self, records: &[Record]) -> Result<(), NodeError> {
+        if records.is_empty() {
+            return Ok(());
+        }
+        let written = self.log.append(records).and_then(|_| self.log.sync());
+        written.map_err(|error| NodeError::Damaged(format!("write the log: {error}")))?;
         Ok(())
     }
 
@@ -247,81 +298,23 @@ impl Node {
             next_shelf: self.next_shelf,
             node: self.config.node.0,
             dropped: self.dropped.iter().map(|shelf| shelf.0).collect(),
+            bare_below: self.store.bare_below().0,
         }
     }
 
     fn open_replica(
         &mut self,
         key: ReplicaKey,
-        mut state: State,
-        recovered: &Recovered,
+        judged: Judged,
+        held: BTreeMap<u64, Vec<Slot>>,
     ) -> Result<Result<Group, String>, NodeError> {
-        let born = RecoveredReplica {
-            hard_state: Default::default(),
-            truncated: crate::log::IndexTerm {
-                index: state.applied_index,
-                term: state.applied_term,
-            },
-            first_index: state.applied_index + 1,
-            last: crate::log::IndexTerm { index: state.applied_index, term: state.applied_term },
-            lowest_intact: state.applied_index + 1,
-            damage: None,
-            controls: Vec::new(),
-        };
-        let found = match recovered.replicas.get(&key) {
-            Some(found) => found,
-            // Just born here, or waiting for its first snapshot and never voted.
-            None if state.applied_index <= BIRTH.0 => &born,
-            None => return Ok(Err("the log has lost this replica".into())),
-        };
-        if let Some(damage) = &found.damage {
-            // Entries that the engine's checkpoint covers are not needed any more.
-            let covered = damage.extent == DamageExtent::Entries
-                && state.applied_index + 1 >= found.lowest_intact;
-            if !covered {
-                return Ok(Err(format!("the log is damaged: {}", damage.reason)));
-            }
-            tracing::warn!(reason = damage.reason, "entries below the checkpoint are damaged");
-        }
-        let mut seed_anew = false;
-        for control in &found.controls {
-            match control {
-                Record::Quarantine { reason, .. } => return Ok(Err(reason.clone())),
-                Record::Restore { index, shelf, .. } if *index > state.applied_index => {
-                    let staged = self.store.engine().get(&layout::staged_key(Shelf(*shelf)))?;
-                    // Without it the log's first entry, behind the snapshot, shows the gap.
-                    let Some(staged) = staged else { continue };
-                    self.dropped.insert(Shelf(state.shelf));
-                    state = State::decode(staged).map_err(|_| damaged("a staged state"))?;
-                }
-                _ => {}
+        let Judged { state, restored_from, seed_anew, found } = judged;
+        for slot in held.values().flatten() {
+            if let Err(error) = self.store.extents().read(&slot.pointer) {
+                return Ok(Err(format!("an entry has lost a value: {error}")));
             }
         }
-        if found.truncated.index > state.applied_index {
-            let reason = format!(
-                "the engine went back in time: it has applied entry {}, the log begins at {}",
-                state.applied_index, found.first_index
-            );
-            if state.conf_state.voters == [key.replica] {
-                return Ok(Err(format!("{reason}; nobody else has the data")));
-            }
-            tracing::warn!(group = key.group, reason, "the leader is asked for a snapshot");
-            self.dropped.insert(Shelf(state.shelf));
-            state = State {
-                shelf: self.take_shelf().0,
-                conf_state: state.conf_state,
-                removed: state.removed,
-                membership_version: state.membership_version,
-                ..Machine::first_state(Shelf(0), state.members, state.cluster_id)
-            };
-            seed_anew = true;
-        }
-        if found.last.index < state.applied_index {
-            return Ok(Err(format!(
-                "the log ends at entry {}, but entry {} was applied",
-                found.last.index, state.applied_index
-            )));
-        }
+        self.dropped.extend(restored_from);
         let mut hard_state = eraftpb::HardState::default();
         hard_state.term = found.hard_state.term.max(state.applied_term);
         hard_state.vote = found.hard_state.vote;
@@ -343,15 +336,21 @@ impl Node {
             conf_state.learners.retain(|learner| *learner != key.replica);
             conf_state.learners.push(key.replica);
         }
-        let storage = GroupStorage::new(
+        let mut storage = GroupStorage::new(
             key,
             self.log.clone(),
+            self.store.extents().clone(),
             hard_state,
             wire::conf_from_wire(&conf_state),
-            (found.truncated.index, found.truncated.term),
-            (found.last.index, found.last.term),
-            applied,
+            Found {
+                base: (found.truncated.index, found.truncated.term),
+                last: (found.last.index, found.last.term),
+                applied,
+            },
         );
+        if seed_anew {
+            storage.set_hollow();
+        }
         let (ticks, seed) = (self.config.election_ticks, self.config.seed);
         let mut core = Core::open(key, storage, applied.0, ticks, seed);
         if !seed_anew && state.conf_state.voters == [key.replica] {
@@ -361,6 +360,7 @@ impl Node {
             Machine::open(GroupId(key.group), self.store.clone(), state, self.config.block_keys)?;
         let mut group = Group::new(GroupId(key.group), core, machine);
         group.seed_anew = seed_anew;
+        group.held = held;
         Ok(Ok(group))
     }
 
@@ -373,11 +373,211 @@ impl Node {
                 continue;
             }
             for kind in layout::SHELF_KINDS {
-                if !self.store.some_rows(kind, shelf, 1)?.is_empty() {
+                if self.store.has_rows(kind, shelf)? {
                     self.dropped.insert(shelf);
                 }
             }
         }
         Ok(())
     }
+}
+
+fn group_key(key: ReplicaKey) -> Bytes {
+    layout::group_key(key.group, key.replica).into()
+}
+
+/// The first state of a replica; its entries may be in the log although the engine `lost` it.
+fn first_state(birth: &Birth, shelf: Shelf, lost: bool) -> State {
+    let mut state = Machine::first_state(shelf, birth.members.clone(), birth.cluster_id);
+    if birth.members.is_empty() {
+        state.membership_version = 0;
+        return state;
+    }
+    if !lost {
+        (state.applied_index, state.applied_term) = BIRTH;
+    }
+    let ids = |learners: bool| {
+        let chosen = birth.members.iter().filter(|member| member.is_learner == learners);
+        chosen.map(|member| member.id).collect()
+    };
+    state.conf_state = ConfState { voters: ids(false), learners: ids(true), ..Default::default() };
+    state
+}
+
+/// The state of a replica that waits for a snapshot: nothing but who is a member.
+fn seeded_state(before: &State, shelf: Shelf) -> State {
+    State {
+        conf_state: before.conf_state.clone(),
+        removed: before.removed.clone(),
+        membership_version: before.membership_version,
+        ..Machine::first_state(shelf, before.members.clone(), before.cluster_id)
+    }
+}
+
+fn read_node(engine: &dyn Engine, config: &NodeConfig) -> Result<NodeRow, NodeError> {
+    let row = match engine.get(layout::NODE_KEY)? {
+        Some(row) => NodeRow::decode(row).map_err(|_| damaged("the engine's own row"))?,
+        None => {
+            NodeRow { format: FORMAT, next_shelf: 1, node: config.node.0, ..Default::default() }
+        }
+    };
+    if row.format > FORMAT {
+        return Err(NodeError::Damaged(format!(
+            "the data directory has format {}, this program knows formats up to {FORMAT}: run a \
+             newer program",
+            row.format
+        )));
+    }
+    if row.node != config.node.0 {
+        return Err(NodeError::Damaged(format!(
+            "the data directory belongs to node {:x}, this is node {:x}",
+            row.node, config.node.0
+        )));
+    }
+    Ok(row)
+}
+
+fn read_states(engine: &dyn Engine) -> Result<BTreeMap<ReplicaKey, State>, NodeError> {
+    let mut states = BTreeMap::new();
+    let (from, to) = layout::groups_bounds();
+    for entry in engine.scan(&from, &to) {
+        let (key, value) = entry?;
+        let (group, replica) = layout::split_group(&key).ok_or_else(|| damaged("a group's row"))?;
+        let state = State::decode(value).map_err(|_| damaged("a group's state"))?;
+        states.insert(ReplicaKey { group, replica }, state);
+    }
+    Ok(states)
+}
+
+fn read_bitmaps(engine: &dyn Engine) -> Result<BTreeMap<u32, Bitmap>, NodeError> {
+    let mut bitmaps = BTreeMap::new();
+    let (from, to) = layout::pages_bounds();
+    for entry in engine.scan(&from, &to) {
+        let (key, value) = entry?;
+        let file = layout::split_pages(&key).zip(Bitmap::decode(&value));
+        let (file, bitmap) = file.ok_or_else(|| damaged("a bitmap of pages"))?;
+        bitmaps.insert(file, bitmap);
+    }
+    Ok(bitmaps)
+}
+
+fn open_pages(pages: Pages, named: Named) -> Result<Extents, NodeError> {
+    let opened = Extents::open(pages.disk, pages.config, named);
+    let opened = opened.map_err(|error| pages_failed(&error))?;
+    for repaired in &opened.repaired {
+        tracing::error!(
+            file = repaired.file,
+            found = repaired.pages_found,
+            named = repaired.pages_named,
+            "a page file has lost pages: the values in them are damaged"
+        );
+    }
+    Ok(opened.extents)
+}
+
+/// What engine and log say together about a replica that can be opened.
+struct Judged {
+    state: State,
+    /// Where rows stood that a snapshot has replaced.
+    restored_from: Vec<Shelf>,
+    seed_anew: bool,
+    found: RecoveredReplica,
+}
+
+/// Judges a replica, see the module; an error in words says why it is refused.
+fn judge(
+    key: ReplicaKey,
+    mut state: State,
+    recovered: &Recovered,
+    engine: &dyn Engine,
+    went_back: bool,
+) -> Result<Result<Judged, String>, NodeError> {
+    let at = IndexTerm { index: state.applied_index, term: state.applied_term };
+    let found = match recovered.replicas.get(&key) {
+        Some(found) => found.clone(),
+        // Just born here, or waiting for its first snapshot and never voted.
+        None if state.applied_index <= BIRTH.0 => RecoveredReplica {
+            hard_state: Default::default(),
+            truncated: at,
+            first_index: at.index + 1,
+            last: at,
+            lowest_intact: at.index + 1,
+            damage: None,
+            controls: Vec::new(),
+        },
+        None => return Ok(Err("the log has lost this replica".into())),
+    };
+    if let Some(damage) = &found.damage {
+        // Entries that the engine's checkpoint covers are not needed any more.
+        let covered = damage.extent == DamageExtent::Entries
+            && state.applied_index + 1 >= found.lowest_intact;
+        if !covered {
+            return Ok(Err(format!("the log is damaged: {}", damage.reason)));
+        }
+        tracing::warn!(reason = damage.reason, "entries below the checkpoint are damaged");
+    }
+    let mut restored_from = Vec::new();
+    for control in &found.controls {
+        match control {
+            Record::Quarantine { reason, .. } => return Ok(Err(reason.clone())),
+            Record::Restore { index, shelf, .. } if *index > state.applied_index => {
+                let staged = engine.get(&layout::staged_key(Shelf(*shelf)))?;
+                // Without it the log's first entry, behind the snapshot, shows the gap.
+                let Some(staged) = staged else { continue };
+                restored_from.push(Shelf(state.shelf));
+                state = State::decode(staged).map_err(|_| damaged("a staged state"))?;
+            }
+            _ => {}
+        }
+    }
+    let seed_anew = went_back || found.truncated.index > state.applied_index;
+    if seed_anew {
+        let reason = format!(
+            "the engine went back in time: it has applied entry {}, the log begins at {}",
+            state.applied_index, found.first_index
+        );
+        if state.conf_state.voters == [key.replica] {
+            return Ok(Err(format!("{reason}; nobody else has the data")));
+        }
+        tracing::warn!(group = key.group, reason, "the leader is asked for a snapshot");
+    }
+    if !seed_anew && found.last.index < state.applied_index {
+        return Ok(Err(format!(
+            "the log ends at entry {}, but entry {} was applied",
+            found.last.index, state.applied_index
+        )));
+    }
+    Ok(Ok(Judged { state, restored_from, seed_anew, found }))
+}
+
+/// The large values of all entries that will be applied, by replica and index.
+fn held_values(
+    log: &Log,
+    judged: &BTreeMap<ReplicaKey, Result<Judged, String>>,
+) -> BTreeMap<ReplicaKey, BTreeMap<u64, Vec<Slot>>> {
+    let mut held: BTreeMap<ReplicaKey, BTreeMap<u64, Vec<Slot>>> = BTreeMap::new();
+    for (key, judged) in judged {
+        let Ok(judged) = judged else { continue };
+        if judged.seed_anew {
+            continue;
+        }
+        let (mut next, last) = (judged.state.applied_index + 1, judged.found.last.index);
+        while next <= last {
+            // What cannot be read is met again when it is to be applied.
+            let Ok(entries) = log.entries(*key, next, last + 1, READ_BYTES) else {
+                break;
+            };
+            for entry in entries {
+                next = entry.index + 1;
+                match large::slots(entry.entry_type, &entry.data) {
+                    Some(slots) if slots.is_empty() => {}
+                    Some(slots) => {
+                        held.entry(*key).or_default().insert(entry.index, slots);
+                    }
+                    None => break,
+                }
+            }
+        }
+    }
+    held
 }

@@ -280,7 +280,7 @@ impl Node {
             raft_index: group.core.last_index(),
             raft_applied_index: state.applied_index,
             raft_committed_index: group.core.committed(),
-            size: self.store.engine().disk_bytes().max(state.size as u64) as i64,
+            size: self.store.disk_bytes().max(state.size as u64) as i64,
             size_in_use: state.size + prost::Message::encoded_len(state) as i64,
             quota: self.config.quota_bytes,
             is_learner: state.members.iter().any(|m| m.id == replica && m.is_learner),

@@ -8,19 +8,27 @@ use proto::group::{GroupError, Reply};
 use proto::{Error, GroupId, NodeId, limits};
 use raft::eraftpb::{Entry, EntryType, Message, MessageType};
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
-use super::{Input, Node, NodeError, Output, Persist};
+use super::{Input, Moving, Node, NodeError, Output, Persist};
+use crate::engine::EngineError;
+use crate::group::large::{Appended, Placed, Slot};
 use crate::group::{Group, LeaseAsk, Then, Ticket, wire};
-use crate::log::Record;
+use crate::log::{Record, ReplicaKey};
 use crate::machine;
 use crate::machine::effect::Effect;
 use crate::room::Room;
-use crate::store::layout;
+use crate::store::{Moved, Store, layout};
 
 /// Format of a log entry's batch.
 const BATCH_FORMAT: u32 = 1;
+/// Bytes of extents that may move to the front of the page files per tick, and per round.
+const MOVE_TICK: u64 = 2 << 20;
+const MOVE_ROUND: u64 = 256 << 10;
+/// What looking at one that cannot move counts for.
+const MOVE_PAST: u64 = 64 << 10;
 /// Rows of dropped shelves removed per round, and per checkpoint.
 const DROP_ROUND: usize = 256;
 const DROP_CHECKPOINT: usize = 20_000;
@@ -33,11 +41,12 @@ impl Node {
             Input::Tick => self.tick(),
             Input::Request { ticket, request } => self.step_request(ticket, request),
             Input::Peer { from, message } => self.step_peer(from, message)?,
-            Input::Persisted { id, sync_ms } => {
+            Input::Persisted { id, sync_ms, appended } => {
                 if self.slow.synced(self.now_ms, sync_ms) && !self.is_alone() {
                     tracing::warn!(sync_ms, "the disk is slow: this node hands over and rests");
                     self.hand_over();
                 }
+                self.appended(appended);
                 self.persisted(id);
             }
             Input::CheckpointWritten => self.checkpoint_written()?,
@@ -76,7 +85,17 @@ impl Node {
         self.tidy()?;
         if !self.records.is_empty() {
             let records = std::mem::take(&mut self.records);
-            self.outputs.push(Output::Persist(Persist { id: self.next_persist, records }));
+            let shelf_of = |key: ReplicaKey| {
+                let group = self.groups.get(&GroupId(key.group))?;
+                Some((key, group.machine.shelf()))
+            };
+            let shelves = records.iter().filter_map(|record| match record {
+                Record::Entries { key, .. } => shelf_of(*key),
+                _ => None,
+            });
+            let shelves = shelves.collect();
+            let persist = Persist { id: self.next_persist, records, shelves };
+            self.outputs.push(Output::Persist(persist));
             self.next_persist += 1;
         }
         self.maybe_checkpoint();
@@ -111,7 +130,9 @@ impl Node {
 
     /// Is there work left that needs no input? Then close another round soon.
     pub fn is_busy(&self) -> bool {
-        !self.touched.is_empty() || self.groups.values().any(|g| g.machine.needs_sweep())
+        !self.touched.is_empty()
+            || self.moving.budget > 0
+            || self.groups.values().any(|g| g.machine.needs_sweep())
     }
 
     fn tick(&mut self) {
@@ -163,6 +184,8 @@ impl Node {
             self.hand_over();
         }
         self.tick_transfers();
+        self.store.reclaim();
+        self.moving.budget = MOVE_TICK;
     }
 
     fn step_peer(&mut self, from: NodeId, message: PeerMessage) -> Result<(), NodeError> {
@@ -384,7 +407,9 @@ impl Node {
             return Ok(());
         }
         for entry in entries {
-            self.apply_entry(id, entry)?;
+            if !self.apply_entry(id, entry)? {
+                return Ok(());
+            }
         }
         let Some(group) = self.groups.get_mut(&id) else { return Ok(()) };
         group.core.applied(last.0, last.1);
@@ -397,8 +422,9 @@ impl Node {
         Ok(())
     }
 
-    fn apply_entry(&mut self, id: GroupId, entry: Entry) -> Result<(), NodeError> {
-        let Some(group) = self.groups.get_mut(&id) else { return Ok(()) };
+    /// Says whether the replica goes on.
+    fn apply_entry(&mut self, id: GroupId, entry: Entry) -> Result<bool, NodeError> {
+        let Some(group) = self.groups.get_mut(&id) else { return Ok(false) };
         let (index, term) = (entry.index, entry.term);
         let mut answers = None;
         let mut effects = Vec::new();
@@ -416,9 +442,20 @@ impl Node {
                     )));
                 }
                 self.checkpoints.commands += batch.commands.len() as u64;
-                if let Some(applied) = group.machine.apply(index, term, &batch)? {
-                    answers = Some(applied.answers);
-                    effects = applied.effects;
+                let slots = group.held.get(&index).cloned().unwrap_or_default();
+                let placed = Placed::new(&entry.data, slots);
+                match group.machine.apply(index, term, &batch, placed) {
+                    Ok(None) => {}
+                    Ok(Some(applied)) => {
+                        answers = Some(applied.answers);
+                        effects = applied.effects;
+                    }
+                    // The others know the value; this replica cannot follow them any more.
+                    Err(EngineError::Value(what)) if !group.is_alone() => {
+                        self.quarantine(id, what);
+                        return Ok(false);
+                    }
+                    Err(error) => return Err(error.into()),
                 }
             }
             EntryType::EntryConfChange | EntryType::EntryConfChangeV2 => {
@@ -431,7 +468,7 @@ impl Node {
         for effect in effects {
             self.carry_out(id, effect);
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Answers whoever waits for the entry at `index`.
@@ -506,6 +543,16 @@ impl Node {
         }
     }
 
+    /// Records are synced: what they hold takes the place of what the log had there.
+    fn appended(&mut self, appended: Vec<Appended>) {
+        for Appended { key, first_index, slots } in appended {
+            let Some(group) = self.groups.get_mut(&GroupId(key.group)) else { continue };
+            let gone = group.held.split_off(&first_index);
+            group.held.extend(slots);
+            let_go(&self.store, gone);
+        }
+    }
+
     fn persisted(&mut self, persist: u64) {
         let ids: Vec<_> = self.groups.keys().copied().collect();
         for id in ids {
@@ -549,12 +596,9 @@ impl Node {
         {
             let mut any = false;
             for kind in layout::SHELF_KINDS {
-                let keys = self.store.some_rows(kind, shelf, DROP_ROUND)?;
-                self.checkpoints.drops += keys.len();
-                for key in keys {
-                    any = true;
-                    self.store.remove(key.to_vec());
-                }
+                let dropped = self.store.drop_rows(kind, shelf, DROP_ROUND)?;
+                self.checkpoints.drops += dropped;
+                any |= dropped > 0;
             }
             if any {
                 self.checkpoints.first_write_ms.get_or_insert(self.now_ms);
@@ -562,6 +606,27 @@ impl Node {
                 self.dropped.remove(&shelf);
             }
         }
+        self.move_extents()
+    }
+
+    /// Empties the end of the page files, so that it can be cut off.
+    fn move_extents(&mut self) -> Result<(), NodeError> {
+        let mut moved = 0;
+        while moved < MOVE_ROUND && self.moving.budget > 0 {
+            match self.store.move_extent(self.moving.skip)? {
+                Moved::Nothing => self.moving = Moving::default(),
+                Moved::Past(file, page) => {
+                    self.moving.skip = (file, page);
+                    moved += MOVE_PAST;
+                }
+                Moved::Bytes(bytes) => {
+                    moved += bytes;
+                    self.checkpoints.first_write_ms.get_or_insert(self.now_ms);
+                    self.checkpoints.last_write_ms = self.now_ms;
+                }
+            }
+        }
+        self.moving.budget = self.moving.budget.saturating_sub(moved);
         Ok(())
     }
 
@@ -572,6 +637,7 @@ impl Node {
         let Some(first_ms) = state.first_write_ms else { return };
         let due = state.forced
             || self.store.recent_bytes() >= policy.bytes
+            || self.store.recent_large_bytes() >= policy.large_bytes
             || state.commands >= policy.commands
             || self.now_ms >= first_ms + policy.age_ms
             || self.now_ms >= state.last_write_ms + policy.idle_ms;
@@ -609,8 +675,17 @@ impl Node {
         for group in self.groups.values_mut() {
             group.checkpointed = group.freezing;
             self.log.release(group.core.key(), group.checkpointed);
+            let above = group.held.split_off(&(group.checkpointed + 1));
+            let_go(&self.store, std::mem::replace(&mut group.held, above));
         }
         self.installed()
+    }
+}
+
+/// These records hold their values no more.
+fn let_go(store: &Store, slots: BTreeMap<u64, Vec<Slot>>) {
+    for slot in slots.into_values().flatten() {
+        store.extents().let_go(&slot.pointer);
     }
 }
 

@@ -39,7 +39,7 @@ use crate::machine::leases;
 use crate::machine::state::{SnapshotState, State};
 use crate::store::changes::{self, Change};
 use crate::store::counts;
-use crate::store::layout::{self, Row, Shelf};
+use crate::store::layout::{self, Row, Shelf, Value};
 use crate::store::recent::ChangeMap;
 
 /// Bytes of rows in one piece.
@@ -249,7 +249,7 @@ impl Node {
                 complete = false;
                 return Ok(ControlFlow::Break(()));
             }
-            let row = row.encode();
+            let row = view.inline(row)?.encode();
             bytes += row_key.len() + row.len();
             rows.push(SnapshotRow { key: row_key.slice(9..), row });
             Ok(ControlFlow::Continue(()))
@@ -425,13 +425,20 @@ impl Node {
             let read = layout::split_version(&row_key)
                 .map(|(escaped, revision)| (layout::unescape(escaped), revision))
                 .zip(Row::decode(&row.row));
-            let Some(((key, revision), decoded)) = read else {
+            let Some(((key, revision), mut decoded)) = read else {
                 self.abandon(id);
                 self.ack(from, &piece, 0, true);
                 return Ok(());
             };
             receiving.rebuild.row(&key, revision, &decoded);
+            if let Value::Here(value) = decoded.value {
+                decoded.value = self.store.place(shelf, &key, value, self.config.large_bytes)?;
+            }
+            let placed = decoded.value.extent().copied();
             self.store.install_version(shelf, &key, revision, decoded);
+            if let Some(pointer) = placed {
+                self.store.extents().let_go(&pointer);
+            }
         }
         self.checkpoints.first_write_ms.get_or_insert(now_ms);
         self.checkpoints.last_write_ms = now_ms;

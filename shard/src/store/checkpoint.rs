@@ -2,8 +2,9 @@
 //!
 //! 1. Freeze, at a batch boundary of apply: the active table is closed, the state of every
 //!    group is copied, a new table is opened. *Crash here: the last checkpoint and replay.*
-//! 2. One sorted ingestion: rows, removals, packed changes, states, the number. Its end is
-//!    the commit point. *Crash before: the last checkpoint; after: this one.*
+//! 2. Page files that received snapshots or moved extents are synced. Then one sorted
+//!    ingestion: rows, removals, packed changes, states, bitmaps of pages, the number. Its end
+//!    is the commit point. *Crash before: the last checkpoint; after: this one.*
 //! 3. The log learns the number with its next batch. *Crash before: the engine is one ahead
 //!    of what the log remembers, which is fine. An engine older than the log's newest number
 //!    went back in time: its replicas are seeded anew.*
@@ -17,6 +18,7 @@ use prost::Message;
 use super::recent::Table;
 use super::{Store, changes, layout};
 use crate::engine::{EngineError, EngineRow};
+use crate::extents::Extents;
 
 /// The node's own row.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -36,6 +38,9 @@ pub struct NodeRow {
     /// Shelves whose rows are to be removed.
     #[prost(uint64, repeated, tag = "5")]
     pub dropped: Vec<u64>,
+    /// Rows of shelves below this one own no pages.
+    #[prost(uint64, tag = "6")]
+    pub bare_below: u64,
 }
 
 /// Format that this program writes and the newest it reads.
@@ -47,31 +52,37 @@ pub struct Checkpoint {
     pub number: u64,
     table: Arc<Table>,
     meta: Vec<EngineRow>,
+    extents: Arc<Extents>,
 }
 
 impl Store {
     /// Closes the active table. `node` and `groups` are the states that belong to it; the
     /// latter sorted by key. Panics if the last checkpoint has not been [`Store::finish`]ed.
     pub fn freeze(&self, node: &NodeRow, groups: Vec<EngineRow>) -> Checkpoint {
-        let tables = self.tables.load();
-        assert_eq!(tables.len(), 1, "a checkpoint is frozen while another is being written");
+        let tables = self.tables();
+        assert_eq!(tables.list.len(), 1, "a checkpoint is frozen while another is being written");
         let frozen = self.active();
-        let list: Arc<[Arc<Table>]> = Arc::from([Arc::new(Table::default()), frozen.clone()]);
-        self.tables.store(Arc::new(list));
+        self.set_tables(vec![Arc::new(Table::default()), frozen.clone()], tables.complete);
         let mut meta =
             vec![(Bytes::from_static(layout::NODE_KEY), Some(node.encode_to_vec().into()))];
         meta.extend(groups);
-        Checkpoint { number: node.checkpoint, table: frozen, meta }
+        for (file, bitmap) in self.extents().freeze(node.checkpoint) {
+            let row = (!bitmap.is_empty()).then(|| bitmap.encode());
+            meta.push((layout::pages_key(file).into(), row));
+        }
+        Checkpoint { number: node.checkpoint, table: frozen, meta, extents: self.extents().clone() }
     }
 
     /// Lets go of the frozen table, whose rows are in the engine now.
     pub fn finish(&self, checkpoint: &Checkpoint) {
         let active = self.active();
-        let tables = self.tables.load();
-        let frozen = tables.get(1).expect("a checkpoint finishes while its table is frozen");
+        let tables = self.tables();
+        let frozen = tables.list.get(1).expect("a checkpoint finishes while its table is frozen");
         assert!(Arc::ptr_eq(frozen, &checkpoint.table), "another table is frozen");
-        let list: Arc<[Arc<Table>]> = Arc::from([active]);
-        self.tables.store(Arc::new(list));
+        drop(tables);
+        self.set_tables(vec![active], checkpoint.number);
+        self.extents().checkpointed(checkpoint.number, 0);
+        self.reclaim();
     }
 }
 
@@ -85,6 +96,7 @@ impl Checkpoint {
 
     /// Writes everything into the engine; durable on return. May run on any thread.
     pub fn write(&self, engine: &dyn crate::engine::Engine) -> Result<(), EngineError> {
+        self.extents.sync().map_err(|error| super::failed(&error))?;
         let mut extra = self.meta.clone();
         for (shelf, map) in self.table.all_changes() {
             extra.extend(changes::pack(shelf, &map).into_iter().map(|(k, v)| (k, Some(v))));

@@ -68,7 +68,7 @@ impl Counts {
         for (row_key, row) in store.rows(&from, &to)? {
             let live = take_varint(&row, &mut 0)
                 .and_then(|live| u32::try_from(live).ok())
-                .ok_or_else(|| EngineError("a count cannot be read".into()))?;
+                .ok_or_else(|| EngineError::Failed("a count cannot be read".into()))?;
             sum += i64::from(live);
             counts.blocks.insert(owned(row_key.get(from.len()..).unwrap_or_default()), live);
         }

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use quick_cache::sync::Cache;
 use quick_cache::{Equivalent, Weighter};
 
-use super::layout::{Row, Shelf};
+use super::layout::{Row, Shelf, Value};
 use super::view::Found;
 
 /// Bytes of a node's hot versions.
@@ -67,7 +67,7 @@ struct Weigh;
 
 impl Weighter<Place, Found> for Weigh {
     fn weight(&self, place: &Place, found: &Found) -> u64 {
-        (place.key.len() + found.row.value.len() + ENTRY_BYTES) as u64
+        (place.key.len() + found.row.value.row_bytes() + ENTRY_BYTES) as u64
     }
 }
 
@@ -85,13 +85,24 @@ impl Hot {
 
     /// `key` has a new newest version. Only the worker's thread may call this.
     pub fn wrote(&self, shelf: Shelf, key: &[u8], revision: i64, row: &Row) {
-        if row.value.len() > VALUE_MAX {
-            self.newest.remove(&Wanted { shelf, key });
-            return;
-        }
-        let row = Row { value: Bytes::copy_from_slice(&row.value), ..row.clone() };
+        let value = match &row.value {
+            Value::Here(bytes) if bytes.len() > VALUE_MAX => {
+                self.newest.remove(&Wanted { shelf, key });
+                return;
+            }
+            Value::Here(bytes) => Value::Here(Bytes::copy_from_slice(bytes)),
+            Value::There(pointer) => Value::There(*pointer),
+        };
+        let row = Row { value, ..row.clone() };
         let place = Place { shelf, key: Bytes::copy_from_slice(key) };
         self.newest.insert(place, Found { revision, row });
+    }
+
+    /// The extent of a version stands elsewhere now. Only the worker's thread may call this.
+    pub fn moved(&self, shelf: Shelf, key: &[u8], revision: i64, row: &Row) {
+        if self.get(shelf, key).is_some_and(|found| found.revision == revision) {
+            self.wrote(shelf, key, revision, row);
+        }
     }
 }
 
@@ -100,7 +111,7 @@ mod tests {
     use super::*;
 
     fn row(value: &[u8]) -> Row {
-        Row { value: Bytes::copy_from_slice(value), ..Default::default() }
+        Row { value: Bytes::copy_from_slice(value).into(), ..Default::default() }
     }
 
     #[test]
@@ -109,7 +120,7 @@ mod tests {
         hot.wrote(Shelf(1), b"k", 2, &row(b"old"));
         hot.wrote(Shelf(1), b"k", 3, &row(b"new"));
         let found = hot.get(Shelf(1), b"k").unwrap();
-        assert_eq!((found.revision, found.row.value.as_ref()), (3, &b"new"[..]));
+        assert_eq!((found.revision, found.row), (3, row(b"new")));
         assert_eq!(hot.get(Shelf(2), b"k"), None);
     }
 

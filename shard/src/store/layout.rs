@@ -4,6 +4,7 @@
 //! 01 00                                   node: checkpoint number, next shelf
 //! 01 01 | group | replica                 group: state of the machine at the checkpoint
 //! 01 02 | shelf                           state that came with a snapshot, until adopted
+//! 01 03 | page file                       its pages that rows use (`extents.rs`)
 //! 02 | shelf | key* | !revision           version of a key
 //! 03 | shelf | last revision              packed changes of some revisions
 //! 04 | shelf | first key                  live keys of a block of keys
@@ -21,12 +22,15 @@
 
 use bytes::{BufMut, Bytes};
 
+use crate::extents::Pointer;
+
 /// Key of the node's own row.
 pub const NODE_KEY: &[u8] = &[1, 0];
 
 const KIND_META: u8 = 1;
 const META_GROUP: u8 = 1;
 const META_STAGED: u8 = 2;
+const META_PAGES: u8 = 3;
 const KIND_VERSION: u8 = 2;
 const KIND_CHANGES: u8 = 3;
 const KIND_COUNTS: u8 = 4;
@@ -42,6 +46,58 @@ pub const SHELF_KINDS: [u8; 6] =
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Shelf(pub u64);
 
+/// A version's value, and where it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Value {
+    /// In the row itself.
+    Here(Bytes),
+    /// In an extent of this node.
+    There(Pointer),
+}
+
+impl Default for Value {
+    fn default() -> Value {
+        Value::Here(Bytes::new())
+    }
+}
+
+impl From<Bytes> for Value {
+    fn from(bytes: Bytes) -> Value {
+        Value::Here(bytes)
+    }
+}
+
+impl Value {
+    /// Length in bytes, wherever it stands.
+    pub fn len(&self) -> usize {
+        match self {
+            Value::Here(bytes) => bytes.len(),
+            Value::There(pointer) => pointer.length as usize,
+        }
+    }
+
+    /// Is it the empty value?
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The extent that it takes, if it takes one.
+    pub fn extent(&self) -> Option<&Pointer> {
+        match self {
+            Value::Here(_) => None,
+            Value::There(pointer) => Some(pointer),
+        }
+    }
+
+    /// Bytes in the row.
+    pub fn row_bytes(&self) -> usize {
+        match self {
+            Value::Here(bytes) => bytes.len(),
+            Value::There(_) => crate::extents::POINTER_BYTES,
+        }
+    }
+}
+
 /// One version of a key.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Row {
@@ -56,22 +112,28 @@ pub struct Row {
     /// Attached lease, 0 for none.
     pub lease: i64,
     /// The value.
-    pub value: Bytes,
+    pub value: Value,
 }
 
 /// Row bits: the version is a delete.
 const FLAG_DELETED: u8 = 1;
+/// Row bits: a pointer stands in place of the value.
+const FLAG_EXTENT: u8 = 2;
 
 impl Row {
     /// Bytes in the engine.
     pub fn encode(&self) -> Bytes {
-        let mut out = Vec::with_capacity(24 + self.value.len());
-        out.push(if self.deleted { FLAG_DELETED } else { 0 });
+        let mut out = Vec::with_capacity(24 + self.value.row_bytes());
+        let deleted = if self.deleted { FLAG_DELETED } else { 0 };
+        out.push(deleted | if self.value.extent().is_some() { FLAG_EXTENT } else { 0 });
         put_varint(&mut out, u64::from(self.place));
         put_varint(&mut out, self.create_revision as u64);
         put_varint(&mut out, self.version as u64);
         put_varint(&mut out, self.lease as u64);
-        out.extend_from_slice(&self.value);
+        match &self.value {
+            Value::Here(bytes) => out.extend_from_slice(bytes),
+            Value::There(pointer) => out.extend_from_slice(&pointer.encode()),
+        }
         out.into()
     }
 
@@ -79,6 +141,9 @@ impl Row {
     pub fn decode(bytes: &Bytes) -> Option<Row> {
         let mut at = 1;
         let flags = *bytes.first()?;
+        if flags & !(FLAG_DELETED | FLAG_EXTENT) != 0 {
+            return None;
+        }
         let place = take_varint(bytes, &mut at)?;
         let create_revision = take_varint(bytes, &mut at)? as i64;
         let version = take_varint(bytes, &mut at)? as i64;
@@ -89,7 +154,10 @@ impl Row {
             create_revision,
             version,
             lease,
-            value: bytes.slice(at..),
+            value: match flags & FLAG_EXTENT {
+                0 => Value::Here(bytes.slice(at..)),
+                _ => Value::There(Pointer::decode(bytes.get(at..)?)?),
+            },
         })
     }
 
@@ -307,6 +375,29 @@ pub fn split_group(row_key: &[u8]) -> Option<(u64, u64)> {
     Some((group, replica))
 }
 
+/// Key of the bitmap of a page file.
+pub fn pages_key(file: u32) -> Vec<u8> {
+    let mut out = vec![KIND_META, META_PAGES];
+    out.put_u32(file);
+    out
+}
+
+/// Bounds of all bitmaps.
+pub fn pages_bounds() -> (Vec<u8>, Vec<u8>) {
+    (vec![KIND_META, META_PAGES], vec![KIND_META, META_PAGES + 1])
+}
+
+/// Page file of a bitmap's key.
+pub fn split_pages(row_key: &[u8]) -> Option<u32> {
+    Some(u32::from_be_bytes(row_key.get(2..)?.try_into().ok()?))
+}
+
+/// The extent of a row, given its key and bytes; none for rows other than versions.
+pub fn extent_of(row_key: &[u8], row: &Bytes) -> Option<Pointer> {
+    let version = row_key.first() == Some(&KIND_VERSION);
+    Row::decode(row).filter(|_| version)?.value.extent().copied()
+}
+
 /// Key of the state that came with a snapshot onto `shelf`.
 pub fn staged_key(shelf: Shelf) -> Vec<u8> {
     let mut out = vec![KIND_META, META_STAGED];
@@ -334,9 +425,14 @@ mod tests {
             create_revision: 300,
             version: 2,
             lease: 0,
-            value: Bytes::from_static(b"v"),
+            value: Bytes::from_static(b"v").into(),
         };
         assert_eq!(row.encode().as_ref(), [0, 1, 0xac, 2, 2, 0, b'v']);
+        let pointer = Pointer { file: 1, page: 2, pages: 3, length: 9000, checksum: 4 };
+        let row = Row { value: Value::There(pointer), ..row };
+        assert_eq!(row.encode()[..6], [2, 1, 0xac, 2, 2, 0]);
+        assert_eq!(row.encode()[6..], pointer.encode());
+        assert_eq!(pages_key(258), [1, 3, 0, 0, 1, 2]);
         assert_eq!(lease_key(Shelf(1), -1)[9..], [0x7f, 255, 255, 255, 255, 255, 255, 255]);
     }
 
@@ -344,10 +440,14 @@ mod tests {
         #[test]
         fn rows_come_back(
             deleted: bool, place: u32, create: i64, version: i64, lease: i64, value: Vec<u8>,
+            outside: bool,
         ) {
-            let row = Row {
-                deleted, place, create_revision: create, version, lease, value: value.into(),
+            let pointer = Pointer { file: 3, page: 5, pages: 2, length: 5000, checksum: place };
+            let value = match outside {
+                true => Value::There(pointer),
+                false => Value::Here(value.into()),
             };
+            let row = Row { deleted, place, create_revision: create, version, lease, value };
             prop_assert_eq!(Row::decode(&row.encode()), Some(row));
         }
 

@@ -25,6 +25,9 @@ use super::layout::{Row, Shelf};
 pub enum Cell {
     /// A version of a key; encoded when the checkpoint writes it.
     Row(Row),
+    /// A version that was written before, whose extent stands elsewhere now. Unlike a
+    /// [`Cell::Row`] it may be older than what older tables hold of its key.
+    Moved(Row),
     /// Any other row, encoded.
     Raw(Bytes),
     /// The engine's row of this key is to go.
@@ -35,7 +38,7 @@ impl Cell {
     /// The bytes for the engine.
     pub fn encode(&self) -> Option<Bytes> {
         match self {
-            Cell::Row(row) => Some(row.encode()),
+            Cell::Row(row) | Cell::Moved(row) => Some(row.encode()),
             Cell::Raw(bytes) => Some(bytes.clone()),
             Cell::Gone => None,
         }
@@ -43,7 +46,7 @@ impl Cell {
 
     fn bytes(&self) -> usize {
         match self {
-            Cell::Row(row) => row.value.len() + 64,
+            Cell::Row(row) | Cell::Moved(row) => row.value.row_bytes() + 64,
             Cell::Raw(bytes) => bytes.len(),
             Cell::Gone => 0,
         }
@@ -79,11 +82,17 @@ pub struct Table {
     rows: SkipMap<Bytes, Cell>,
     changes: RwLock<BTreeMap<Shelf, ChangeMap>>,
     bytes: AtomicU64,
+    large_bytes: AtomicU64,
 }
 
 impl Table {
     /// Puts a row. Only the worker's thread may call this.
     pub fn put(&self, key: Bytes, cell: Cell) {
+        if let Cell::Row(row) | Cell::Moved(row) = &cell
+            && let Some(pointer) = row.value.extent()
+        {
+            self.large_bytes.fetch_add(u64::from(pointer.length), Ordering::Relaxed);
+        }
         // 96: what an entry of the map takes beside its bytes.
         self.bytes.fetch_add((key.len() + cell.bytes() + 96) as u64, Ordering::Relaxed);
         self.rows.insert(key, cell);
@@ -136,6 +145,11 @@ impl Table {
     /// Bytes held, about.
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of the large values whose rows were put.
+    pub fn large_bytes(&self) -> u64 {
+        self.large_bytes.load(Ordering::Relaxed)
     }
 
     /// Nothing to write?

@@ -13,6 +13,7 @@
 //! ```
 //!
 //! Invariants:
+//! - What its rows point to stays readable while the view lives.
 //! - A view below the compacted revision may miss rows: whoever reads below the newest
 //!   revision checks the compacted revision again *after* reading.
 
@@ -23,10 +24,12 @@ use bytes::Bytes;
 use proto::KeyRange;
 use proto::mvccpb::KeyValue;
 
+use super::Tables;
 use super::hot::Hot;
-use super::layout::{self, Row, Shelf};
-use super::recent::{Cell, Table};
+use super::layout::{self, Row, Shelf, Value};
+use super::recent::Cell;
 use crate::engine::{Engine, EngineError};
+use crate::extents::{ExtentError, Extents, Pointer};
 
 /// See the module.
 #[derive(Clone)]
@@ -34,10 +37,11 @@ pub struct View {
     pub(super) shelf: Shelf,
     /// Revision at which it reads.
     pub revision: i64,
-    /// Newest first.
-    pub(super) tables: Arc<[Arc<Table>]>,
+    /// Pages that its rows name are not used again while somebody has these.
+    pub(super) tables: Arc<Tables>,
     pub(super) hot: Arc<Hot>,
     pub(super) engine: Arc<dyn Engine>,
+    pub(super) extents: Arc<Extents>,
 }
 
 /// A version found.
@@ -50,16 +54,27 @@ pub struct Found {
 }
 
 impl Found {
-    /// As clients see it.
-    pub fn to_kv(&self, key: Bytes) -> KeyValue {
+    /// As clients see it, with this value.
+    pub fn with(&self, key: Bytes, value: Bytes) -> KeyValue {
         KeyValue {
             key,
             create_revision: self.row.create_revision,
             mod_revision: self.revision,
             version: self.row.version,
-            value: self.row.value.clone(),
+            value,
             lease: self.row.lease,
         }
+    }
+}
+
+/// Reads a value, wherever it stands.
+pub fn read_value(extents: &Extents, value: &Value) -> Result<Bytes, EngineError> {
+    match value {
+        Value::Here(bytes) => Ok(bytes.clone()),
+        Value::There(pointer) => extents.read(pointer).map_err(|error| match error {
+            ExtentError::Damaged { .. } => EngineError::Value(error.to_string()),
+            error => EngineError::Failed(error.to_string()),
+        }),
     }
 }
 
@@ -71,7 +86,7 @@ type EachRow<'a> = dyn FnMut(&Bytes, &dyn Fn() -> Result<Row, EngineError>) -> R
     + 'a;
 
 fn damaged() -> EngineError {
-    EngineError("a row cannot be read: unknown format".into())
+    EngineError::Failed("a row cannot be read: unknown format".into())
 }
 
 impl View {
@@ -85,6 +100,43 @@ impl View {
         View { revision, ..self.clone() }
     }
 
+    /// The value of a row that the view gave.
+    pub fn value(&self, row: &Row) -> Result<Bytes, EngineError> {
+        read_value(&self.extents, &row.value)
+    }
+
+    /// What the view found under `key`, as clients see it.
+    pub fn kv(&self, key: Bytes, found: &Found) -> Result<KeyValue, EngineError> {
+        Ok(found.with(key, self.value(&found.row)?))
+    }
+
+    /// A row that the view gave, the same wherever its value stands here.
+    pub fn inline(&self, row: Row) -> Result<Row, EngineError> {
+        Ok(Row { value: self.value(&row)?.into(), ..row })
+    }
+
+    /// The version of `key` that has this extent, and its revision.
+    pub fn row_with(
+        &self,
+        key: &[u8],
+        extent: &Pointer,
+    ) -> Result<Option<(i64, Row)>, EngineError> {
+        let from = layout::version_bound(self.shelf, key);
+        let mut to = layout::version_key(self.shelf, key, 0);
+        to.push(0);
+        let mut found = None;
+        self.rows(&from, &to, &mut |row_key, row| {
+            let row = row()?;
+            if row.value.extent() != Some(extent) {
+                return Ok(ControlFlow::Continue(()));
+            }
+            let (_, revision) = layout::split_version(row_key).ok_or_else(damaged)?;
+            found = Some((revision, row));
+            Ok(ControlFlow::Break(()))
+        })?;
+        Ok(found)
+    }
+
     /// The newest version of `key` at the view's revision, delete markers included.
     pub fn version(&self, key: &[u8]) -> Result<Option<Found>, EngineError> {
         if let Some(found) = self.hot.get(self.shelf, key)
@@ -95,9 +147,9 @@ impl View {
         let from = layout::version_key(self.shelf, key, self.revision);
         let mut to = layout::version_key(self.shelf, key, 0);
         to.push(0);
-        // Newer tables hold higher revisions, so the first hit is the answer, unless a row
-        // was taken away there: then what lies below must be matched against that.
-        for table in self.tables.iter() {
+        // Newer tables hold higher revisions, so the first hit is the answer, unless a row was
+        // taken away or moved there: then what lies below must be matched against that.
+        for table in &self.tables.list {
             match table.first(&from, &to) {
                 Some((row_key, Cell::Row(row))) => {
                     let (_, revision) = layout::split_version(&row_key).ok_or_else(damaged)?;
@@ -131,9 +183,9 @@ impl View {
     /// The version of `key` written by exactly `revision`, if it is still there.
     pub fn exactly(&self, key: &[u8], revision: i64) -> Result<Option<Row>, EngineError> {
         let row_key = layout::version_key(self.shelf, key, revision);
-        for table in self.tables.iter() {
+        for table in &self.tables.list {
             match table.get(&row_key) {
-                Some(Cell::Row(row)) => return Ok(Some(row)),
+                Some(Cell::Row(row) | Cell::Moved(row)) => return Ok(Some(row)),
                 Some(_) => return Ok(None),
                 None => {}
             }
@@ -198,7 +250,7 @@ impl View {
     /// Merges the sources of an interval of version rows; rows taken away are left out.
     fn rows(&self, from: &[u8], to: &[u8], each: &mut EachRow<'_>) -> Result<(), EngineError> {
         let mut tables: Vec<_> =
-            self.tables.iter().map(|table| table.range(from, to).peekable()).collect();
+            self.tables.list.iter().map(|table| table.range(from, to).peekable()).collect();
         let mut engine = self.engine.scan(from, to).peekable();
         loop {
             if tables.iter_mut().all(|table| table.peek().is_none()) {
@@ -244,7 +296,7 @@ impl View {
             {
                 engine.next();
             }
-            if let Some(Cell::Row(row)) = cell
+            if let Some(Cell::Row(row) | Cell::Moved(row)) = cell
                 && each(&least, &|| Ok(row.clone()))?.is_break()
             {
                 return Ok(());

@@ -147,7 +147,8 @@ impl Hub {
 
     fn feed_event(&mut self, change: &ChangeEvent, revision: i64) {
         let deleted = change.event.r#type() == EventType::Delete;
-        let mut with_previous: Option<Arc<Event>> = None;
+        let mut with_previous: Option<Option<Arc<Event>>> = None;
+        let mut behind = Vec::new();
         // Ranges that begin above the key cannot hold it.
         for (range, watchers) in &self.ranges {
             if range.start.as_ref() > change.key() {
@@ -164,12 +165,22 @@ impl Hub {
                     continue;
                 }
                 let event = if spec.prev_kv {
-                    with_previous.get_or_insert_with(|| change.with_previous()).clone()
+                    let read = || change.with_previous(self.store.extents()).ok();
+                    with_previous.get_or_insert_with(read).clone()
                 } else {
-                    change.event.clone()
+                    Some(change.event.clone())
                 };
-                self.pending.entry(*id).or_default().push(event);
+                match event {
+                    Some(event) => self.pending.entry(*id).or_default().push(event),
+                    None => behind.push(*id),
+                }
             }
+        }
+        for id in behind {
+            // What is pending for it comes again with its history.
+            let pending = self.pending.remove(&id).unwrap_or_default();
+            let next = pending.first().map_or(revision, revision_of);
+            self.unsync(id, next);
         }
     }
 
@@ -177,8 +188,6 @@ impl Hub {
     pub fn flush(&mut self) {
         self.pending_revisions = 0;
         for (id, events) in std::mem::take(&mut self.pending) {
-            let revision_of =
-                |event: &Arc<Event>| event.kv.as_ref().map_or(0, |kv| kv.mod_revision);
             let first = events.first().map_or(self.revision, revision_of);
             let last = events.last().map_or(self.revision, revision_of);
             let Some(stream) = self.streams.get(&id.0) else { continue };
@@ -269,7 +278,17 @@ impl Hub {
                 if !filtered {
                     // What stood before the compacted revision is gone, swept already or not.
                     let prev_kv = spec.prev_kv && *revision > floor;
-                    events.push(Arc::new(replay(&view, change, *revision, prev_kv)?));
+                    match replay(&view, change, *revision, prev_kv) {
+                        Ok(event) => events.push(Arc::new(event)),
+                        Err(EngineError::Value(what)) => {
+                            tracing::error!(what, "a watch ends");
+                            if sink.offer(WatchOutput::Closed { key: id.1 }).is_ok() {
+                                self.remove(id);
+                            }
+                            return Ok(false);
+                        }
+                        Err(error) => return Err(error),
+                    }
                 }
             }
         }
@@ -333,6 +352,10 @@ impl Hub {
     }
 }
 
+fn revision_of(event: &Arc<Event>) -> i64 {
+    event.kv.as_ref().map_or(0, |kv| kv.mod_revision)
+}
+
 /// Makes the event of a change of `revision` anew from history.
 fn replay(
     view: &View,
@@ -348,13 +371,16 @@ fn replay(
             Some(row) => Some(row.clone()),
             None => view.exactly(&change.key, revision)?,
         };
-        (EventType::Put, Found { revision, row: row.unwrap_or_default() }.to_kv(key))
+        let found = Found { revision, row: row.unwrap_or_default() };
+        (EventType::Put, view.kv(key, &found)?)
     };
     let mut previous = None;
     if prev_kv && change.previous > 0 {
         let row = view.exactly(&change.key, change.previous)?;
-        let found = row.map(|row| Found { revision: change.previous, row });
-        previous = found.map(|found| found.to_kv(change.key.clone()));
+        if let Some(row) = row {
+            let found = Found { revision: change.previous, row };
+            previous = Some(view.kv(change.key.clone(), &found)?);
+        }
     }
     Ok(Event { r#type: kind as i32, kv: Some(kv), prev_kv: previous })
 }

@@ -9,8 +9,10 @@ use proto::group::{WatchOutput, WatchSink};
 use proto::{NodeId, id};
 use shard::disk::sim::SimDisk;
 use shard::engine::memory::MemoryEngine;
+use shard::extents::ExtentsConfig;
+use shard::group::large::Appended;
 use shard::log::{Log, LogConfig};
-use shard::node::{Birth, CheckpointPolicy, Node, NodeConfig, Persist};
+use shard::node::{Birth, CheckpointPolicy, Node, NodeConfig, Pages, Persist};
 use shard::store::checkpoint::Checkpoint;
 use shard::watch::hub::Hub;
 
@@ -29,8 +31,8 @@ pub struct Process {
     pub hub: Hub,
     /// Writes that wait for the disk.
     pub queue: VecDeque<Persist>,
-    /// The write that the disk is syncing.
-    pub syncing: Option<u64>,
+    /// The write that the disk is syncing, and what it appended.
+    pub syncing: Option<(u64, Vec<Appended>)>,
     /// The checkpoint on its way.
     pub checkpoint: Option<Arc<Checkpoint>>,
     /// Client streams by hub id.
@@ -45,6 +47,8 @@ pub struct Host {
     pub id: u64,
     /// Survives crashes, loses what was not synced.
     pub disk: SimDisk,
+    /// As the disk, with the page files.
+    pub pages: SimDisk,
     /// Survives crashes.
     pub engine: MemoryEngine,
     /// The process, while it runs.
@@ -70,6 +74,7 @@ impl Host {
             index,
             id: index as u64 + 1,
             disk: SimDisk::new(),
+            pages: SimDisk::new(),
             engine: MemoryEngine::default(),
             process: None,
             life: 0,
@@ -93,6 +98,7 @@ impl Host {
         seed: u64,
         hosts: usize,
         commands: u64,
+        large_bytes: usize,
     ) -> Result<(), String> {
         self.life += 1;
         let config =
@@ -124,6 +130,7 @@ impl Host {
             min_lease_ttl_s: 2,
             // Small, so that blocks are cut and go.
             block_keys: 2,
+            large_bytes,
             checkpoint: CheckpointPolicy {
                 commands,
                 age_ms: 4000,
@@ -133,7 +140,18 @@ impl Host {
         };
         let clock = self.clock(now);
         let engine = Arc::new(self.engine.clone());
-        let opened = Node::open(config, engine, log.clone(), &recovered, &[birth], clock)
+        let pages = Pages {
+            disk: Arc::new(self.pages.clone()),
+            // Small files, so that they come and go.
+            config: ExtentsConfig {
+                file_pages: 64,
+                grow_pages: 64,
+                cut_pages_min: 8,
+                ahead_pages: 8,
+                salt: self.id,
+            },
+        };
+        let opened = Node::open(config, engine, log.clone(), &recovered, &[birth], pages, clock)
             .map_err(|error| format!("open the node: {error}"))?;
         if let Some(refused) = opened.refused.first() {
             return Err(format!("a replica is refused: {}", refused.reason));
