@@ -43,9 +43,7 @@ impl Directory {
     pub(crate) fn open(path: &Path) -> Result<Directory, String> {
         let failed =
             |what: &str, error: std::io::Error| format!("{what} {}: {error}", path.display());
-        for part in ["log", "pages"] {
-            fs::create_dir_all(path.join(part)).map_err(|e| failed("make", e))?;
-        }
+        fs::create_dir_all(path).map_err(|e| failed("make", e))?;
         let lock = OpenOptions::new()
             .create(true)
             .truncate(false)

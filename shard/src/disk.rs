@@ -61,6 +61,7 @@ pub trait DiskFile: Send + Sync {
     /// Makes the contents and the length durable (`fdatasync`).
     fn sync_data(&self) -> io::Result<()>;
 
-    /// Cuts the file or extends it with zeros.
+    /// Cuts the file or extends it with zeros, whose room is reserved: to write there does not run
+    /// out of it.
     fn set_len(&self, len_bytes: u64) -> io::Result<()>;
 }

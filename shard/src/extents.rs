@@ -394,7 +394,7 @@ impl Extents {
                 self.files.write().remove(&cut.file);
                 self.disk.remove(&file_name(cut.file))
             } else {
-                self.file(cut.file).expect("a file that is cut is open").cut(cut.pages)
+                self.file(cut.file).expect("a file that is cut is open").set_pages(cut.pages)
             };
             done.map_err(|source| self.fail("cut a page file", source))?;
             self.life.lock().shortened(cut);
@@ -443,9 +443,9 @@ impl Extents {
     }
 
     fn carry_out(&self, growth: Growth) -> io::Result<()> {
-        if let Some(from) = growth.from {
+        if growth.from.is_some() {
             let file = self.file(growth.file).ok_or(io::ErrorKind::NotFound)?;
-            return file.fill(from, growth.to);
+            return file.set_pages(growth.to);
         }
         let salt = self.config.salt;
         let file = PageFile::create(self.disk.as_ref(), growth.file, growth.to, salt)?;

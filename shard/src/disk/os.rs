@@ -6,6 +6,9 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
+
 use super::{Disk, DiskFile};
 use crate::room::Space;
 
@@ -63,12 +66,7 @@ impl Disk for OsDisk {
             .create_new(true)
             .open(self.path.join(name))?;
         let file = OsFile { file };
-        let mut offset = 0;
-        while offset < len_bytes {
-            let piece = (len_bytes - offset).min(ZEROS.len() as u64);
-            file.write_at(offset, ZEROS.get(..piece as usize).unwrap_or(&ZEROS))?;
-            offset += piece;
-        }
+        file.write_zeros(0, len_bytes)?;
         Ok(Arc::new(file))
     }
 
@@ -96,6 +94,17 @@ struct OsFile {
     file: File,
 }
 
+impl OsFile {
+    fn write_zeros(&self, mut offset: u64, end: u64) -> io::Result<()> {
+        while offset < end {
+            let piece = (end - offset).min(ZEROS.len() as u64);
+            self.write_at(offset, ZEROS.get(..piece as usize).unwrap_or(&ZEROS))?;
+            offset += piece;
+        }
+        Ok(())
+    }
+}
+
 impl DiskFile for OsFile {
     fn len(&self) -> io::Result<u64> {
         Ok(self.file.metadata()?.len())
@@ -114,7 +123,15 @@ impl DiskFile for OsFile {
     }
 
     fn set_len(&self, len_bytes: u64) -> io::Result<()> {
-        self.file.set_len(len_bytes)
+        let old = self.len()?;
+        if len_bytes <= old {
+            return self.file.set_len(len_bytes);
+        }
+        let (flags, more) = (FallocateFlags::empty(), len_bytes - old);
+        match rustix::fs::fallocate(&self.file, flags, old, more) {
+            Err(Errno::OPNOTSUPP) => self.write_zeros(old, len_bytes),
+            other => Ok(other?),
+        }
     }
 }
 
@@ -137,6 +154,9 @@ mod tests {
         let mut buffer = [1; 10];
         disk.open("b").unwrap().read_at(99_985, &mut buffer).unwrap();
         assert_eq!(&buffer, b"\0\0\0\0\x0001234");
+        file.set_len(200_000).unwrap();
+        file.read_at(199_990, &mut buffer).unwrap();
+        assert_eq!((file.len().unwrap(), buffer), (200_000, [0; 10]));
         file.set_len(5).unwrap();
         let short = file.read_at(0, &mut buffer).unwrap_err();
         assert_eq!(short.kind(), io::ErrorKind::UnexpectedEof);

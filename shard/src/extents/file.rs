@@ -37,8 +37,6 @@ const FORMAT: u32 = 1;
 /// Extents up to this length are put together in memory and written with one call; of longer ones
 /// the middle is written from where it is.
 const JOINED_PAGES_MAX: u32 = 8;
-/// New pages are filled with zeros in pieces of this size.
-static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 
 /// Pages that an extent takes; `None` when no file can hold it.
 pub(super) fn pages_of(key_len: usize, value_len: usize) -> Option<u32> {
@@ -80,7 +78,8 @@ pub(super) struct PageFile {
 impl PageFile {
     /// Creates the file with `pages` pages of zeros.
     pub(super) fn create(disk: &dyn Disk, number: u32, pages: u32, salt: u64) -> io::Result<Self> {
-        let file = disk.create(&file_name(number), offset_of(pages))?;
+        let file = disk.create(&file_name(number), 0)?;
+        file.set_len(offset_of(pages))?;
         Ok(Self { number, salt, file })
     }
 
@@ -95,19 +94,8 @@ impl PageFile {
         Ok(u32::try_from(pages).unwrap_or(pages_max).min(pages_max))
     }
 
-    /// Makes the file `to` pages long by writing zeros behind the first `from`.
-    pub(super) fn fill(&self, from: u32, to: u32) -> io::Result<()> {
-        let (mut at, end) = (offset_of(from), offset_of(to));
-        while at < end {
-            let piece = (end - at).min(ZEROS.len() as u64);
-            self.file.write_at(at, ZEROS.get(..piece as usize).unwrap_or(&ZEROS))?;
-            at += piece;
-        }
-        Ok(())
-    }
-
-    /// Cuts the file to `pages` pages.
-    pub(super) fn cut(&self, pages: u32) -> io::Result<()> {
+    /// Cuts the file to `pages` pages, or makes it so long with pages of zeros.
+    pub(super) fn set_pages(&self, pages: u32) -> io::Result<()> {
         self.file.set_len(offset_of(pages))
     }
 
@@ -312,7 +300,6 @@ mod tests {
         ) {
             let disk = SimDisk::new();
             let file = PageFile::create(&disk, 3, PAGES, 5).unwrap();
-            file.fill(0, PAGES).unwrap();
             let (key, value) = (value(key_len, 1), value(value_len, 2));
             let pointer = written(&file, 7, &key, &value);
             let extent = file.read(&pointer).unwrap();

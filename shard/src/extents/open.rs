@@ -81,7 +81,7 @@ impl Extents {
                 continue;
             }
             if let Some(file) = handles.get(&number) {
-                file.fill(found, end).map_err(failed)?;
+                file.set_pages(end).map_err(failed)?;
             } else {
                 let made = PageFile::create(disk.as_ref(), number, end, config.salt);
                 handles.insert(number, made.map_err(failed)?);
