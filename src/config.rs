@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use shard::autocompact::Retention;
+use shard::group::large::LARGE_BYTES;
 
 /// Everything that can be set, as it was given: unset is `None`.
 #[derive(clap::Args, Clone, Debug, Default, Deserialize)]
@@ -74,6 +75,10 @@ pub(crate) struct Settings {
     /// tenth of the disk, from 192 MiB to 1 GiB].
     #[arg(long, env = "ATOLL_DISK_RESERVE_BYTES")]
     pub(crate) disk_reserve_bytes: Option<u64>,
+    /// Values from this many bytes on are stored in page files, outside of the engine
+    /// [default: 8192].
+    #[arg(long, env = "ATOLL_LARGE_VALUE_BYTES")]
+    pub(crate) large_value_bytes: Option<usize>,
     /// How often an idle watch that asked for it is told its progress [default: 10m].
     #[arg(
         long,
@@ -143,6 +148,8 @@ pub(crate) struct Config {
     pub(crate) snapshot_count: u64,
     /// What must stay free on the disk, if the operator chose it.
     pub(crate) disk_reserve_bytes: Option<u64>,
+    /// Values from this length on are stored in page files.
+    pub(crate) large_value_bytes: usize,
     /// Progress of idle watches.
     pub(crate) progress_interval: Duration,
     /// Log level.
@@ -199,7 +206,7 @@ impl Settings {
             auto_compaction_mode auto_compaction_retention max_txn_ops max_request_bytes
             logger log_outputs max_snapshots max_wals feature_gates pre_vote
             strict_reconfig_check experimental_initial_corrupt_check
-            max_concurrent_streams snapshot_count disk_reserve_bytes watch_progress_notify_interval log_level);
+            max_concurrent_streams snapshot_count disk_reserve_bytes large_value_bytes watch_progress_notify_interval log_level);
         Ok(self)
     }
 
@@ -271,6 +278,7 @@ impl Settings {
             max_concurrent_streams: self.max_concurrent_streams.unwrap_or(u32::MAX),
             snapshot_count: self.snapshot_count.unwrap_or(50_000).max(1),
             disk_reserve_bytes: self.disk_reserve_bytes,
+            large_value_bytes: self.large_value_bytes.unwrap_or(LARGE_BYTES),
             progress_interval: duration("watch-progress-notify-interval", progress)?,
             log_level: self.log_level.unwrap_or_else(|| "info".into()),
         })

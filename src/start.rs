@@ -14,7 +14,6 @@ use shard::disk::os::OsDisk;
 use shard::engine::fjall::FjallEngine;
 use shard::extents::ExtentsConfig;
 use shard::group::core::mix;
-use shard::group::large::LARGE_BYTES;
 use shard::local::LocalGroups;
 use shard::log::{Log, LogConfig};
 use shard::node::{Birth, CheckpointPolicy, Input, Node, NodeConfig, Pages};
@@ -208,7 +207,7 @@ async fn serve(config: Config) -> Result<(), String> {
         // etcd: the shortest TTL is one and a half election timeouts, rounded up to seconds.
         min_lease_ttl_s: (config.election_ms * 3 / 2).div_ceil(1000) as i64,
         block_keys: BLOCK_KEYS,
-        large_bytes: LARGE_BYTES,
+        large_bytes: config.large_value_bytes,
         checkpoint: CheckpointPolicy { commands: config.snapshot_count, ..Default::default() },
     };
     let birth = Birth {
