@@ -43,6 +43,10 @@ pub trait Engine: Send + Sync {
     /// Takes rows sorted by key, each key once; all or nothing, durable on return.
     fn ingest(&self, rows: &mut dyn Iterator<Item = EngineRow>) -> Result<(), EngineError>;
 
+    /// Gives the space of removed rows back to the disk, if they are many by now. May take long
+    /// and nobody waits for it meanwhile: for a background thread.
+    fn shrink(&self) -> Result<(), EngineError>;
+
     /// Bytes on disk.
     fn disk_bytes(&self) -> u64;
 }

@@ -33,6 +33,8 @@ use crate::watch::feed::Feed;
 
 /// How often the room on the disk is looked at.
 const ROOM_WATCH: Duration = Duration::from_millis(500);
+/// How often it is looked at whether much was removed.
+const SHRINK_WATCH: Duration = Duration::from_secs(2);
 /// How often the page files are looked at without a reason.
 const PAGES_WATCH: Duration = Duration::from_secs(1);
 /// How long leaderships have to move from a node whose disk is critically full.
@@ -219,6 +221,8 @@ pub fn start(
         "checkpoint",
         Box::new(move || write_checkpoints(&h, engine.as_ref(), &spares, &checkpoints, &f)),
     );
+    let (h, f, engine) = (handle.clone(), fatal.clone(), node.store().engine().clone());
+    spawn("shrink", Box::new(move || shrink(&h, engine.as_ref(), &f)));
     let (h, watched) = (handle.clone(), log.clone());
     spawn("room", Box::new(move || watch_room(&h, &watched, reserve_bytes)));
     let h = handle.clone();
@@ -343,6 +347,16 @@ fn write_checkpoints(
         Durations::note(&d.checkpoints, &d.checkpoint_buckets, begun.elapsed());
         handle.input(Input::CheckpointWritten);
         spare();
+    }
+}
+
+/// Gives space of removed rows back, apart from who writes checkpoints: it takes long.
+fn shrink(handle: &NodeHandle, engine: &dyn Engine, fatal: &Fatal) {
+    while !handle.parts.stopping.load(Ordering::Acquire) {
+        if let Err(error) = engine.shrink() {
+            return fatal(format!("give space back: {error}"));
+        }
+        std::thread::sleep(SHRINK_WATCH);
     }
 }
 

@@ -9,6 +9,7 @@
 //! names fjall.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
@@ -18,10 +19,23 @@ use super::{Engine, EngineError, EngineRow, EngineScan};
 /// Bytes of decompressed blocks kept in memory.
 const CACHE_BYTES: u64 = 64 * 1024 * 1024;
 
+/// A whole merge is made when at least so many rows were removed,
+const SHRINK_ROWS_MIN: u64 = 10_000;
+/// and they are at least one in so many of those in the tables.
+const SHRINK_PART: u64 = 5;
+/// What is left is merged again when it is smaller than this, so that the old tables go at once.
+const SHRINK_AGAIN_BYTES: u64 = 64 << 20;
+/// Closed snapshots at which fjall looks for versions to forget (`snapshot_tracker.rs`).
+const SNAPSHOTS_PER_LOOK: usize = 10_000;
+
 /// See the module.
 pub struct FjallEngine {
     database: Database,
     main: Keyspace,
+    /// Rows removed since the last whole merge.
+    removed: AtomicU64,
+    /// Something was written since the last look at what can be given back.
+    ingested: AtomicBool,
 }
 
 fn failed(what: &'static str) -> impl Fn(fjall::Error) -> EngineError {
@@ -39,7 +53,17 @@ impl FjallEngine {
         let main = database
             .keyspace("main", KeyspaceCreateOptions::default)
             .map_err(failed("open the keyspace"))?;
-        Ok(FjallEngine { database, main })
+        let (removed, ingested) = (AtomicU64::new(0), AtomicBool::new(true));
+        Ok(FjallEngine { database, main, removed, ingested })
+    }
+
+    /// Lets the engine forget versions of its tree, and with them tables, that nobody reads any
+    /// more. It looks for those only when its own memtable is flushed, which is never used here,
+    /// and at every so many closed snapshots: these cost some milliseconds.
+    fn forget_versions(&self) {
+        for _ in 0..SNAPSHOTS_PER_LOOK {
+            drop(self.database.snapshot());
+        }
     }
 }
 
@@ -61,14 +85,47 @@ impl Engine for FjallEngine {
     fn ingest(&self, rows: &mut dyn Iterator<Item = EngineRow>) -> Result<(), EngineError> {
         // An ingestion does not look at the poison flag by itself.
         self.database.persist(PersistMode::Buffer).map_err(failed("probe the engine"))?;
+        let mut removed = 0;
         let mut ingestion = self.main.start_ingestion().map_err(failed("begin a checkpoint"))?;
         for (key, value) in rows {
             match value {
                 Some(value) => ingestion.write(key, value).map_err(failed("write a row"))?,
-                None => ingestion.write_tombstone(key).map_err(failed("write a tombstone"))?,
+                None => {
+                    removed += 1;
+                    ingestion.write_tombstone(key).map_err(failed("write a tombstone"))?;
+                }
             }
         }
-        ingestion.finish().map_err(failed("finish a checkpoint"))
+        ingestion.finish().map_err(failed("finish a checkpoint"))?;
+        self.removed.fetch_add(removed, Ordering::Relaxed);
+        self.ingested.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    // The engine's own merges let go of removed rows only in the last level, which a small or
+    // calm tree never reaches. A whole merge rewrites what is left, so it waits until that is not
+    // more than some times what goes.
+    fn shrink(&self) -> Result<(), EngineError> {
+        if !self.ingested.swap(false, Ordering::Relaxed) {
+            return Ok(());
+        }
+        self.forget_versions();
+        let removed = self.removed.load(Ordering::Relaxed);
+        let rows = self.main.approximate_len() as u64;
+        if removed < SHRINK_ROWS_MIN || removed < rows / SHRINK_PART {
+            return Ok(());
+        }
+        let merge = || self.main.major_compact().map_err(failed("merge the tables"));
+        merge()?;
+        self.removed.fetch_sub(removed, Ordering::Relaxed);
+        if self.main.disk_space() < SHRINK_AGAIN_BYTES {
+            // The old tables go with the second change of the tree from here on.
+            for _ in 0..2 {
+                self.forget_versions();
+                merge()?;
+            }
+        }
+        Ok(())
     }
 
     fn disk_bytes(&self) -> u64 {

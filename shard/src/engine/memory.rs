@@ -91,6 +91,10 @@ impl Engine for MemoryEngine {
         Ok(())
     }
 
+    fn shrink(&self) -> Result<(), EngineError> {
+        Ok(())
+    }
+
     fn disk_bytes(&self) -> u64 {
         self.state.lock().rows.iter().map(|(k, v)| (k.len() + v.len()) as u64).sum()
     }

@@ -55,6 +55,13 @@ impl Changes {
         self.view.at(self.begin).get(key)
     }
 
+    /// See [`Change::previous_cost`].
+    fn cost_before(&self, key: &Bytes, previous: Option<&Found>, live: &Found) -> Option<i64> {
+        let first = live.revision <= self.begin;
+        let found = previous.filter(|found| first && found.row.value.extent().is_none())?;
+        Some(found.row.cost(key.len()))
+    }
+
     pub(super) fn header(&self) -> Option<ResponseHeader> {
         Some(ResponseHeader { revision: self.revision(), ..Default::default() })
     }
@@ -201,6 +208,7 @@ impl Machine {
             key: key.clone(),
             deleted: false,
             previous: previous.as_ref().map_or(0, |found| found.revision),
+            previous_cost: live.and_then(|live| changes.cost_before(key, previous.as_ref(), live)),
             overwritten: None,
         });
         let found = Found { revision, row };
@@ -284,6 +292,7 @@ impl Machine {
             key: key.clone(),
             deleted: true,
             previous: previous.as_ref().map_or(0, |found| found.revision),
+            previous_cost: changes.cost_before(&key, previous.as_ref(), &live),
             overwritten: None,
         });
         let kv = KeyValue { key, mod_revision: revision, ..Default::default() };

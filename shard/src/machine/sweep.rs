@@ -10,7 +10,7 @@
 
 use super::Machine;
 use crate::engine::EngineError;
-use crate::store::layout;
+use crate::store::layout::{self, Row};
 
 /// Revisions swept at a time.
 const SLICE: usize = 512;
@@ -35,19 +35,25 @@ impl Machine {
             for change in changes.iter() {
                 // A transaction may change one key more than once: the first change that names
                 // the superseded row takes it away, and of the row of its own revision, which
-                // is what the last one left, only a delete marker may go.
-                if change.previous > 0
-                    && let Some(row) = view.exactly(&change.key, change.previous)?
-                {
-                    self.state.size -= row.cost(change.key.len());
-                    self.store.remove_version(shelf, &change.key, change.previous, &row);
+                // is what the last one left, only a delete marker may go. Nothing is read that
+                // the change tells: reading was most of what a sweep cost.
+                match change.previous_cost {
+                    _ if change.previous == 0 => {}
+                    Some(cost) => {
+                        self.state.size -= cost;
+                        self.store.remove(layout::version_key(shelf, &change.key, change.previous));
+                    }
+                    None => {
+                        if let Some(row) = view.exactly(&change.key, change.previous)? {
+                            self.state.size -= row.cost(change.key.len());
+                            self.store.remove_version(shelf, &change.key, change.previous, &row);
+                        }
+                    }
                 }
-                if change.deleted
-                    && let Some(row) = view.exactly(&change.key, *revision)?
-                    && row.deleted
-                {
-                    self.state.size -= row.cost(change.key.len());
-                    self.store.remove_version(shelf, &change.key, *revision, &row);
+                if change.deleted && change.overwritten.is_none() {
+                    let marker = Row { deleted: true, ..Default::default() };
+                    self.state.size -= marker.cost(change.key.len());
+                    self.store.remove_version(shelf, &change.key, *revision, &marker);
                 }
             }
         }

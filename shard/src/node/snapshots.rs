@@ -130,8 +130,7 @@ impl Rebuild {
 
     fn row(&mut self, key: &Bytes, revision: i64, row: &Row) {
         let same = self.newer.as_ref().is_some_and(|(newer, ..)| newer == key);
-        let previous = if same && !row.deleted { revision } else { 0 };
-        self.settle(if same { previous } else { 0 });
+        self.settle(if same && !row.deleted { revision } else { 0 });
         if !same && !row.deleted {
             self.counts.live(key);
             self.keys += 1;
@@ -145,7 +144,7 @@ impl Rebuild {
 
     fn settle(&mut self, previous: i64) {
         if let Some((key, revision, place, deleted)) = self.newer.take() {
-            let change = Change { key, deleted, previous, overwritten: None };
+            let change = Change { key, deleted, previous, previous_cost: None, overwritten: None };
             self.changes.entry(revision).or_default().push((place, change));
         }
     }

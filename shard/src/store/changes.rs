@@ -21,6 +21,9 @@ pub struct Change {
     /// Revision of the version that this revision superseded, 0 if the key was not there or
     /// the change creates it anew.
     pub previous: i64,
+    /// [`Row::cost`] of that version, if it is whole in its row and this is the revision's first
+    /// change of the key: then it can be removed without a look at it.
+    pub previous_cost: Option<i64>,
     /// What the operation wrote, if a later operation of the same revision wrote the key
     /// again: then the row of the revision tells only the last one.
     pub overwritten: Option<Row>,
@@ -28,6 +31,7 @@ pub struct Change {
 
 const DELETED: u8 = 1;
 const OVERWRITTEN: u8 = 2;
+const COSTED: u8 = 4;
 
 /// Changes that one packed row holds at least, unless there are no more.
 const PACK: usize = 256;
@@ -43,9 +47,16 @@ pub fn pack(shelf: Shelf, changes: &ChangeMap) -> Vec<(Bytes, Bytes)> {
         put_varint(&mut out, list.len() as u64);
         for change in list.iter() {
             let overwritten = change.overwritten.as_ref().map(Row::encode);
-            let flags = if change.deleted { DELETED } else { 0 };
-            out.push(flags | if overwritten.is_some() { OVERWRITTEN } else { 0 });
+            let flag = |set: bool, flag: u8| if set { flag } else { 0 };
+            out.push(
+                flag(change.deleted, DELETED)
+                    | flag(overwritten.is_some(), OVERWRITTEN)
+                    | flag(change.previous_cost.is_some(), COSTED),
+            );
             put_varint(&mut out, change.previous as u64);
+            if let Some(cost) = change.previous_cost {
+                put_varint(&mut out, cost as u64);
+            }
             put_varint(&mut out, change.key.len() as u64);
             out.extend_from_slice(&change.key);
             if let Some(row) = overwritten {
@@ -78,13 +89,18 @@ pub fn unpack(row: &Bytes) -> Option<ChangeMap> {
             let flags = *row.get(at)?;
             at += 1;
             let previous = take_varint(row, &mut at)? as i64;
+            let previous_cost = match flags & COSTED {
+                0 => None,
+                _ => Some(take_varint(row, &mut at)? as i64),
+            };
             let key = take_bytes(row, &mut at)?;
             let overwritten = if flags & OVERWRITTEN != 0 {
                 Some(Row::decode(&take_bytes(row, &mut at)?)?)
             } else {
                 None
             };
-            list.push(Change { key, deleted: flags & DELETED != 0, previous, overwritten });
+            let deleted = flags & DELETED != 0;
+            list.push(Change { key, deleted, previous, previous_cost, overwritten });
         }
         map.insert(revision, Arc::from(list));
     }
@@ -120,6 +136,7 @@ mod tests {
                         key: Bytes::copy_from_slice(&key),
                         deleted,
                         previous,
+                        previous_cost: (previous % 2 == 1).then_some(previous * 100),
                         overwritten: (previous == 7).then(Row::default),
                     });
                     (revision, list.collect())
