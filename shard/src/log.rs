@@ -973,6 +973,10 @@ impl Log {
 
 // === reading ===
 
+/// Up to this distance reading everything between two records costs less than reading the records
+/// one by one.
+const WINDOW_BYTES_MAX: u64 = 32 << 10;
+
 /// A read of entries under way.
 struct Reading {
     next: u64,
@@ -1009,12 +1013,13 @@ impl Log {
         let wanted = reading.next;
         let damaged = || LogError::Damaged { key, index: wanted };
         let place = self.index.read().place(key, wanted).ok_or_else(damaged)?;
+        let window = Window::open(&*place.file, place.lower, place.upper);
         let mut chain = Vec::new();
         let mut limit = place.last;
         let mut offset = place.upper;
         loop {
             let at = Position { segment: place.segment, offset: u64::from(offset) };
-            let header = read_header(self.salt, &*place.file, at).ok_or_else(damaged)?;
+            let header = window.header(self.salt, at).ok_or_else(damaged)?;
             if header.kind != Kind::Entries || header.key != key {
                 return Err(damaged());
             }
@@ -1035,7 +1040,7 @@ impl Log {
             if limit < reading.next || reading.next >= reading.high {
                 continue;
             }
-            let record = read_record(self.salt, &*place.file, at, &header).ok_or_else(damaged)?;
+            let record = window.record(self.salt, at, &header).ok_or_else(damaged)?;
             let Record::Entries { entries, .. } = record else {
                 return Err(damaged());
             };
@@ -1067,24 +1072,56 @@ impl Reading {
     }
 }
 
-fn read_header(salt: Salt, file: &dyn DiskFile, at: Position) -> Option<RecordHeader> {
-    let mut header = [0; RECORD_HEADER_BYTES];
-    file.read_at(at.offset, &mut header).ok()?;
-    RecordHeader::decode(salt, at, &header)?.ok()
+// === impl Window ===
+
+/// Reads of a segment. Where the records of a chain lie close together, as those of a lone group
+/// do, they are read with one call instead of two for each.
+struct Window<'a> {
+    file: &'a dyn DiskFile,
+    start: u64,
+    /// What the file holds from `start` on; empty when that is not worth it.
+    bytes: Vec<u8>,
 }
 
-fn read_record(
-    salt: Salt,
-    file: &dyn DiskFile,
-    at: Position,
-    header: &RecordHeader,
-) -> Option<Record> {
-    let mut body = vec![0; header.body_length as usize];
-    file.read_at(u64::from(header.body_offset), &mut body).ok()?;
-    if !header.body_is_intact(salt, at, &body) {
-        return None;
+impl<'a> Window<'a> {
+    /// Made for the records whose headers lie from `lower` to `upper`; no `lower` is known when it
+    /// is 0.
+    fn open(file: &'a dyn DiskFile, lower: u32, upper: u32) -> Self {
+        let len = u64::from(upper.saturating_sub(lower));
+        let worth = lower != 0 && (1..=WINDOW_BYTES_MAX).contains(&len);
+        let mut bytes = vec![0; if worth { len as usize + RECORD_HEADER_BYTES } else { 0 }];
+        let start = u64::from(lower);
+        if file.read_at(start, &mut bytes).is_err() {
+            // The parts that can be read are read for themselves.
+            bytes.clear();
+        }
+        Self { file, start, bytes }
     }
-    decode_record(header, &Bytes::from(body))
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Option<()> {
+        let begin = offset.checked_sub(self.start).map(|begin| begin as usize);
+        let held = begin.and_then(|begin| self.bytes.get(begin..begin + buffer.len()));
+        match held {
+            Some(held) => buffer.copy_from_slice(held),
+            None => self.file.read_at(offset, buffer).ok()?,
+        }
+        Some(())
+    }
+
+    fn header(&self, salt: Salt, at: Position) -> Option<RecordHeader> {
+        let mut header = [0; RECORD_HEADER_BYTES];
+        self.read_at(at.offset, &mut header)?;
+        RecordHeader::decode(salt, at, &header)?.ok()
+    }
+
+    fn record(&self, salt: Salt, at: Position, header: &RecordHeader) -> Option<Record> {
+        let mut body = vec![0; header.body_length as usize];
+        self.read_at(u64::from(header.body_offset), &mut body)?;
+        if !header.body_is_intact(salt, at, &body) {
+            return None;
+        }
+        decode_record(header, &Bytes::from(body))
+    }
 }
 
 // === impl Writer ===

@@ -11,7 +11,7 @@
 //!   ----+-----------------+------------------------------+
 //!       |  for followers  |  pins its segments           |
 //!       | run | run       | run                | run     |     a run lies in one segment
-//!         \ waypoints: every 16th record; the others are found by the chain of `back` offsets
+//!         \ waypoints: every 4th record; the others are found by the chain of `back` offsets
 //! ```
 //!
 //! Invariants:
@@ -30,8 +30,8 @@ use super::segment::Fields;
 use super::{Checkpoint, HardState, Hole, IndexTerm, Position, Record, ReplicaKey};
 use crate::disk::DiskFile;
 
-/// Every so many records a run remembers where one lies.
-const WAYPOINT_RECORDS: u32 = 16;
+/// Every so many records a run remembers where one lies: 16 bytes against reads of headers.
+const WAYPOINT_RECORDS: u32 = 4;
 
 /// The node's log in memory.
 #[derive(Default)]
@@ -102,6 +102,8 @@ pub(super) struct Harm {
 pub(super) struct Place {
     pub(super) file: Arc<dyn DiskFile>,
     pub(super) segment: u64,
+    /// Offset of a record header at or before the wanted one in the chain, 0 if none is known.
+    pub(super) lower: u32,
     /// Offset of a record header at or behind the wanted one in the chain.
     pub(super) upper: u32,
     /// Last index that the search may answer for.
@@ -132,12 +134,16 @@ impl Run {
         self.records = 0;
     }
 
-    /// Offset of the record to search backwards from for `index`, and the last index that this
-    /// search can answer for: what the waypoint behind it may have replaced is not in its chain.
-    fn upper(&self, index: u64) -> (u32, u64) {
+    /// Offsets of the records between which the search for `index` goes, and the last index that
+    /// it can answer for: what the waypoint behind it may have replaced is not in its chain.
+    fn between(&self, index: u64) -> (u32, u32, u64) {
         let behind = self.waypoints.partition_point(|(first, _)| *first <= index);
-        let waypoint = self.waypoints.get(behind);
-        waypoint.map_or((self.newest, self.last), |(first, offset)| (*offset, first - 1))
+        let before = behind.checked_sub(1).and_then(|before| self.waypoints.get(before));
+        let lower = before.map_or(0, |(_, offset)| *offset);
+        match self.waypoints.get(behind) {
+            Some((first, upper)) => (lower, *upper, first - 1),
+            None => (lower, self.newest, self.last),
+        }
     }
 }
 
@@ -536,8 +542,8 @@ impl Index {
         }
         let run = replica.run(index)?;
         let file = Arc::clone(&self.segments.get(&run.segment)?.file);
-        let (upper, last) = run.upper(index);
-        Some(Place { file, segment: run.segment, upper, last })
+        let (lower, upper, last) = run.between(index);
+        Some(Place { file, segment: run.segment, lower, upper, last })
     }
 
     /// Removes the segments that nobody needs, `active` excepted, and returns their numbers. Those
@@ -645,9 +651,10 @@ mod tests {
     fn a_run_holds_a_stretch_of_records_with_few_waypoints() {
         let replica = replica();
         assert_eq!(replica.runs.len(), 2);
-        assert_eq!(replica.runs[0].waypoints, [(1, 100), (17, 1700), (33, 3300)]);
-        assert_eq!(replica.run(16).unwrap().upper(16), (1700, 16));
-        assert_eq!(replica.run(40).unwrap().upper(40), (4000, 40));
+        assert_eq!(replica.runs[0].waypoints[..3], [(1, 100), (5, 500), (9, 900)]);
+        assert_eq!(replica.runs[0].waypoints.len(), 10);
+        assert_eq!(replica.run(16).unwrap().between(16), (1300, 1700, 16));
+        assert_eq!(replica.run(40).unwrap().between(40), (3700, 4000, 40));
         assert_eq!(replica.terms, [(1, 1), (20, 2), (40, 3)]);
     }
 
@@ -657,7 +664,7 @@ mod tests {
         replica.append(20, [9].into_iter(), at(2, 6000));
         assert_eq!((replica.last, replica.last_term()), (20, 9));
         assert_eq!(replica.runs.len(), 2);
-        assert_eq!(replica.run(19).unwrap().upper(19), (3300, 19));
+        assert_eq!(replica.run(19).unwrap().between(19), (1700, 2100, 19));
         assert_eq!(replica.term(19), Some(1));
     }
 

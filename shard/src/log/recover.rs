@@ -106,11 +106,17 @@ impl Source<'_> {
     }
 
     fn load(self, number: u64) -> Result<Loaded, LogError> {
+        self.load_into(number, Vec::new())
+    }
+
+    /// Reads a whole segment into `buffer`, whatever that held. A new buffer for each segment costs
+    /// as much as reading it, because the system hands out its pages one by one.
+    fn load_into(self, number: u64, mut buffer: Vec<u8>) -> Result<Loaded, LogError> {
         let read = || {
             let file = self.disk.open(&segment_name(number))?;
-            let mut bytes = vec![0; file.len()? as usize];
-            file.read_at(0, &mut bytes)?;
-            Ok(Bytes::from(bytes))
+            buffer.resize(file.len()? as usize, 0);
+            file.read_at(0, &mut buffer)?;
+            Ok(Bytes::from(buffer))
         };
         let bytes = read().map_err(LogError::io("read a log segment"))?;
         Ok(Loaded { salt: self.salt, number, bytes })
@@ -165,16 +171,18 @@ impl Source<'_> {
             live.extend(files.range(..newest.number).map(|number| (*number, None)));
         }
         let mut numbers = BTreeSet::new();
+        let mut buffer = Vec::new();
         for (number, end) in live {
             if !files.contains(&number) {
                 replay.hole(number, 0..end.unwrap_or(0));
                 continue;
             }
-            let segment = self.load(number)?;
+            let segment = self.load_into(number, std::mem::take(&mut buffer))?;
             let limit = end.map_or(Limit::Unknown, Limit::Known);
             let end = replay.segment(&segment, limit)?;
             self.open_live(&segment, end, replay)?;
             numbers.insert(number);
+            buffer = Vec::from(segment.bytes);
         }
         Ok(numbers)
     }
