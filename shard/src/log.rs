@@ -40,7 +40,8 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
@@ -226,7 +227,7 @@ pub struct LogConfig {
 
 impl Default for LogConfig {
     fn default() -> Self {
-        Self { segment_bytes: 64 << 20, keep_bytes: 256 << 20, spare_segments: 2, salt: 0 }
+        Self { segment_bytes: 32 << 20, keep_bytes: 128 << 20, spare_segments: 1, salt: 0 }
     }
 }
 
@@ -454,7 +455,11 @@ pub struct Log {
     /// Files that wait to become segments: number and length.
     spares: Mutex<Vec<(u64, u64)>>,
     next_number: AtomicU64,
+    has_followers: AtomicBool,
 }
+
+/// A spare file is filled by so much at a time.
+const SPARE_PIECE_BYTES: usize = 1 << 20;
 
 /// What only the writing thread needs.
 struct Writer {
@@ -535,6 +540,7 @@ impl Log {
             poison: OnceLock::new(),
             spares: Mutex::new(found.spares),
             next_number: AtomicU64::new(found.next_number),
+            has_followers: AtomicBool::new(true),
         };
         log.begin_segment(&mut log.writer.lock(), &found.tail, 0)?;
         for number in found.dead {
@@ -686,6 +692,12 @@ impl Log {
         }
     }
 
+    /// Says whether anybody may ask for old entries; without followers no segment is kept for
+    /// them. True until said otherwise.
+    pub fn set_followers(&self, any: bool) {
+        self.has_followers.store(any, Ordering::Relaxed);
+    }
+
     /// Says that the caller has noted the holes that [`Log::open`] reported and has durably decided
     /// what to do about them. Takes effect on disk when the next segment is begun.
     pub fn forget_holes(&self) {
@@ -693,28 +705,39 @@ impl Log {
     }
 
     /// Prepares a spare file when there is none, so that [`Log::append`] need not write a whole
-    /// segment of zeros when it begins one. For a background thread.
+    /// segment of zeros when it begins one. For a background thread: it writes a piece at a time
+    /// and rests for `pause` between them, or the syncs of the log would wait for all of it.
     ///
     /// # Errors
     ///
     /// [`LogError::Io`]. The log itself is not concerned and goes on.
-    pub fn prepare_spare(&self) -> Result<(), LogError> {
+    pub fn prepare_spare(&self, pause: Duration) -> Result<(), LogError> {
         if !self.spares.lock().is_empty() {
             return Ok(());
         }
         let number = self.next_number.fetch_add(1, Ordering::Relaxed);
         let (name, len) = (spare_name(number), self.config.segment_bytes);
-        let made = self.disk.create(&name, len).and_then(|file| {
-            file.sync_data()?;
-            self.disk.sync_dir()
-        });
-        if let Err(source) = made {
+        if let Err(source) = self.fill_spare(&name, len, pause) {
             // What is left of the file would only take space from the one who ran out of it.
             let _ = self.disk.remove(&name);
             return Err(LogError::Io { action: "prepare a log segment", source });
         }
         self.spares.lock().push((number, len));
         Ok(())
+    }
+
+    fn fill_spare(&self, name: &str, len: u64, pause: Duration) -> io::Result<()> {
+        let file = self.disk.create(name, 0)?;
+        let zeros = vec![0; SPARE_PIECE_BYTES];
+        let mut at = 0;
+        while at < len {
+            let piece = (len - at).min(SPARE_PIECE_BYTES as u64);
+            file.write_at(at, zeros.get(..piece as usize).unwrap_or(&zeros))?;
+            file.sync_data()?;
+            at += piece;
+            std::thread::sleep(pause);
+        }
+        self.disk.sync_dir()
     }
 
     /// Room on the disk below.
@@ -870,7 +893,11 @@ impl Log {
                 active.end = writer.offset;
             }
             // Before a process knows what is applied, everything is pinned anyway.
-            let dropped = index.drop_segments(writer.segment, self.config.keep_bytes);
+            let keep_bytes = match self.has_followers.load(Ordering::Relaxed) {
+                true => self.config.keep_bytes,
+                false => 0,
+            };
+            let dropped = index.drop_segments(writer.segment, keep_bytes);
             (dropped, index.directory())
         };
         let number = self.next_number.fetch_add(1, Ordering::Relaxed);
@@ -1585,10 +1612,10 @@ mod tests {
         let disk = SimDisk::new();
         let (log, _) = open(&disk);
         disk.set_capacity(Some(30 << 10));
-        assert!(matches!(log.prepare_spare(), Err(LogError::Io { .. })));
+        assert!(matches!(log.prepare_spare(Duration::ZERO), Err(LogError::Io { .. })));
         disk.set_capacity(Some(60 << 10));
-        log.prepare_spare().unwrap();
-        log.prepare_spare().unwrap();
+        log.prepare_spare(Duration::ZERO).unwrap();
+        log.prepare_spare(Duration::ZERO).unwrap();
         assert_eq!(log.usage().spares, 1);
         disk.set_capacity(Some(41 << 10));
         fill(&log, ONE, 1);

@@ -33,10 +33,12 @@ use crate::watch::feed::Feed;
 
 /// How often the room on the disk is looked at.
 const ROOM_WATCH: Duration = Duration::from_millis(500);
+/// Rest between pieces of a log segment that is prepared.
+const SPARE_PAUSE: Duration = Duration::from_millis(5);
 /// How often it is looked at whether much was removed.
 const SHRINK_WATCH: Duration = Duration::from_secs(2);
-/// How often the page files are looked at without a reason.
-const PAGES_WATCH: Duration = Duration::from_secs(1);
+/// How often page files and log segments are looked at without a reason.
+const FILES_WATCH: Duration = Duration::from_secs(1);
 /// How long leaderships have to move from a node whose disk is critically full.
 const CRITICAL_MS: u64 = 5000;
 
@@ -213,8 +215,8 @@ pub fn start(
     let large_bytes = node.config().large_bytes;
     let (tend, tends) = bounded(1);
     spawn("log", Box::new(move || write_log(&h, &writer, large_bytes, &persists, &tend, &f)));
-    let (f, extents) = (fatal.clone(), node.store().extents().clone());
-    spawn("pages", Box::new(move || tend_pages(&extents, &tends, &f)));
+    let (f, l, extents) = (fatal.clone(), log.clone(), node.store().extents().clone());
+    spawn("files", Box::new(move || tend_files(&l, &extents, &tends, &f)));
     let (h, f, engine) = (handle.clone(), fatal.clone(), node.store().engine().clone());
     let spares = log.clone();
     spawn(
@@ -330,13 +332,6 @@ fn write_checkpoints(
     checkpoints: &Receiver<Arc<Checkpoint>>,
     fatal: &Fatal,
 ) {
-    // The zeros of the next log segment are written here, off the path of a put.
-    let spare = || {
-        if let Err(error) = log.prepare_spare() {
-            tracing::warn!(%error, "prepare a log segment");
-        }
-    };
-    spare();
     while let Ok(checkpoint) = checkpoints.recv() {
         wait_for_room(handle, log, &checkpoint);
         let begun = Instant::now();
@@ -346,7 +341,6 @@ fn write_checkpoints(
         let d = &handle.parts.durations;
         Durations::note(&d.checkpoints, &d.checkpoint_buckets, begun.elapsed());
         handle.input(Input::CheckpointWritten);
-        spare();
     }
 }
 
@@ -360,13 +354,20 @@ fn shrink(handle: &NodeHandle, engine: &dyn Engine, fatal: &Fatal) {
     }
 }
 
-/// Makes pages for large values before they are needed, and gives back what is far too much.
-fn tend_pages(extents: &Extents, tends: &Receiver<()>, fatal: &Fatal) {
-    while tends.recv_timeout(PAGES_WATCH) != Err(RecvTimeoutError::Disconnected) {
+/// Makes pages for large values and the next log segment before they are needed, off the path of
+/// a put, and gives back what is far too much.
+fn tend_files(log: &Log, extents: &Extents, tends: &Receiver<()>, fatal: &Fatal) {
+    loop {
         match extents.tend() {
             Ok(()) => {}
             Err(error) if extents.is_stopped() => return fatal(error.to_string()),
             Err(error) => tracing::warn!(%error, "tend the page files"),
+        }
+        if let Err(error) = log.prepare_spare(SPARE_PAUSE) {
+            tracing::warn!(%error, "prepare a log segment");
+        }
+        if tends.recv_timeout(FILES_WATCH) == Err(RecvTimeoutError::Disconnected) {
+            return;
         }
     }
 }

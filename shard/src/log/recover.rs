@@ -898,7 +898,7 @@ mod tests {
                 17 => disk.fail_next_sync(),
                 18 => failed = true,
                 _ => {
-                    let _ = log.prepare_spare();
+                    let _ = log.prepare_spare(std::time::Duration::ZERO);
                 }
             }
             if failed {

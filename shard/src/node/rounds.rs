@@ -670,6 +670,7 @@ impl Node {
     fn checkpoint_written(&mut self) -> Result<(), NodeError> {
         let Some(checkpoint) = self.checkpoints.on_its_way.take() else { return Ok(()) };
         self.store.finish(&checkpoint);
+        self.log.set_followers(!self.is_alone());
         let start = self.checkpoints.start;
         self.records.push(Record::Checkpoint { n: checkpoint.number, start });
         for group in self.groups.values_mut() {

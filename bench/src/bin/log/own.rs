@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use shard::disk::os::OsDisk;
 use shard::log::{Entry, Log, LogConfig, Record, ReplicaKey};
@@ -34,7 +35,7 @@ impl Own {
             own.spare = Some(sender);
             own.preparer = Some(std::thread::spawn(move || {
                 for done in receiver {
-                    log.prepare_spare().expect("prepare a segment");
+                    log.prepare_spare(Duration::from_millis(5)).expect("prepare a segment");
                     // Mostly nobody waits for it.
                     let _ = done.send(());
                 }
