@@ -1,5 +1,8 @@
 //! Reads of one random key, or of many neighbouring ones, out of filled keys.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use bytes::Bytes;
 use proto::etcd;
 use proto::etcd::kv_client::KvClient;
@@ -11,10 +14,17 @@ use crate::connection::Connection;
 use crate::error::Error;
 use crate::load::{self, Client, Session, Tally};
 
-/// Reads `span` keys from a random one on and insists on getting all of them.
+/// Where a read begins.
+enum Start {
+    Random(Dice),
+    /// Behind the read before, of all clients together; from the beginning after the end.
+    Next(Arc<AtomicU64>),
+}
+
+/// Reads `span` keys from somewhere on and insists on getting all of them.
 struct Reader {
     kv: KvClient<Connection>,
-    dice: Dice,
+    start: Start,
     keys: u64,
     span: u64,
     serializable: bool,
@@ -22,7 +32,12 @@ struct Reader {
 
 impl Client for Reader {
     async fn call(&mut self) -> Result<Option<Instant>, Status> {
-        let start = self.dice.below(self.keys - self.span + 1);
+        let start = match &mut self.start {
+            Start::Random(dice) => dice.below(self.keys - self.span + 1),
+            Start::Next(lists) => {
+                lists.fetch_add(1, Ordering::Relaxed) % (self.keys / self.span) * self.span
+            }
+        };
         let range_end = if self.span == 1 { Bytes::new() } else { content::key(start + self.span) };
         let request = etcd::RangeRequest {
             key: content::key(start),
@@ -40,24 +55,34 @@ impl Client for Reader {
 }
 
 pub(super) async fn run_get(session: &Session, serializable: bool) -> Result<Tally, Error> {
-    drive(session, 1, serializable).await
+    drive(session, 1, serializable, random).await
 }
 
 pub(super) async fn run_range(session: &Session) -> Result<Tally, Error> {
-    drive(session, session.shape.span, false).await
+    drive(session, session.shape.span, false, random).await
 }
 
-async fn drive(session: &Session, span: u64, serializable: bool) -> Result<Tally, Error> {
+pub(super) async fn run_walk(session: &Session) -> Result<Tally, Error> {
+    let lists = Arc::new(AtomicU64::new(0));
+    drive(session, session.shape.span, false, |_| Start::Next(lists.clone())).await
+}
+
+/// The nth client reads at random places of its own.
+fn random(n: usize) -> Start {
+    Start::Random(Dice::new(n as u64 + 1))
+}
+
+async fn drive(
+    session: &Session,
+    span: u64,
+    serializable: bool,
+    start: impl Fn(usize) -> Start,
+) -> Result<Tally, Error> {
     let keys = session.shape.keys;
     if span == 0 || span > keys {
         return Err(Error::Usage(format!("a range of {span} keys out of {keys}")));
     }
-    let reader = |n| Reader {
-        kv: session.connection(n).kv(),
-        dice: Dice::new(n as u64 + 1),
-        keys,
-        span,
-        serializable,
-    };
+    let reader =
+        |n| Reader { kv: session.connection(n).kv(), start: start(n), keys, span, serializable };
     Ok(load::drive(session, (0..session.shape.clients).map(reader).collect()).await)
 }
