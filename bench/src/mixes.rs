@@ -179,7 +179,7 @@ pub(crate) fn all() -> Vec<Mix> {
         ),
         mix(
             COLD,
-            "each list of the same once, right after a restart",
+            "each list of the same once, right after a restart (not with load)",
             Kind::Walk,
             Shape { versions: 10, keys: 100_000, total: Some(100), ..filled(10, 10) },
             &[(Cpu, 0.7)],

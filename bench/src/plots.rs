@@ -11,7 +11,7 @@ use crate::results::{Comparison, DiskRun, Results};
 use crate::trials::growth;
 
 use bars::{Bar, Section};
-use lines::{Mark, Panel, Series};
+use lines::{Mark, MarkSide, Panel, Series};
 
 mod bars;
 mod canvas;
@@ -181,8 +181,8 @@ fn disk_panels(labels: &[&str; 2], nodes: usize, runs: &[DiskRun]) -> Vec<Panel>
             x_log: false,
             series: series.collect(),
             marks: vec![
-                Mark { at: 1.0, text: "live data" },
-                Mark { at: 1.5, text: "goal when settled" },
+                Mark { at: 1.0, text: "live data", side: MarkSide::Below },
+                Mark { at: 1.5, text: "goal when settled", side: MarkSide::Above },
             ],
         }
     };

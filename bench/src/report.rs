@@ -197,7 +197,8 @@ impl Surroundings {
 
     /// For a picture's heading.
     pub(crate) fn in_short(&self) -> String {
-        format!("median (least - greatest) of {} rounds of {} s", self.rounds, self.seconds)
+        let seconds = self.seconds;
+        format!("median (least - greatest) of the rounds, windows of {seconds} s")
     }
 }
 
@@ -244,19 +245,38 @@ pub(crate) fn markdown(around: &Surroundings, results: &Results) -> String {
     text
 }
 
-/// How many goals were met.
+/// All goals in one table, for who wants to know only that.
 fn score(comparisons: &[Comparison]) -> String {
-    let verdicts: Vec<&Verdict> = comparisons.iter().filter_map(|c| c.verdict.as_ref()).collect();
-    if verdicts.is_empty() {
+    let judged: Vec<(&Comparison, &Verdict)> =
+        comparisons.iter().filter_map(|c| Some((c, c.verdict.as_ref()?))).collect();
+    if judged.is_empty() {
         return String::new();
     }
-    let of = |met: Option<bool>| verdicts.iter().filter(|verdict| verdict.met() == met).count();
-    format!(
-        "\n**Goals: {} met, {} missed, {} not judged (what they are against was not measured).**\n",
+    let of = |met: Option<bool>| judged.iter().filter(|(_, verdict)| verdict.met() == met).count();
+    let mut text = format!(
+        "\n## Goals\n\n{} met, {} missed, {} not judged (what they are against was not measured).\n\n\
+         | row | nodes | metric | goal | |\n|---|---|---|---|---|\n",
         of(Some(true)),
         of(Some(false)),
         of(None)
-    )
+    );
+    for (c, verdict) in judged {
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} | {} | {} |",
+            row_text(c),
+            c.nodes,
+            c.metric.name(),
+            verdict.text,
+            verdict_text(verdict)
+        );
+    }
+    text
+}
+
+fn row_text(c: &Comparison) -> String {
+    let at = c.keys.map(|keys| format!(" at {} keys", count(keys))).unwrap_or_default();
+    format!("{}{at}", c.row)
 }
 
 fn table(around: &Surroundings, nodes: usize, comparisons: &[&Comparison]) -> String {
@@ -270,7 +290,6 @@ fn table(around: &Surroundings, nodes: usize, comparisons: &[&Comparison]) -> St
          |---|---|---|---|---|---|---|\n"
     );
     for c in comparisons {
-        let at = c.keys.map(|keys| format!(" at {} keys", count(keys))).unwrap_or_default();
         let peer = c.peer.map_or("-".to_owned(), short);
         let ratio = c.ratio.map_or("-".to_owned(), |ratio| {
             format!("{} ({} - {})", short(ratio.median), short(ratio.min), short(ratio.max))
@@ -278,8 +297,8 @@ fn table(around: &Surroundings, nodes: usize, comparisons: &[&Comparison]) -> St
         let goal = c.verdict.as_ref().map(|verdict| verdict.text.as_str()).unwrap_or_default();
         let _ = writeln!(
             text,
-            "| {}{at} | {} | {} | {peer} | {ratio} | {goal} | {} |",
-            c.row,
+            "| {} | {} | {} | {peer} | {ratio} | {goal} | {} |",
+            row_text(c),
             c.metric.name(),
             short(c.atoll),
             c.verdict.as_ref().map(verdict_text).unwrap_or_default(),
@@ -393,6 +412,7 @@ mod tests {
         assert!(text.contains(judged), "{text}");
         assert!(text.contains("## 1 node\n") && text.contains("## 3 nodes\n"));
         assert!(text.contains("0 met, 1 missed, 0 not judged") && text.contains("A note."));
+        assert!(text.contains("| put | 3 | cpu_us_per_op | <= 0.25 | **missed** (0.500) |"));
     }
 
     #[test]

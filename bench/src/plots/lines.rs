@@ -16,6 +16,15 @@ pub(super) struct Series {
 pub(super) struct Mark {
     pub(super) at: f64,
     pub(super) text: &'static str,
+    /// Where the text stands: marks may be close to each other.
+    pub(super) side: MarkSide,
+}
+
+/// Where a mark's text stands.
+#[derive(Clone, Copy)]
+pub(super) enum MarkSide {
+    Above,
+    Below,
 }
 
 /// One chart.
@@ -93,7 +102,11 @@ fn draw(canvas: &mut Canvas, corner: (f64, f64), panel: &Panel) {
     for mark in &panel.marks {
         let y = y_scale.at(mark.at);
         canvas.line((left, y), (right, y), INK, 1.2);
-        canvas.text((right, y - 4.0), Anchor::End, INK, mark.text);
+        let below = match mark.side {
+            MarkSide::Above => -4.0,
+            MarkSide::Below => 13.0,
+        };
+        canvas.text((right, y + below), Anchor::End, INK, mark.text);
     }
     for series in &panel.series {
         let colour = SIDES[series.side % SIDES.len()];
@@ -117,7 +130,7 @@ mod tests {
             y_label: "µs".to_owned(),
             x_log,
             series: vec![Series { label: "atoll".to_owned(), side: 0, points }],
-            marks: vec![Mark { at: 1.5, text: "goal" }],
+            marks: vec![Mark { at: 1.5, text: "goal", side: MarkSide::Above }],
         }
     }
 
