@@ -107,12 +107,19 @@ pub(crate) async fn command(args: Args) -> Result<(), Error> {
         rows.iter().for_each(|row| println!("{}", row.name));
         return Ok(());
     }
+    let (rows, left_out) = split_by_nodes(rows, &args.nodes);
+    if rows.is_empty() {
+        return Err(Error::Usage(left_out_text(&left_out)));
+    }
     let out = args.out.expect("needed unless rows are listed");
     let sides = args.sides.find()?;
     report::clear(&out)?;
     let (rounds, long_rounds) = (usize::from(args.rounds), usize::from(args.long_rounds));
     let mut around = Surroundings::new(&sides, &args.nodes, rounds, overrides.timing());
     around.notes = notes(&rows, long_rounds, &args.sizes);
+    if !left_out.is_empty() {
+        around.notes.push(left_out_text(&left_out));
+    }
     let stage = Stage { sides, overrides, out: Some(out.clone()) };
     let mut results = Results::default();
     for &nodes in &args.nodes {
@@ -180,6 +187,18 @@ fn chosen(rows: Vec<Row>, only: &[String]) -> Result<Vec<Row>, Error> {
     Ok(rows.into_iter().filter(wanted).collect())
 }
 
+/// The rows that can be done with these sizes of cluster, and in words those that cannot.
+fn split_by_nodes(rows: Vec<Row>, nodes: &[usize]) -> (Vec<Row>, Vec<String>) {
+    let fits = |row: &Row| row.nodes.is_none_or(|of_row| nodes.contains(&of_row));
+    let (rows, rest): (Vec<Row>, Vec<Row>) = rows.into_iter().partition(fits);
+    let told = |row: &Row| format!("{} (needs {})", row.name, row.nodes.unwrap_or_default());
+    (rows, rest.iter().map(told).collect())
+}
+
+fn left_out_text(rows: &[String]) -> String {
+    format!("Not done with these sizes of cluster: {}.", rows.join(", "))
+}
+
 /// What a reader must know of the long rows.
 fn notes(rows: &[Row], long_rounds: usize, sizes: &Sizes) -> Vec<String> {
     let mut notes = Vec::new();
@@ -245,6 +264,14 @@ mod tests {
         assert_eq!(names(&["overwrite*"]).len(), OVERWRITES.len());
         assert_eq!(names(&[]).len(), all_rows().len());
         assert!(chosen(all_rows(), &["pat".to_owned()]).is_err());
+    }
+
+    #[test]
+    fn rows_for_other_sizes_of_cluster_are_left_out_and_told() {
+        let (rows, left_out) = split_by_nodes(all_rows(), &[3]);
+        assert_eq!(left_out, ["growth (needs 1)"]);
+        assert!(rows.iter().any(|row| row.name == catch_up::NAME));
+        assert_eq!(split_by_nodes(all_rows(), &[1, 3]).1, [""; 0]);
     }
 
     #[test]
