@@ -1,14 +1,16 @@
 //! A follower is lost for good and replaced while clients write: what they feel of it.
 //!
 //! ```text
-//!   fill | window undisturbed | follower killed, removed | new, empty node joins as a learner
-//!                                                        | window | window | ... until it is a voter
+//!   fill | rest | 3 windows undisturbed | follower killed, removed | new, empty node joins as a learner
+//!                                                                  | window | ... until it is a voter
 //! ```
 //!
 //! The filling puts one value per request, so that the logs of both systems have long let go of their
 //! beginning and the newcomer needs a snapshot. Clients write at a fixed rate to the two nodes that
 //! stay: at full speed on shared cores the newcomer's own work would show, not what the others feel.
-//! Windows follow one another until the newcomer has caught up; the worst p99 of them counts.
+//! The rest lets what the filling left behind end, which would make the undisturbed windows look bad and
+//! the others good. Windows follow one another until the newcomer has caught up; the worst p99 of them
+//! is held against the median of the undisturbed ones.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
@@ -21,6 +23,7 @@ use crate::error::Error;
 use crate::goals::{Goal, Metric};
 use crate::load::{Drive, Target, Timing};
 use crate::mixes::{self, content::Filling};
+use crate::results::median;
 use crate::servers::{Cluster, Newcomer};
 
 /// The name of the row.
@@ -29,6 +32,8 @@ pub(crate) const NAME: &str = "catch-up";
 pub(crate) const NODES: usize = 3;
 const VALUE_BYTES: usize = 10 * 1024;
 const FILL_IN_FLIGHT: usize = 100;
+const REST: Duration = Duration::from_secs(15);
+const WINDOWS_BEFORE: usize = 3;
 /// A newcomer that takes longer has failed.
 const LIMIT: Duration = Duration::from_secs(300);
 /// Between two tries to make the newcomer a voter, which is refused until it has caught up.
@@ -70,7 +75,11 @@ impl Plan {
             let (row, kind) = (row.to_owned(), mixes::Kind::Put);
             async move { Window::measure(&row, kind, &shape, drive, target).await }
         };
-        let before = window(cluster).await?;
+        tokio::time::sleep(REST).await;
+        let mut before = Vec::new();
+        while before.len() < WINDOWS_BEFORE {
+            before.push(window(cluster).await?);
+        }
         let newcomer = cluster.newcomer()?;
         cluster.lose(&lost);
         let id = replace(&leader, &lost, &newcomer).await?;
@@ -93,9 +102,10 @@ impl Plan {
     }
 }
 
-fn measured(row: &str, before: Window, during: Vec<Window>, caught_up: Duration) -> Measured {
+fn measured(row: &str, before: Vec<Window>, during: Vec<Window>, caught_up: Duration) -> Measured {
     let greatest = |of: fn(&Window) -> f64| during.iter().map(of).fold(0.0, f64::max);
-    let (p99_before, p99) = (before.figures.p99_ms, greatest(|window| window.figures.p99_ms));
+    let p99_before = median(&before.iter().map(|w| w.figures.p99_ms).collect::<Vec<_>>());
+    let p99 = greatest(|window| window.figures.p99_ms);
     let cpu = greatest(|window| window.figures.server_cpu_us_per_op.unwrap_or(0.0));
     let mut measured = Measured::default();
     let values = [
@@ -107,7 +117,7 @@ fn measured(row: &str, before: Window, during: Vec<Window>, caught_up: Duration)
         (Metric::CatchUpSeconds, caught_up.as_secs_f64()),
     ];
     measured.add(row, None, &values);
-    measured.windows.push(before);
+    measured.windows.extend(before);
     measured.windows.extend(during);
     measured
 }
