@@ -126,12 +126,10 @@ fn sections(figure: &Figure, comparisons: &[Comparison]) -> Vec<Section> {
 fn bar(c: &Comparison, names_metric: bool) -> Option<Bar> {
     let at = c.keys.map(|keys| format!(" at {}", crate::goals::count(keys))).unwrap_or_default();
     let metric = if names_metric { format!(", {}", c.metric.name()) } else { String::new() };
-    // Other goals are not for this ratio: they stand in the table.
-    let verdict = c.verdict.as_ref().filter(|verdict| verdict.against == Against::Peer);
     Some(Bar {
         label: format!("{}{at}{metric}", c.row),
         ratio: c.ratio?,
-        goal: verdict.map(|verdict| verdict.bound),
+        verdict: c.verdict.clone(),
     })
 }
 

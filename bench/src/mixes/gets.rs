@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use proto::etcd;
@@ -13,6 +14,9 @@ use super::content::{self, Dice};
 use crate::connection::Connection;
 use crate::error::Error;
 use crate::load::{self, Client, Session, Tally};
+
+/// How long a follower may take to see what was filled in.
+const FILL_LAG_MAX: Duration = Duration::from_secs(30);
 
 /// Where a read begins.
 enum Start {
@@ -55,7 +59,32 @@ impl Client for Reader {
 }
 
 pub(super) async fn run_get(session: &Session, serializable: bool) -> Result<Tally, Error> {
+    if serializable && session.shape.fill {
+        wait_filled(session).await?;
+    }
     drive(session, 1, serializable, random).await
+}
+
+/// Waits until each member has the last key by itself: a follower that lags would rightly answer that
+/// a key is not there.
+async fn wait_filled(session: &Session) -> Result<(), Error> {
+    let last = content::key(session.shape.keys - 1);
+    let asked = Instant::now();
+    for connection in &session.connections {
+        loop {
+            let request =
+                etcd::RangeRequest { key: last.clone(), serializable: true, ..Default::default() };
+            let found = connection.kv().range(request).await.map_err(Error::request("look"))?;
+            if found.into_inner().count == 1 {
+                break;
+            }
+            if asked.elapsed() > FILL_LAG_MAX {
+                return Err(Error::Usage("a member lags behind the filling".to_owned()));
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+    Ok(())
 }
 
 pub(super) async fn run_range(session: &Session) -> Result<Tally, Error> {
