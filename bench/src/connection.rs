@@ -18,6 +18,7 @@ use h2::{RecvStream, SendStream};
 use http::{Request, Response, Uri};
 use http_body::{Body as _, Frame};
 use proto::etcd;
+use proto::etcd::cluster_client::ClusterClient;
 use proto::etcd::kv_client::KvClient;
 use proto::etcd::lease_client::LeaseClient;
 use proto::etcd::maintenance_client::MaintenanceClient;
@@ -79,6 +80,10 @@ impl Connection {
 
     pub(crate) fn lease(&self) -> LeaseClient<Connection> {
         LeaseClient::with_origin(self.clone(), self.origin.clone())
+    }
+
+    pub(crate) fn cluster(&self) -> ClusterClient<Connection> {
+        ClusterClient::with_origin(self.clone(), self.origin.clone())
     }
 
     pub(crate) fn maintenance(&self) -> MaintenanceClient<Connection> {
@@ -230,6 +235,11 @@ pub(crate) async fn leader_first(endpoints: &[String]) -> Result<Vec<String>, Er
         }
     }
     Ok(ordered)
+}
+
+/// Opens a connection to the leader.
+pub(crate) async fn open_leader(endpoints: &[String]) -> Result<Connection, Error> {
+    Connection::open(&leader_first(endpoints).await?[0]).await
 }
 
 /// Waits until each endpoint answers a put; tells how long that took.

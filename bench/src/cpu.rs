@@ -1,14 +1,16 @@
-//! What the operating system says about processes: CPU time, memory, disk, load.
+//! What the operating system says about processes: CPU time, memory, disk, load; and what it is told:
+//! to forget files that it holds in memory.
 //!
 //! CPU per operation is the figure that survives noise, so it is taken from `/proc/PID/stat`
 //! (user + system time, all threads, also those that ended) at both ends of the measured window.
 //! The kernel scales these two so that their sum is the precise run time, rounded to a tick of 10 ms.
 
-use std::fs;
+use std::fs::{self, File};
 use std::ops::Sub;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use rustix::fs::{Advice, fadvise};
 use serde::Serialize;
 
 /// Microseconds in a tick of `/proc`: the kernel's user-visible clock is 100 Hz on every
@@ -134,6 +136,36 @@ pub(crate) fn disk_mib(folder: &Path) -> f64 {
         .sum()
 }
 
+/// Bytes that processes wrote to disks, as far as they were not deleted before they got there.
+pub(crate) fn written_bytes(pids: &[u32]) -> u64 {
+    let of = |pid: &u32| {
+        let io = fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
+        io_field(&io, "write_bytes:").saturating_sub(io_field(&io, "cancelled_write_bytes:"))
+    };
+    pids.iter().map(of).sum()
+}
+
+fn io_field(io: &str, field: &str) -> u64 {
+    let rest = io.lines().find_map(|line| line.strip_prefix(field));
+    rest.and_then(|rest| rest.trim().parse().ok()).unwrap_or(0)
+}
+
+/// Drops what the system holds in memory of the files below `folder`, so that the next read of each
+/// goes to the disk. Pages that a process has mapped stay: to be called while nobody uses them.
+pub(crate) fn forget_files(folder: &Path) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for path in entries.flatten().map(|entry| entry.path()) {
+        if path.is_dir() {
+            forget_files(&path);
+        } else if let Ok(file) = File::open(&path) {
+            // Pages that are not on the disk yet would stay. What fails here leaves the file in
+            // memory, as it would be without a word from us.
+            drop(file.sync_all());
+            let _ = fadvise(&file, 0, None, Advice::DontNeed);
+        }
+    }
+}
+
 /// The kind of file system that holds `folder`, such as `ext4` or `tmpfs`.
 pub(crate) fn file_system(folder: &Path) -> String {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
@@ -163,6 +195,13 @@ mod tests {
     fn resting_time_is_idle_with_waiting_for_disks_and_apart_from_it_stolen() {
         let stat = "cpu  1 2 4 100 50 8 16 7 0 0\ncpu0 9 9 9";
         assert_eq!(resting_us(stat), (150 * TICK_US, 7 * TICK_US));
+    }
+
+    #[test]
+    fn fields_of_io_are_not_taken_for_each_other() {
+        let io = "wchar: 9\nwrite_bytes: 4096\ncancelled_write_bytes: 512\n";
+        assert_eq!(io_field(io, "write_bytes:"), 4096);
+        assert_eq!(io_field(io, "cancelled_write_bytes:"), 512);
     }
 
     #[test]

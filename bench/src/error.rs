@@ -20,6 +20,9 @@ pub(crate) enum Error {
     /// The command line asks for something impossible.
     #[error("{0}")]
     Usage(String),
+    /// Rows that could not be done; what went wrong was told when it did.
+    #[error("{} failed: {}", .0.len(), .0.join(", "))]
+    Rows(Vec<String>),
     /// A signal asked the program to end.
     #[error("interrupted; everything that was started is stopped")]
     Interrupted,

@@ -30,7 +30,7 @@ use tonic::Status;
 use crate::connection::{self, Connection};
 use crate::cpu::{self, CpuTimes, Memory};
 use crate::error::Error;
-use crate::mixes::{self, Kind, Mix};
+use crate::mixes::{self, Kind};
 use crate::report;
 
 /// How long requests may stay in flight after the window before they count as lost.
@@ -122,6 +122,19 @@ pub(crate) struct Shape {
 }
 
 impl Overrides {
+    /// Nothing but the times.
+    pub(crate) fn timed(seconds: f64, warmup: f64) -> Result<Overrides, Error> {
+        let overrides = Overrides { seconds, warmup, ..Overrides::default() };
+        overrides.check_times().map(|()| overrides)
+    }
+
+    fn check_times(&self) -> Result<(), Error> {
+        if self.seconds > 0.0 && self.warmup >= 0.0 {
+            return Ok(());
+        }
+        Err(Error::Usage("seconds must be above 0".to_owned()))
+    }
+
     /// The mix's shape with what the command line changed.
     pub(crate) fn shape(&self, usual: &Shape) -> Result<Shape, Error> {
         let clients = self.clients.unwrap_or(usual.clients);
@@ -141,16 +154,16 @@ impl Overrides {
         if shape.clients == 0 || shape.connections == 0 || shape.keys == 0 {
             return Err(Error::Usage("clients, connections and keys must be above 0".to_owned()));
         }
-        if shape.rate.is_some_and(|rate| rate <= 0.0) || self.seconds <= 0.0 || self.warmup < 0.0 {
-            return Err(Error::Usage("rate and seconds must be above 0".to_owned()));
+        if shape.rate.is_some_and(|rate| rate <= 0.0) {
+            return Err(Error::Usage("rate must be above 0".to_owned()));
         }
-        Ok(shape)
+        self.check_times().map(|()| shape)
     }
 
-    /// The client shares the cores with the servers, so it takes few threads: a second one keeps it
-    /// from being the limit, but costs a lone connection a hop between threads for each request.
-    pub(crate) fn threads(&self, shape: &Shape) -> usize {
-        self.threads.unwrap_or(if shape.connections == 1 { 1 } else { 2 }).max(1)
+    /// How the client drives a shape.
+    pub(crate) fn drive(&self, shape: &Shape) -> Drive {
+        let threads = self.threads.map_or(Drive::threads(shape), |threads| threads.max(1));
+        Drive { timing: self.timing(), threads }
     }
 
     pub(crate) fn timing(&self) -> Timing {
@@ -171,6 +184,25 @@ impl Overrides {
 pub(crate) struct Timing {
     pub(crate) warmup: Duration,
     pub(crate) measured: Duration,
+}
+
+/// How the client drives its clients.
+#[derive(Clone, Copy)]
+pub(crate) struct Drive {
+    pub(crate) timing: Timing,
+    pub(crate) threads: usize,
+}
+
+impl Drive {
+    pub(crate) fn new(shape: &Shape, timing: Timing) -> Drive {
+        Drive { timing, threads: Drive::threads(shape) }
+    }
+
+    /// The client shares the cores with the servers, so it takes few threads: a second one keeps it
+    /// from being the limit, but costs a lone connection a hop between threads for each request.
+    fn threads(shape: &Shape) -> usize {
+        if shape.connections == 1 { 1 } else { 2 }
+    }
 }
 
 /// The servers of a run.
@@ -214,30 +246,30 @@ pub(crate) async fn command(args: Args) -> Result<(), Error> {
     let mix = mixes::find(&args.mix)?;
     let shape = args.overrides.shape(&mix.shape)?;
     let target = Target { endpoints: args.endpoints, pids: args.pids };
-    let figures = measure(&mix, &shape, &args.overrides, target).await?;
+    let figures = measure(mix.kind, &shape, args.overrides.drive(&shape), target).await?;
     print!("{}", report::figures_text(&mix, &shape, &figures));
     if let Some(path) = &args.json {
-        report::append_json(path, &report::RunLine::of_load(&mix, &shape, &figures))?;
+        let line = report::LoadLine { mix: mix.name, shape: &shape, figures: &figures };
+        report::append_json(path, &line)?;
     }
     Ok(())
 }
 
-/// Prepares a mix, runs it, and tells what it took; on a runtime of its own, so that nothing of one
-/// run lives on into the next.
+/// Prepares a kind of traffic, runs it, and tells what it took; on a runtime of its own, so that
+/// nothing of one run lives on into the next.
 pub(crate) async fn measure(
-    mix: &Mix,
+    kind: Kind,
     shape: &Shape,
-    overrides: &Overrides,
+    drive: Drive,
     target: Target,
 ) -> Result<Figures, Error> {
-    let threads = overrides.threads(shape);
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(threads)
+        .worker_threads(drive.threads)
         .enable_all()
         .build()
         .expect("a runtime can be built");
     let runtime = OwnRuntime(Some(runtime));
-    let run = Box::pin(run(mix.kind, shape.clone(), overrides.timing(), target));
+    let run = Box::pin(run(kind, shape.clone(), drive.timing, target));
     runtime.spawn(run).await.unwrap_or_else(|crash| Err(Error::Usage(crash.to_string())))
 }
 

@@ -1,27 +1,35 @@
 //! The yardstick: how fast and how small, against what.
 //!
-//! Two commands:
+//! Three commands:
 //! * `load` sends one *mix* (a kind of traffic with its usual numbers of clients, connections and
 //!   bytes) to any endpoints that speak etcd's API, and tells throughput, latencies and what the
 //!   servers' processes paid in CPU and memory.
 //! * `compare` starts Atoll and etcd itself, in turns (A B A B ...), loads both with the same code,
 //!   and tells medians and the ratio of each pair of turns. Machines are shared and noisy: only
 //!   ratios of neighbours in time, and CPU per operation, mean much.
+//! * `yardstick` does that for the whole table of the yardstick, with its goals, and draws pictures.
 //!
 //! In reading order: [`mixes`] (what is sent), [`load`] (how it is driven and timed), [`connection`]
 //! (one HTTP/2 connection), [`cpu`] (what the system says about processes), [`servers`] (start, stop,
-//! restart), [`compare`] (turns), [`footprint`] (memory, disk and restart of a filled node),
-//! [`report`] (figures as text, JSON and Markdown).
+//! restart), [`sides`] (which two systems), [`trials`] (what a turn does), [`turns`] (A B A B),
+//! [`goals`] (what is asked), [`results`] (ratios and verdicts), [`report`] (text, JSON, Markdown),
+//! [`plots`] (SVG), [`compare`] and [`yardstick`] (the commands).
 
 mod compare;
 mod connection;
 mod cpu;
 mod error;
-mod footprint;
+mod goals;
 mod load;
 mod mixes;
+mod plots;
 mod report;
+mod results;
 mod servers;
+mod sides;
+mod trials;
+mod turns;
+mod yardstick;
 
 use std::process::ExitCode;
 
@@ -44,6 +52,15 @@ enum Command {
     Load(load::Args),
     /// Runs Atoll and etcd in turns and compares them.
     Compare(compare::Args),
+    /// Runs the whole table of the yardstick against Atoll and etcd, into a folder of tables and plots.
+    ///
+    /// Both run in turns, on fresh data, with default settings and fsync, on this machine. A turn of a
+    /// mix takes some seconds more than its window; `footprint`, `growth`, `overwrite-*` and `catch-up`
+    /// take minutes each and are done in fewer rounds. The rows that write more than etcd's default
+    /// quota of 2 GiB (`growth`, `overwrite-*`, `catch-up`) raise --quota-backend-bytes for both.
+    /// A row that fails is told and left out; the command then ends with a failure.
+    #[command(after_help = yardstick::EXAMPLES)]
+    Yardstick(yardstick::Args),
     /// Lists the mixes with their usual shapes.
     Mixes,
 }
@@ -76,6 +93,7 @@ async fn run(command: Command) -> Result<(), Error> {
     match command {
         Command::Load(args) => Box::pin(load::command(args)).await,
         Command::Compare(args) => Box::pin(compare::command(args)).await,
+        Command::Yardstick(args) => Box::pin(yardstick::command(args)).await,
         Command::Mixes => {
             print!("{}", report::mix_list(&mixes::all()));
             Ok(())

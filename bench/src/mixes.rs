@@ -5,6 +5,7 @@
 //! [`content`].
 
 use crate::error::Error;
+use crate::goals::{Against, Goal, Metric};
 use crate::load::{Session, Shape, Tally};
 
 pub(crate) mod content;
@@ -32,6 +33,8 @@ pub(crate) enum Kind {
     Get { serializable: bool },
     /// Linearizable reads of `span` neighbouring keys.
     Range,
+    /// The same, list after list instead of random ones.
+    Walk,
     /// Each client rewrites a key of its own if its revision is the one last seen; `reads_first`
     /// asks the server for that revision each time.
     CompareAndPut { reads_first: bool },
@@ -50,12 +53,13 @@ pub(crate) enum Kind {
 /// Runs a kind of traffic against prepared servers.
 pub(crate) async fn run(kind: Kind, session: &Session) -> Result<Tally, Error> {
     if session.shape.fill {
-        content::fill(&session.side, &session.shape).await?;
+        content::Filling::of(&session.shape).fill(&session.side, 0..session.shape.keys).await?;
     }
     match kind {
         Kind::Put => puts::run(session).await,
         Kind::Get { serializable } => gets::run_get(session, serializable).await,
         Kind::Range => gets::run_range(session).await,
+        Kind::Walk => gets::run_walk(session).await,
         Kind::CompareAndPut { reads_first } => txns::run_cas(session, reads_first).await,
         Kind::MixedTxn => txns::run_mixed(session).await,
         Kind::HalfTxn => txns::run_half(session).await,
@@ -71,44 +75,11 @@ pub(crate) fn find(name: &str) -> Result<Mix, Error> {
     all().into_iter().find(|mix| mix.name == name).ok_or_else(unknown)
 }
 
-// === Goals ===
-
-/// A figure of a run that is compared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Metric {
-    Cpu,
-    Rate,
-    P50,
-    P99,
-    PeakMemory,
-}
-
-/// What the yardstick asks of Atoll / etcd for one metric.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Goal {
-    pub(crate) metric: Metric,
-    /// The goal is for clusters of this size.
-    pub(crate) nodes: usize,
-    pub(crate) ratio: f64,
-}
-
-impl Goal {
-    /// Whether a ratio meets the goal: rates must be at least it, costs at most.
-    pub(crate) fn met(&self, ratio: f64) -> bool {
-        if self.is_floor() { ratio >= self.ratio } else { ratio <= self.ratio }
-    }
-
-    pub(crate) fn is_floor(&self) -> bool {
-        self.metric == Metric::Rate
-    }
-}
-
-fn goal(metric: Metric, ratio: f64) -> Goal {
-    Goal { metric, nodes: 3, ratio }
-}
-
 // === The table ===
 
+/// The mix whose servers are started again, without what their disks have in memory, between the
+/// filling and the window.
+pub(crate) const COLD: &str = "range-versions-cold";
 const KIB: usize = 1024;
 /// Bytes that the mixes with large values write in a window, at most: etcd's quota is 2 GiB.
 const LARGE_BYTES_MAX: usize = 1 << 30;
@@ -150,7 +121,7 @@ fn watched(connections: usize, rate: Option<f64>) -> Shape {
 pub(crate) fn all() -> Vec<Mix> {
     use Metric::{Cpu, P50, P99, PeakMemory, Rate};
     let mix = |name, about, kind, shape, goals: &[(Metric, f64)]| {
-        let goals = goals.iter().map(|&(metric, ratio)| goal(metric, ratio)).collect();
+        let goals = goals.iter().map(|&(metric, ratio)| Goal::ratio(metric, ratio).on(3)).collect();
         Mix { name, about, kind, shape, goals }
     };
     let get = Kind::Get { serializable: false };
@@ -204,6 +175,13 @@ pub(crate) fn all() -> Vec<Mix> {
             "the same, each key with 10 uncompacted versions",
             Kind::Range,
             Shape { versions: 10, ..filled(10, 10) },
+            &[],
+        ),
+        mix(
+            COLD,
+            "each list of the same once, right after a restart (not with load)",
+            Kind::Walk,
+            Shape { versions: 10, keys: 100_000, total: Some(100), ..filled(10, 10) },
             &[(Cpu, 0.7)],
         ),
         mix(
@@ -312,11 +290,16 @@ pub(crate) fn all() -> Vec<Mix> {
             &[(Cpu, 0.4), (Rate, 2.0)],
         ),
     ];
-    // The goals that the yardstick gives for one node.
-    for (name, ratio) in [("put", 0.35), ("put-100k", 0.4)] {
+    let mut add = |name: &str, goal: Goal| {
         let found = mixes.iter_mut().find(|mix| mix.name == name).expect("a mix of the table");
-        found.goals.push(Goal { metric: Cpu, nodes: 1, ratio });
-    }
+        found.goals.push(goal);
+    };
+    // The goals that the yardstick gives for one node.
+    add("put", Goal::ratio(Cpu, 0.35).on(1));
+    add("put-100k", Goal::ratio(Cpu, 0.4).on(1));
+    // Old versions shall not slow lists that are read again and again.
+    let against = Against::Own { row: "range", keys: None };
+    add("range-versions", Goal { against, ..Goal::ratio(Cpu, 1.5) });
     mixes
 }
 
@@ -331,11 +314,5 @@ mod tests {
         let mixes = all();
         let names: HashSet<_> = mixes.iter().map(|mix| mix.name).collect();
         assert_eq!(names.len(), mixes.len());
-    }
-
-    #[test]
-    fn rates_are_floors_and_costs_are_ceilings() {
-        assert!(goal(Metric::Rate, 2.0).met(2.5) && !goal(Metric::Rate, 2.0).met(1.5));
-        assert!(goal(Metric::Cpu, 0.3).met(0.2) && !goal(Metric::Cpu, 0.3).met(0.4));
     }
 }

@@ -1,4 +1,4 @@
-//! Figures as text, JSON lines and Markdown; medians and ratios.
+//! Figures as text, JSON lines and Markdown.
 
 use std::fmt::Write as _;
 use std::fs::{self, OpenOptions};
@@ -7,78 +7,73 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use crate::cpu;
 use crate::error::Error;
-use crate::footprint::Footprint;
-use crate::load::{Figures, Shape};
+use crate::goals::{Verdict, count};
+use crate::load::{Figures, Shape, Timing};
 use crate::mixes::Mix;
+use crate::results::{Comparison, Failure, Results, median};
+use crate::servers::System;
+use crate::sides::Sides;
+use crate::trials::{Measured, Window};
 
-/// Every single run, one a line.
+/// Every single turn, one a line.
 pub(crate) const RUNS_FILE: &str = "runs.jsonl";
-const RESULTS_FILE: &str = "compare.jsonl";
-const TABLE_FILE: &str = "compare.md";
+/// Sizes of disks over time, one turn a line.
+const DISK_FILE: &str = "disk.jsonl";
+/// Names of results, without their endings.
+pub(crate) const COMPARE: &str = "compare";
+pub(crate) const YARDSTICK: &str = "yardstick";
 
 // === One run ===
 
-/// A run as a line of JSON.
+/// A `bench load` as a line of JSON.
 #[derive(Serialize)]
-pub(crate) struct RunLine<'a> {
+pub(crate) struct LoadLine<'a> {
     pub(crate) mix: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) system: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) round: Option<usize>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) nodes: Option<usize>,
     pub(crate) shape: &'a Shape,
     #[serde(flatten)]
-    pub(crate) figures: Option<&'a Figures>,
-    #[serde(flatten)]
-    pub(crate) footprint: Option<&'a Footprint>,
+    pub(crate) figures: &'a Figures,
 }
 
-impl<'a> RunLine<'a> {
-    /// The line of a `bench load`, which knows no system.
-    pub(crate) fn of_load(mix: &'a Mix, shape: &'a Shape, figures: &'a Figures) -> RunLine<'a> {
-        RunLine {
-            mix: mix.name,
-            system: None,
-            round: None,
-            nodes: None,
-            shape,
-            figures: Some(figures),
-            footprint: None,
+/// A turn in a line per window, or in one of its figures, to watch a comparison.
+pub(crate) fn turn_text(
+    row: &str,
+    nodes: usize,
+    round: usize,
+    label: &str,
+    measured: &Measured,
+) -> String {
+    let mut text = String::new();
+    for Window { row, shape, figures: f } in &measured.windows {
+        let _ = write!(
+            text,
+            "{row:<19} x{nodes} {round} {label:<14} {:>9} ops/s  cpu {:>7} us/op  p50 {:>7}  \
+             p99 {:>7}  max {:>7} ms  client {:>5} us/op  others {:.2} cores  {} keys",
+            short(f.ops_per_s),
+            short(f.server_cpu_us_per_op.unwrap_or(0.0)),
+            short(f.p50_ms),
+            short(f.p99_ms),
+            short(f.max_ms),
+            short(f.client_cpu_us_per_op),
+            f.other_cores,
+            count(shape.keys),
+        );
+        if f.errors > 0 {
+            let _ = write!(text, "  {} ERRORS", f.errors);
         }
+        text.push('\n');
     }
-
-    /// The run in one line, to watch a comparison.
-    pub(crate) fn short_text(&self) -> String {
-        let (round, system) = (self.round.unwrap_or(0), self.system.unwrap_or_default());
-        let mut text = format!("{:<17} {round} {system:<14}", self.mix);
-        if let Some(f) = self.figures {
-            let cpu = f.server_cpu_us_per_op.unwrap_or(0.0);
-            let _ = write!(
-                text,
-                " {:>9} ops/s  cpu {:>7} us/op  p50 {:>7}  p99 {:>7}  max {:>7} ms  client {:>5} us/op  \
-                 others {:.2} cores",
-                short(f.ops_per_s),
-                short(cpu),
-                short(f.p50_ms),
-                short(f.p99_ms),
-                short(f.max_ms),
-                short(f.client_cpu_us_per_op),
-                f.other_cores,
-            );
-            if f.errors > 0 {
-                let _ = write!(text, "  {} ERRORS", f.errors);
-            }
+    // A plain mix has said everything; what came of several steps has not.
+    if measured.windows.len() != 1 || !measured.disk.is_empty() {
+        let _ = write!(text, "{row:<19} x{nodes} {round} {label:<14}");
+        for value in measured.values.iter().filter(|value| value.row == row) {
+            let at = value.keys.map(|keys| format!("@{}", count(keys))).unwrap_or_default();
+            let _ = write!(text, " {}{at} {}", value.metric.name(), short(value.value));
         }
-        if let Some(footprint) = self.footprint {
-            for (name, value, _) in footprint.figures() {
-                let _ = write!(text, " {name} {}", short(value));
-            }
-        }
-        text
+        text.push('\n');
     }
+    text
 }
 
 /// A run for people.
@@ -156,7 +151,7 @@ pub(crate) fn mix_list(mixes: &[Mix]) -> String {
     }
     let _ = writeln!(
         text,
-        "{:<17} memory, disk and restart of a filled node (compare only)",
+        "{:<17} memory, disk and restart of a filled node (not with load)",
         "footprint"
     );
     text
@@ -164,137 +159,164 @@ pub(crate) fn mix_list(mixes: &[Mix]) -> String {
 
 // === Comparisons ===
 
-/// One figure of two systems over all rounds.
-#[derive(Clone, Debug, Serialize)]
-pub(crate) struct Comparison {
-    pub(crate) mix: String,
-    pub(crate) metric: &'static str,
-    pub(crate) nodes: usize,
-    /// Median of the first system, which is Atoll unless this is a control.
-    pub(crate) atoll: f64,
-    /// Median of the second system.
-    pub(crate) peer: f64,
-    /// Median, least and greatest of the rounds' ratios, first / second.
-    pub(crate) ratio: f64,
-    pub(crate) ratio_min: f64,
-    pub(crate) ratio_max: f64,
-    pub(crate) rounds: usize,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    goal: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    goal_met: Option<bool>,
+/// Under what a comparison was made.
+pub(crate) struct Surroundings {
+    labels: [String; 2],
+    /// What the programs say of their versions.
+    programs: [String; 2],
+    nodes: Vec<usize>,
+    rounds: usize,
+    seconds: f64,
+    file_system: String,
+    /// What else is to be known, a sentence each.
+    pub(crate) notes: Vec<String>,
 }
 
-impl Comparison {
-    /// Compares the pairs (first system, second system) of the rounds, of which there is at least one.
+impl Surroundings {
     pub(crate) fn new(
-        mix: &str,
-        metric: &'static str,
-        nodes: usize,
-        pairs: impl Iterator<Item = (f64, f64)>,
-    ) -> Comparison {
-        let (first, second): (Vec<f64>, Vec<f64>) = pairs.unzip();
-        // Two zeros are alike (idle CPU below a tick).
-        let ratio = |(&a, &b): (&f64, &f64)| if a == b { 1.0 } else { a / b };
-        let ratios: Vec<f64> = first.iter().zip(&second).map(ratio).collect();
-        Comparison {
-            mix: mix.to_owned(),
-            metric,
-            nodes,
-            atoll: median(&first),
-            peer: median(&second),
-            ratio: median(&ratios),
-            ratio_min: ratios.iter().copied().fold(f64::INFINITY, f64::min),
-            ratio_max: ratios.iter().copied().fold(f64::NEG_INFINITY, f64::max),
-            rounds: ratios.len(),
-            goal: None,
-            goal_met: None,
+        sides: &Sides,
+        nodes: &[usize],
+        rounds: usize,
+        timing: Timing,
+    ) -> Surroundings {
+        Surroundings {
+            labels: sides.systems.each_ref().map(|system| system.label.clone()),
+            programs: sides.systems.each_ref().map(System::version),
+            nodes: nodes.to_vec(),
+            rounds,
+            seconds: timing.measured.as_secs_f64(),
+            file_system: sides.file_system.clone(),
+            notes: Vec::new(),
         }
     }
 
-    pub(crate) fn set_goal(&mut self, ratio: f64, met: bool, sign: &str) {
-        self.goal = Some(format!("{sign} {ratio}"));
-        self.goal_met = Some(met);
+    /// The names of the two sides.
+    pub(crate) fn labels(&self) -> [&str; 2] {
+        self.labels.each_ref().map(String::as_str)
     }
 
-    pub(crate) fn clear_goal(&mut self) {
-        (self.goal, self.goal_met) = (None, None);
-    }
-}
-
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let middle = sorted.len() / 2;
-    match sorted.len() {
-        0 => f64::NAN,
-        n if n % 2 == 1 => sorted[middle],
-        _ => f64::midpoint(sorted[middle - 1], sorted[middle]),
+    /// For a picture's heading.
+    pub(crate) fn in_short(&self) -> String {
+        let seconds = self.seconds;
+        format!("median (least - greatest) of the rounds, windows of {seconds} s")
     }
 }
 
-/// Under what a comparison was made.
-pub(crate) struct Surroundings {
-    pub(crate) labels: [String; 2],
-    pub(crate) programs: [String; 2],
-    pub(crate) nodes: usize,
-    pub(crate) rounds: usize,
-    pub(crate) seconds: f64,
-    pub(crate) file_system: String,
-    pub(crate) cores: usize,
-}
-
-/// The whole comparison for people.
-pub(crate) fn markdown(
-    around: &Surroundings,
-    noise: &[(&str, &Vec<f64>)],
-    comparisons: &[Comparison],
-) -> String {
-    let [first, second] = &around.labels;
-    let mut text = format!("# {first} / {second}, {} node(s)\n\n", around.nodes);
+/// The whole comparison for people: one table for each size of cluster.
+pub(crate) fn markdown(around: &Surroundings, results: &Results) -> String {
+    let [first, second] = around.labels();
+    let mut text = format!("# {first} / {second}\n\n");
     let _ = writeln!(
         text,
         "Medians of {} rounds in turns, windows of {} s; ratio = {first} / {second} of each round: \
-         median (least - greatest).\n{} cores, data on {}; {first} = `{}`, {second} = `{}`.",
+         median (least - greatest).\nCPU and memory are of all servers together. {} cores, data on \
+         {}; {first} = `{}`, {second} = `{}`.",
         around.rounds,
         around.seconds,
-        around.cores,
+        cpu::cores(),
         around.file_system,
         around.programs[0],
         around.programs[1],
     );
+    for note in &around.notes {
+        let _ = writeln!(text, "{note}");
+    }
+    let noise = [
+        ("load average before a turn", &results.load_averages),
+        ("cores used by others", &results.other_cores),
+    ];
     for (what, values) in noise {
         let greatest = values.iter().copied().fold(0.0, f64::max);
         if !values.is_empty() {
             let _ = writeln!(text, "Median {what}: {:.2}, greatest {greatest:.2}.", median(values));
         }
     }
-    let _ = writeln!(
-        text,
-        "\n| mix | metric | {first} | {second} | ratio | goal |\n|---|---|---|---|---|---|"
+    text.push_str(&score(&results.comparisons));
+    for &nodes in &around.nodes {
+        let of_nodes = results.comparisons.iter().filter(|c| c.nodes == nodes);
+        text.push_str(&table(around, nodes, &of_nodes.collect::<Vec<_>>()));
+    }
+    for Failure { row, nodes, reason } in &results.failures {
+        let _ = writeln!(text, "\n* {row}, {nodes} node(s) **failed**: {reason}");
+    }
+    for error in &results.errors {
+        let _ = writeln!(text, "\n* {error}");
+    }
+    text
+}
+
+/// All goals in one table, for who wants to know only that.
+fn score(comparisons: &[Comparison]) -> String {
+    let judged: Vec<(&Comparison, &Verdict)> =
+        comparisons.iter().filter_map(|c| Some((c, c.verdict.as_ref()?))).collect();
+    if judged.is_empty() {
+        return String::new();
+    }
+    let of = |met: Option<bool>| judged.iter().filter(|(_, verdict)| verdict.met() == met).count();
+    let mut text = format!(
+        "\n## Goals\n\n{} met, {} missed, {} not judged (what they are against was not measured).\n\n\
+         | row | nodes | metric | goal | |\n|---|---|---|---|---|\n",
+        of(Some(true)),
+        of(Some(false)),
+        of(None)
     );
-    for c in comparisons {
-        let goal = match (&c.goal, c.goal_met) {
-            (Some(goal), Some(met)) => format!("{goal} {}", if met { "met" } else { "**missed**" }),
-            _ => String::new(),
-        };
+    for (c, verdict) in judged {
         let _ = writeln!(
             text,
-            "| {} | {} | {} | {} | {:.2} ({:.2} - {:.2}) | {goal} |",
-            c.mix,
-            c.metric,
-            short(c.atoll),
-            short(c.peer),
-            c.ratio,
-            c.ratio_min,
-            c.ratio_max
+            "| {} | {} | {} | {} | {} |",
+            row_text(c),
+            c.nodes,
+            c.metric.name(),
+            verdict.text,
+            verdict_text(verdict)
         );
     }
     text
 }
 
+fn row_text(c: &Comparison) -> String {
+    let at = c.keys.map(|keys| format!(" at {} keys", count(keys))).unwrap_or_default();
+    format!("{}{at}", c.row)
+}
+
+fn table(around: &Surroundings, nodes: usize, comparisons: &[&Comparison]) -> String {
+    if comparisons.is_empty() {
+        return String::new();
+    }
+    let [first, second] = around.labels();
+    let plural = if nodes == 1 { "" } else { "s" };
+    let mut text = format!(
+        "\n## {nodes} node{plural}\n\n| row | metric | {first} | {second} | ratio | goal | |\n\
+         |---|---|---|---|---|---|---|\n"
+    );
+    for c in comparisons {
+        let peer = c.peer.map_or("-".to_owned(), short);
+        let ratio = c.ratio.map_or("-".to_owned(), |ratio| {
+            format!("{} ({} - {})", short(ratio.median), short(ratio.min), short(ratio.max))
+        });
+        let goal = c.verdict.as_ref().map(|verdict| verdict.text.as_str()).unwrap_or_default();
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} | {peer} | {ratio} | {goal} | {} |",
+            row_text(c),
+            c.metric.name(),
+            short(c.atoll),
+            c.verdict.as_ref().map(verdict_text).unwrap_or_default(),
+        );
+    }
+    text
+}
+
+fn verdict_text(verdict: &Verdict) -> String {
+    match (verdict.met(), verdict.value) {
+        (Some(true), Some(value)) => format!("met ({})", short(value)),
+        (Some(false), Some(value)) => format!("**missed** ({})", short(value)),
+        _ => "not judged".to_owned(),
+    }
+}
+
 /// A number with three figures that matter.
-fn short(value: f64) -> String {
+pub(crate) fn short(value: f64) -> String {
     match value.abs() {
         v if v >= 99.95 => format!("{value:.0}"),
         v if v >= 9.995 => format!("{value:.1}"),
@@ -308,20 +330,27 @@ fn short(value: f64) -> String {
 /// Makes the folder and removes an earlier comparison's runs.
 pub(crate) fn clear(folder: &Path) -> Result<(), Error> {
     fs::create_dir_all(folder).map_err(Error::file("make folder", folder))?;
-    let runs = folder.join(RUNS_FILE);
-    fs::write(&runs, "").map_err(Error::file("write", runs))
+    write(folder, RUNS_FILE, "")
 }
 
+/// Rewrites the table and its lines, so that what is done survives whatever comes next.
 pub(crate) fn write_results(
     folder: &Path,
-    markdown: &str,
-    comparisons: &[Comparison],
+    name: &str,
+    around: &Surroundings,
+    results: &Results,
 ) -> Result<(), Error> {
-    let table = folder.join(TABLE_FILE);
-    fs::write(&table, markdown).map_err(Error::file("write", table))?;
-    let lines = comparisons.iter().fold(String::new(), |text, c| text + &json_line(c));
-    let results = folder.join(RESULTS_FILE);
-    fs::write(&results, lines).map_err(Error::file("write", results))
+    write(folder, &format!("{name}.md"), &markdown(around, results))?;
+    write(folder, &format!("{name}.jsonl"), &json_lines(&results.comparisons))?;
+    if results.disk_runs.is_empty() {
+        return Ok(());
+    }
+    write(folder, DISK_FILE, &json_lines(&results.disk_runs))
+}
+
+pub(crate) fn write(folder: &Path, name: &str, text: &str) -> Result<(), Error> {
+    let path = folder.join(name);
+    fs::write(&path, text).map_err(Error::file("write", path))
 }
 
 /// Appends one line to a file, which is made if need be.
@@ -331,6 +360,10 @@ pub(crate) fn append_json(path: &Path, line: &impl Serialize) -> Result<(), Erro
         .map_err(Error::file("write", path))
 }
 
+fn json_lines(values: &[impl Serialize]) -> String {
+    values.iter().fold(String::new(), |text, value| text + &json_line(value))
+}
+
 fn json_line(value: &impl Serialize) -> String {
     serde_json::to_string(value).expect("our own structs are valid JSON") + "\n"
 }
@@ -338,14 +371,80 @@ fn json_line(value: &impl Serialize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::goals::{Cell, Goal, Metric};
+    use crate::results::Ratio;
+
+    fn around() -> Surroundings {
+        Surroundings {
+            labels: ["atoll", "etcd"].map(str::to_owned),
+            programs: ["a", "e"].map(str::to_owned),
+            nodes: vec![1, 3],
+            rounds: 5,
+            seconds: 2.0,
+            file_system: "ext4".to_owned(),
+            notes: vec!["A note.".to_owned()],
+        }
+    }
+
+    fn comparison(nodes: usize, ratio: f64, goal: Option<Goal>) -> Comparison {
+        let cell = Cell { row: "put", keys: None, metric: Metric::Cpu, nodes };
+        Comparison {
+            row: "put".to_owned(),
+            keys: None,
+            metric: Metric::Cpu,
+            nodes,
+            atoll: 10.0 * ratio,
+            peer: Some(10.0),
+            ratio: Some(Ratio { median: ratio, min: ratio / 2.0, max: ratio * 2.0 }),
+            rounds: 5,
+            verdict: goal.map(|goal| goal.judge(&cell, 10.0 * ratio, Some(ratio), |_| None)),
+        }
+    }
 
     #[test]
-    fn ratios_are_taken_pair_by_pair() {
-        // The medians' ratio would be 1.
-        let pairs = [(1.0, 2.0), (2.0, 4.0), (4.0, 1.0)];
-        let c = Comparison::new("put", "cpu_us_per_op", 3, pairs.into_iter());
-        assert_eq!((c.atoll, c.peer, c.rounds), (2.0, 2.0, 3));
-        assert_eq!((c.ratio, c.ratio_min, c.ratio_max), (0.5, 0.5, 4.0));
+    fn a_table_tells_figures_ratio_goal_and_verdict() {
+        let goal = Goal::ratio(Metric::Cpu, 0.25);
+        let comparisons = vec![comparison(1, 2.0, None), comparison(3, 0.5, Some(goal))];
+        let results = Results { comparisons, ..Results::default() };
+        let text = markdown(&around(), &results);
+        assert!(text.contains("| put | cpu_us_per_op | 20.0 | 10.0 | 2.00 (1.00 - 4.00) |  |  |"));
+        let judged = "| 5.00 | 10.0 | 0.500 (0.250 - 1.00) | <= 0.25 | **missed** (0.500) |";
+        assert!(text.contains(judged), "{text}");
+        assert!(text.contains("## 1 node\n") && text.contains("## 3 nodes\n"));
+        assert!(text.contains("0 met, 1 missed, 0 not judged") && text.contains("A note."));
+        assert!(text.contains("| put | 3 | cpu_us_per_op | <= 0.25 | **missed** (0.500) |"));
+    }
+
+    #[test]
+    fn a_figure_without_a_peer_has_dashes_and_its_keys() {
+        let mut alone = comparison(1, 1.0, None);
+        (alone.peer, alone.ratio, alone.keys) = (None, None, Some(10_000_000));
+        let text = table(&around(), 1, &[&alone]);
+        assert!(
+            text.contains("| put at 10M keys | cpu_us_per_op | 10.0 | - | - |  |  |"),
+            "{text}"
+        );
+        assert_eq!(
+            json_line(&alone),
+            "{\"row\":\"put\",\"keys\":10000000,\"metric\":\"cpu_us_per_op\",\"nodes\":1,\
+             \"atoll\":10.0,\"peer\":null,\"rounds\":5}\n"
+        );
+    }
+
+    #[test]
+    fn a_line_has_the_goal_and_whether_it_was_met() {
+        let line = json_line(&comparison(3, 0.5, Some(Goal::ratio(Metric::Cpu, 0.5))));
+        assert!(line.contains("\"ratio\":0.5,\"ratio_min\":0.25,\"ratio_max\":1.0"), "{line}");
+        assert!(line.contains("\"goal\":\"<= 0.5\",\"reached\":0.5,\"goal_met\":true"), "{line}");
+    }
+
+    #[test]
+    fn failures_are_told() {
+        let failure =
+            Failure { row: "get".to_owned(), nodes: 3, reason: "it would not start".to_owned() };
+        let results = Results { failures: vec![failure], ..Results::default() };
+        let text = markdown(&around(), &results);
+        assert!(text.contains("get, 3 node(s) **failed**: it would not start"));
     }
 
     #[test]

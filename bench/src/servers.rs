@@ -1,8 +1,9 @@
 //! Starts, restarts and stops the servers that are compared.
 //!
-//! A [`Cluster`] is one node or three on loopback, with free ports, default settings, and fresh data
-//! folders below one root that goes away with it. Dropping it kills the processes at once and waits
-//! for their end, so neither an error nor an interrupt leaves anything behind.
+//! A [`Cluster`] is one node or three on loopback, with free ports, default settings (but for a larger
+//! quota where a test writes more than the default lets in), and fresh data folders below one root that
+//! goes away with it. Dropping it kills the processes at once and waits for their end, so neither an
+//! error nor an interrupt leaves anything behind.
 
 use std::fs::{self, File};
 use std::net::TcpListener;
@@ -18,8 +19,9 @@ use crate::error::Error;
 
 /// Both systems write this when they take requests.
 const READY_LINE: &str = "ready to serve client requests";
-const START_LIMIT: Duration = Duration::from_secs(60);
-const STOP_LIMIT: Duration = Duration::from_secs(20);
+/// With millions of keys a start takes a minute on some systems; one that fails ends by itself.
+const START_LIMIT: Duration = Duration::from_secs(300);
+const STOP_LIMIT: Duration = Duration::from_secs(60);
 /// A free port may be taken by somebody else before the server gets it.
 const START_ATTEMPTS: usize = 3;
 const LOG_TAIL_LINES: usize = 15;
@@ -32,15 +34,33 @@ pub(crate) struct System {
     pub(crate) program: PathBuf,
 }
 
+impl System {
+    /// The first line that the program says of its version.
+    pub(crate) fn version(&self) -> String {
+        let said = Command::new(&self.program).arg("--version").output();
+        let said = said.map(|said| said.stdout).unwrap_or_default();
+        String::from_utf8_lossy(&said).lines().next().unwrap_or("unknown").to_owned()
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Atoll,
     Etcd,
 }
 
+/// What is not a default.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Settings {
+    /// The flag `--quota-backend-bytes`, the same for both systems.
+    pub(crate) quota_bytes: Option<u64>,
+}
+
 /// Running servers.
 pub(crate) struct Cluster {
     nodes: Vec<Node>,
+    system: System,
+    settings: Settings,
     root: PathBuf,
 }
 
@@ -49,6 +69,7 @@ struct Node {
     command: Vec<String>,
     program: PathBuf,
     client_url: String,
+    peer_url: String,
     data: PathBuf,
     log: PathBuf,
     child: Option<Child>,
@@ -59,12 +80,13 @@ impl Cluster {
     /// when each said that it is ready and has answered a put.
     pub(crate) async fn start(
         system: &System,
+        settings: Settings,
         count: usize,
         root: &Path,
     ) -> Result<Cluster, Error> {
         let mut attempt = 1;
         loop {
-            let mut cluster = Cluster::lay_out(system, count, root)?;
+            let mut cluster = Cluster::lay_out(system, settings, count, root)?;
             match cluster.run().await {
                 Ok(_) => return Ok(cluster),
                 Err(error) if attempt == START_ATTEMPTS => return Err(error),
@@ -74,36 +96,40 @@ impl Cluster {
         }
     }
 
-    fn lay_out(system: &System, count: usize, root: &Path) -> Result<Cluster, Error> {
+    fn lay_out(
+        system: &System,
+        settings: Settings,
+        count: usize,
+        root: &Path,
+    ) -> Result<Cluster, Error> {
         fs::create_dir_all(root).map_err(Error::file("make folder", root))?;
-        let ports = free_ports(2 * count).map_err(Error::file("find free ports for", root))?;
-        let url = |port: u16| format!("http://127.0.0.1:{port}");
-        let (client_ports, peer_ports) = ports.split_at(count);
+        let mut cluster =
+            Cluster { nodes: Vec::new(), system: system.clone(), settings, root: root.to_owned() };
+        let urls = free_urls(2 * count).map_err(Error::file("find free ports for", root))?;
+        let (client_urls, peer_urls) = urls.split_at(count);
         let names: Vec<String> = (1..=count).map(|n| format!("n{n}")).collect();
-        let members: Vec<String> = names
-            .iter()
-            .zip(peer_ports)
-            .map(|(name, &port)| format!("{name}={}", url(port)))
-            .collect();
-        let nodes = names.iter().zip(client_ports).zip(peer_ports);
-        let nodes = nodes.map(|((name, &client_port), &peer_port)| {
-            let data = root.join(name);
-            let client_url = url(client_port);
-            let command = arguments(
-                system.kind,
-                &Place {
-                    name,
-                    data: &data,
-                    client_url: &client_url,
-                    peer_url: &url(peer_port),
-                    members: &members,
-                },
-            );
-            let log = root.join(format!("{name}.log"));
-            let program = system.program.clone();
-            Node { name: name.clone(), command, program, client_url, data, log, child: None }
-        });
-        Ok(Cluster { nodes: nodes.collect(), root: root.to_owned() })
+        let members: Vec<String> =
+            names.iter().zip(peer_urls).map(|(name, url)| format!("{name}={url}")).collect();
+        for ((name, client_url), peer_url) in names.iter().zip(client_urls).zip(peer_urls) {
+            let node = cluster.node(name, client_url, peer_url, &members);
+            cluster.nodes.push(node);
+        }
+        Ok(cluster)
+    }
+
+    fn node(&self, name: &str, client_url: &str, peer_url: &str, members: &[String]) -> Node {
+        let data = self.root.join(name);
+        let place = Place { name, data: &data, client_url, peer_url, members };
+        Node {
+            name: name.to_owned(),
+            command: arguments(self.system.kind, self.settings, &place),
+            program: self.system.program.clone(),
+            client_url: client_url.to_owned(),
+            peer_url: peer_url.to_owned(),
+            log: self.root.join(format!("{name}.log")),
+            data,
+            child: None,
+        }
     }
 
     /// Starts all processes; tells how long it took until each answered a put.
@@ -125,13 +151,60 @@ impl Cluster {
     /// Ends all processes in an orderly way and starts them again on their data; tells how long it
     /// took from the start until each answered a put.
     pub(crate) async fn restart(&mut self) -> Result<Duration, Error> {
+        self.stop().await?;
+        self.run().await
+    }
+
+    /// The same, with nothing of their data in the system's memory.
+    pub(crate) async fn restart_cold(&mut self) -> Result<Duration, Error> {
+        self.stop().await?;
+        for node in &self.nodes {
+            cpu::forget_files(&node.data);
+        }
+        self.run().await
+    }
+
+    async fn stop(&mut self) -> Result<(), Error> {
         for node in &self.nodes {
             node.signal(Signal::TERM);
         }
         for node in &mut self.nodes {
             node.wait_end().await?;
         }
-        self.run().await
+        Ok(())
+    }
+
+    /// Kills the node at a client URL and deletes its data, for good: the others must be told.
+    pub(crate) fn lose(&mut self, client_url: &str) {
+        let Some(at) = self.nodes.iter().position(|node| node.client_url == client_url) else {
+            return;
+        };
+        let mut node = self.nodes.remove(at);
+        node.kill();
+        // What stays of it only takes space until the cluster goes.
+        drop(fs::remove_dir_all(&node.data));
+    }
+
+    /// A node that is not there yet: its name and its URL for the other nodes, which must have been
+    /// told of it before [`Cluster::join`].
+    pub(crate) fn newcomer(&self) -> Result<Newcomer, Error> {
+        let urls = free_urls(2).map_err(Error::file("find free ports for", &self.root))?;
+        let [client_url, peer_url] = <[String; 2]>::try_from(urls).expect("as many as asked for");
+        Ok(Newcomer { name: "newcomer".to_owned(), client_url, peer_url })
+    }
+
+    /// Starts a node that knows the others; does not wait for it.
+    pub(crate) fn join(&mut self, newcomer: &Newcomer) -> Result<(), Error> {
+        let named = |name: &str, url: &str| format!("{name}={url}");
+        let mut members: Vec<String> =
+            self.nodes.iter().map(|node| named(&node.name, &node.peer_url)).collect();
+        members.push(named(&newcomer.name, &newcomer.peer_url));
+        let mut node =
+            self.node(&newcomer.name, &newcomer.client_url, &newcomer.peer_url, &members);
+        node.command.extend(["--initial-cluster-state".to_owned(), "existing".to_owned()]);
+        node.spawn()?;
+        self.nodes.push(node);
+        Ok(())
     }
 
     pub(crate) fn endpoints(&self) -> Vec<String> {
@@ -140,6 +213,15 @@ impl Cluster {
 
     pub(crate) fn pids(&self) -> Vec<u32> {
         self.nodes.iter().filter_map(|node| node.child.as_ref().map(Child::id)).collect()
+    }
+
+    pub(crate) fn kind(&self) -> Kind {
+        self.system.kind
+    }
+
+    /// Nodes of this cluster.
+    pub(crate) fn nodes(&self) -> usize {
+        self.nodes.len()
     }
 
     /// Space of all data folders.
@@ -240,6 +322,13 @@ impl Node {
 
 // === Command lines ===
 
+/// A node that shall join.
+pub(crate) struct Newcomer {
+    name: String,
+    client_url: String,
+    pub(crate) peer_url: String,
+}
+
 struct Place<'a> {
     name: &'a str,
     data: &'a Path,
@@ -248,8 +337,8 @@ struct Place<'a> {
     members: &'a [String],
 }
 
-/// The arguments of one node: nothing but where it lives and whom it knows.
-fn arguments(kind: Kind, place: &Place<'_>) -> Vec<String> {
+/// The arguments of one node: where it lives, whom it knows, and what is not a default.
+fn arguments(kind: Kind, settings: Settings, place: &Place<'_>) -> Vec<String> {
     let data = place.data.to_string_lossy();
     let members = place.members.join(",");
     let here = ["--data-dir", &data, "--listen-client-urls", place.client_url];
@@ -270,14 +359,20 @@ fn arguments(kind: Kind, place: &Place<'_>) -> Vec<String> {
         (Kind::Atoll, 1) => [&["dev"], &here[..]].concat(),
         (Kind::Atoll, _) => [&["start"], &here[..], &known[..]].concat(),
     };
-    words.into_iter().map(str::to_owned).collect()
+    let mut words: Vec<String> = words.into_iter().map(str::to_owned).collect();
+    if let Some(bytes) = settings.quota_bytes {
+        words.extend(["--quota-backend-bytes".to_owned(), bytes.to_string()]);
+    }
+    words
 }
 
-/// Ports that nobody listened on a moment ago, all different.
-fn free_ports(count: usize) -> std::io::Result<Vec<u16>> {
+/// URLs of ports that nobody listened on a moment ago, all different.
+fn free_urls(count: usize) -> std::io::Result<Vec<String>> {
     let listeners: Result<Vec<_>, _> =
         (0..count).map(|_| TcpListener::bind(("127.0.0.1", 0))).collect();
-    listeners?.iter().map(|listener| Ok(listener.local_addr()?.port())).collect()
+    let url =
+        |listener: &TcpListener| Ok(format!("http://127.0.0.1:{}", listener.local_addr()?.port()));
+    listeners?.iter().map(url).collect()
 }
 
 #[cfg(test)]
@@ -286,7 +381,8 @@ mod tests {
 
     fn words(kind: Kind, members: &[String]) -> Vec<String> {
         let data = Path::new("/d");
-        arguments(kind, &Place { name: "n1", data, client_url: "c", peer_url: "p", members })
+        let place = Place { name: "n1", data, client_url: "c", peer_url: "p", members };
+        arguments(kind, Settings::default(), &place)
     }
 
     #[test]
@@ -301,10 +397,22 @@ mod tests {
     }
 
     #[test]
-    fn free_ports_differ() {
-        let mut ports = free_ports(6).expect("loopback has free ports");
-        ports.sort_unstable();
-        ports.dedup();
-        assert_eq!(ports.len(), 6);
+    fn a_quota_is_told_to_both_in_the_same_words() {
+        let (settings, members) = (Settings { quota_bytes: Some(9) }, ["n1=p".to_owned()]);
+        for kind in [Kind::Atoll, Kind::Etcd] {
+            let data = Path::new("/d");
+            let place =
+                Place { name: "n1", data, client_url: "c", peer_url: "p", members: &members };
+            let words = arguments(kind, settings, &place);
+            assert_eq!(words[words.len() - 2..], ["--quota-backend-bytes", "9"]);
+        }
+    }
+
+    #[test]
+    fn free_urls_differ() {
+        let mut urls = free_urls(6).expect("loopback has free ports");
+        urls.sort_unstable();
+        urls.dedup();
+        assert_eq!(urls.len(), 6);
     }
 }

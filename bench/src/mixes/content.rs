@@ -15,9 +15,9 @@ use crate::error::Error;
 use crate::load::Shape;
 
 /// Puts of one filling transaction (etcd allows 128) and their bytes, at most.
-const FILL_PUTS_MAX: u64 = 100;
+const FILL_PUTS_MAX: u64 = 128;
 const FILL_BYTES_MAX: u64 = 512 * 1024;
-const FILL_IN_FLIGHT: usize = 8;
+const FILL_IN_FLIGHT: usize = 16;
 /// Length of the buffer that values are cut from, beyond the length of a value: it shall stay in the
 /// cache of a core.
 const POOL_BYTES: usize = 1 << 20;
@@ -74,24 +74,50 @@ impl Values {
     }
 }
 
-/// Writes every key of the shape, in order, `versions` times over.
-pub(crate) async fn fill(connection: &Connection, shape: &Shape) -> Result<(), Error> {
-    let values = Values::new(shape.value_bytes);
-    let batch = (FILL_BYTES_MAX / shape.value_bytes.max(1) as u64).clamp(1, FILL_PUTS_MAX);
-    for version in 0..shape.versions {
-        let starts = (0..shape.keys).step_by(batch as usize);
-        stream::iter(starts.map(|start| {
-            let numbers = start..(start + batch).min(shape.keys);
-            let dice = Dice::new(start ^ (u64::from(version) << 40));
-            let request = put_all(numbers, &values, dice);
-            let mut kv = connection.kv();
-            async move { kv.txn(request).await.map(drop).map_err(Error::request("fill")) }
-        }))
-        .buffer_unordered(FILL_IN_FLIGHT)
-        .try_collect::<()>()
-        .await?;
+/// How keys are written before a measurement.
+pub(crate) struct Filling {
+    pub(crate) value_bytes: usize,
+    /// How often each key is written.
+    pub(crate) versions: u32,
+    /// Puts of one transaction, at most.
+    pub(crate) puts_max: u64,
+    pub(crate) in_flight: usize,
+}
+
+impl Filling {
+    /// As fast as it goes.
+    pub(crate) fn of(shape: &Shape) -> Filling {
+        Filling {
+            value_bytes: shape.value_bytes,
+            versions: shape.versions,
+            puts_max: FILL_PUTS_MAX,
+            in_flight: FILL_IN_FLIGHT,
+        }
     }
-    Ok(())
+
+    /// Writes these keys, in order, one version after the other.
+    pub(crate) async fn fill(
+        &self,
+        connection: &Connection,
+        numbers: Range<u64>,
+    ) -> Result<(), Error> {
+        let values = Values::new(self.value_bytes);
+        let batch = (FILL_BYTES_MAX / self.value_bytes.max(1) as u64).clamp(1, self.puts_max);
+        for version in 0..self.versions {
+            let starts = numbers.clone().step_by(batch as usize);
+            stream::iter(starts.map(|start| {
+                let part = start..(start + batch).min(numbers.end);
+                let dice = Dice::new(start ^ (u64::from(version) << 40));
+                let request = put_all(part, &values, dice);
+                let mut kv = connection.kv();
+                async move { kv.txn(request).await.map(drop).map_err(Error::request("fill")) }
+            }))
+            .buffer_unordered(self.in_flight)
+            .try_collect::<()>()
+            .await?;
+        }
+        Ok(())
+    }
 }
 
 fn put_all(numbers: Range<u64>, values: &Values, mut dice: Dice) -> etcd::TxnRequest {
