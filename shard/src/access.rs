@@ -71,7 +71,11 @@ pub fn read(store: &Store, shared: &Shared, request: &Request) -> Result<Reply, 
             }
             _ => return Err(GroupError::refused(Error::KeyNotFound)),
         };
-        // What was compacted while we read may be missing from the answer: look again.
+        // What was compacted while we read may be missing from the answer, and so may rows that a
+        // snapshot has replaced meanwhile: look again.
+        if published.shelf() != view.shelf() {
+            continue;
+        }
         if read_at > 0 && read_at < published.compacted() && read_at >= compacted {
             continue;
         }

@@ -69,10 +69,11 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use thiserror::Error;
 
 use self::file::{PageFile, file_name, pages_of};
@@ -230,7 +231,7 @@ impl Extents {
         let pages = self.pages_of(key, value)?;
         let span = loop {
             // The guard is gone before the file grows.
-            let span = self.life.lock().allocate(pages, FILES_MAX);
+            let span = self.life().allocate(pages, FILES_MAX);
             match span {
                 Some(span) => break span,
                 None => self.grow(pages)?,
@@ -247,7 +248,7 @@ impl Extents {
         extent: &Extent,
     ) -> Result<Option<Pointer>, ExtentError> {
         let pages = self.pages_of(&extent.key, &extent.value)?;
-        let span = self.life.lock().allocate(pages, before.file);
+        let span = self.life().allocate(pages, before.file);
         let Some(span) = span else { return Ok(None) };
         self.fill(span, extent.shelf, &extent.key, &extent.value).map(Some)
     }
@@ -315,7 +316,7 @@ impl Extents {
     /// nothing else. `None` when too little is free for it to be worth it. Extents of that file
     /// before `skip` are left where they are.
     pub fn to_move(&self, skip: (u32, u32)) -> Result<Option<(Pointer, Extent)>, ExtentError> {
-        let place = self.life.lock().plan_move(u64::from(self.config.ahead_pages), skip);
+        let place = self.life().plan_move(u64::from(self.config.ahead_pages), skip);
         let Some((number, page)) = place else { return Ok(None) };
         let missing = ExtentError::Damaged { file: number, page, what: "its page file is missing" };
         self.file(number).ok_or(missing)?.at(page, self.config.file_pages).map(Some)
@@ -323,49 +324,48 @@ impl Extents {
 
     /// A row has the extent now. It stays held as well. Panics unless it is held and in no row.
     pub fn keep(&self, pointer: &Pointer) {
-        self.life.lock().keep(pointer.span());
+        self.life().keep(pointer.span());
     }
 
     /// The record that held the extent is gone for good, see the module. The pages are free when
     /// no row has them. Panics unless the extent is held.
     pub fn let_go(&self, pointer: &Pointer) {
-        self.life.lock().let_go(pointer.span());
+        self.life().let_go(pointer.span());
     }
 
     /// The row with the extent is gone from the next checkpoint on. Called together with the
     /// change of the row. Panics when no row has the extent.
     pub fn release(&self, pointer: &Pointer) {
-        self.life.lock().release(pointer.span());
+        self.life().release(pointer.span());
     }
 
     /// Freezes checkpoint `n`, while apply pauses: the pages that rows use in each file that
     /// changed since the last one, to be written in the same ingestion as the rows. An empty
     /// bitmap may be a removal. Panics when the last checkpoint is not complete.
     pub fn freeze(&self, n: u64) -> Vec<(u32, Bitmap)> {
-        self.life.lock().freeze(n)
+        self.life().freeze(n)
     }
 
     /// Checkpoint `n` is complete, and every open view was taken when [`Extents::complete`] was at
     /// least `oldest_view`; `n` when no view is open. Called again with the same `n` when views
     /// are closed.
     pub fn checkpointed(&self, n: u64, oldest_view: u64) {
-        self.life.lock().checkpointed(n, oldest_view);
+        self.life().checkpointed(n, oldest_view);
     }
 
     /// Newest complete checkpoint. A view asks for it before it takes anything else.
     pub fn complete(&self) -> u64 {
-        self.life.lock().complete()
+        self.life().complete()
     }
 
     /// Makes pages before they are needed, and gives back what is far too much. For a background
     /// thread, after values were written or freed.
     pub fn tend(&self) -> Result<(), ExtentError> {
-        let usage = self.usage();
-        let used = usage.pages - usage.free_pages;
+        let (pages, free) = self.life().room();
         let ahead = u64::from(self.config.ahead_pages);
-        if used == 0 {
+        if pages == free {
             self.trim(0)?;
-        } else if usage.free_pages < ahead {
+        } else if free < ahead {
             self.grow_ahead(ahead)?;
         } else {
             self.trim(2 * ahead)?;
@@ -376,7 +376,7 @@ impl Extents {
     /// Makes pages until `free_pages` are free, so that writes do not wait for them.
     pub fn grow_ahead(&self, free_pages: u64) -> Result<(), ExtentError> {
         self.refuse_if_failed()?;
-        while self.usage().free_pages < free_pages {
+        while self.life().room().1 < free_pages {
             self.grow(1)?;
         }
         Ok(())
@@ -388,7 +388,7 @@ impl Extents {
         self.refuse_if_failed()?;
         let mut freed = 0;
         loop {
-            let cut = self.life.lock().plan_cut(keep_pages, self.config.cut_pages_min.max(1));
+            let cut = self.life().plan_cut(keep_pages, self.config.cut_pages_min.max(1));
             let Some(cut) = cut else { return Ok(freed) };
             let done = if cut.pages == 0 {
                 self.files.write().remove(&cut.file);
@@ -397,25 +397,25 @@ impl Extents {
                 self.file(cut.file).expect("a file that is cut is open").set_pages(cut.pages)
             };
             done.map_err(|source| self.fail("cut a page file", source))?;
-            self.life.lock().shortened(cut);
+            self.life().shortened(cut);
             freed += u64::from(cut.freed);
         }
     }
 
     /// Length of all page files in bytes.
     pub fn disk_bytes(&self) -> u64 {
-        self.life.lock().pages() * PAGE_BYTES as u64
+        self.life().room().0 * PAGE_BYTES as u64
     }
 
     /// Pages by what they are.
     pub fn usage(&self) -> Usage {
-        self.life.lock().usage()
+        self.life().usage()
     }
 
     /// Checks that every page has one owner. Walks everything: for tests.
     #[doc(hidden)]
     pub fn audit(&self) {
-        self.life.lock().audit();
+        self.life().audit();
     }
 
     /// Makes a file, or makes one longer, so that there is a free span of `pages` pages.
@@ -427,14 +427,14 @@ impl Extents {
             .ok_or(ExtentError::TooMany)?;
         match self.carry_out(growth) {
             Ok(()) => {
-                self.life.lock().grown(growth);
+                self.life().grown(growth);
                 Ok(())
             }
             Err(source) => {
                 if growth.from.is_some() {
-                    self.life.lock().unchanged(growth.file);
+                    self.life().unchanged(growth.file);
                 } else if self.remove_if_there(growth.file).is_ok() {
-                    self.life.lock().vacate(growth.file);
+                    self.life().vacate(growth.file);
                 }
                 // Otherwise the number stays taken until the next start, which looks again.
                 Err(ExtentError::Io { action: "make a page file", source })
@@ -461,6 +461,10 @@ impl Extents {
         }
     }
 
+    fn life(&self) -> Watched<'_> {
+        Watched { life: self.life.lock(), failed: &self.failed }
+    }
+
     fn file(&self, number: u32) -> Option<PageFile> {
         self.files.read().get(&number).cloned()
     }
@@ -476,5 +480,34 @@ impl Extents {
         // Only the first failure is kept.
         let _ = self.failed.set(format!("{action}: {source}"));
         ExtentError::Io { action, source }
+    }
+}
+
+/// Who owns what, for one caller. If that one panics, what is known of the pages may be wrong,
+/// and nothing is written any more.
+struct Watched<'a> {
+    life: MutexGuard<'a, Life>,
+    failed: &'a OnceLock<String>,
+}
+
+impl Deref for Watched<'_> {
+    type Target = Life;
+
+    fn deref(&self) -> &Life {
+        &self.life
+    }
+}
+
+impl DerefMut for Watched<'_> {
+    fn deref_mut(&mut self) -> &mut Life {
+        &mut self.life
+    }
+}
+
+impl Drop for Watched<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let _ = self.failed.set("a panic over who owns a page".into());
+        }
     }
 }

@@ -251,7 +251,13 @@ impl Machine {
         if current {
             applied.answers.reserve(batch.commands.len());
             for command in &batch.commands {
-                let answer = self.apply_command(command, &mut applied.effects)?;
+                let answer = match self.apply_command(command, &mut applied.effects) {
+                    // Nothing was written yet, and nobody else has the value.
+                    Err(EngineError::Value(_)) if self.state.members.len() <= 1 => {
+                        Err(Error::DamagedValue)
+                    }
+                    answer => answer?,
+                };
                 applied.answers.push(answer);
             }
         }

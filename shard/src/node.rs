@@ -271,6 +271,8 @@ pub struct Node {
     /// Lease expiry rests until then: the loop stalled, keepalives may wait in its queue.
     lease_rest_until_ms: u64,
     next_persist: PersistId,
+    /// All writes up to this one are durable.
+    persisted: PersistId,
     records: Vec<Record>,
     outputs: Vec<Output>,
     next_shelf: u64,
@@ -285,12 +287,21 @@ pub struct Node {
 }
 
 /// Moving extents to the front of the page files.
-#[derive(Default)]
 struct Moving {
     /// Bytes that may be moved until the next tick.
     budget: u64,
-    /// Where the next try begins: page file and page.
+    /// Where the next try begins: page file and page; files above are done.
     skip: (u32, u32),
+    rest_until_ms: u64,
+}
+
+/// Begins with the last page file.
+const NO_SKIP: (u32, u32) = (u32::MAX, 0);
+
+impl Default for Moving {
+    fn default() -> Moving {
+        Moving { budget: 0, skip: NO_SKIP, rest_until_ms: 0 }
+    }
 }
 
 /// Where checkpoints stand.
@@ -307,6 +318,8 @@ struct Checkpoints {
     last_write_ms: u64,
     /// Take one as soon as none is on its way.
     forced: bool,
+    /// Take none before this write is durable.
+    not_before: PersistId,
 }
 
 impl Node {

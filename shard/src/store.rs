@@ -215,7 +215,8 @@ impl Store {
             Ok(None) => return Ok(Moved::Nothing),
             // Whoever reads it is told so; it stays where it is.
             Err(ExtentError::Damaged { file, page, .. }) => return Ok(Moved::Past(file, page + 1)),
-            Err(error) => return Err(failed(&error)),
+            Err(error) if self.extents.is_stopped() => return Err(failed(&error)),
+            Err(_) => return Ok(Moved::Nothing),
         };
         let (from, extent) = found;
         let past = Moved::Past(from.file, from.page + from.pages);

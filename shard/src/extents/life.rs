@@ -252,26 +252,24 @@ impl Life {
     }
 
     /// The first page of the extent that should move next: of the highest file with rows, when
-    /// more than `ahead` pages and a quarter of what is used are free beside that. Pages of that
-    /// file before those of `skip` are passed over.
+    /// more than `ahead` pages and a quarter of what is used are free beside that. Files above
+    /// that of `skip` are passed over, and in that file what lies before its page.
     pub(super) fn plan_move(&self, ahead: u64, skip: (u32, u32)) -> Option<(u32, u32)> {
-        let (mut free, mut used) = (0, 0);
-        for file in self.files.values() {
-            free += u64::from(file.free.free_pages());
-            used += u64::from(file.free.pages() - file.free.free_pages());
-        }
+        let (pages, free) = self.room();
+        let used = pages - free;
         if free <= 2 * ahead + used / 4 {
             return None;
         }
-        let (number, file) = self.files.iter().rev().find(|(_, file)| !file.rows.is_empty())?;
-        let mut page = if skip.0 == *number { skip.1 } else { 0 };
-        loop {
-            page = file.rows.first_from(page)?;
-            match file.held.get(&page) {
-                Some(pages) => page += pages,
-                None => return Some((*number, page)),
+        for (number, file) in self.files.range(..=skip.0).rev() {
+            let mut page = if skip.0 == *number { skip.1 } else { 0 };
+            while let Some(found) = file.rows.first_from(page) {
+                match file.held.get(&found) {
+                    Some(pages) => page = found + pages,
+                    None => return Some((*number, found)),
+                }
             }
         }
+        None
     }
 
     /// The file is cut as planned. One without pages is gone.
@@ -301,9 +299,12 @@ impl Life {
         self.file(number).busy = false;
     }
 
-    /// Pages of all files.
-    pub(super) fn pages(&self) -> u64 {
-        self.files.values().map(|file| u64::from(file.free.pages())).sum()
+    /// Pages of all files, and how many of them are free.
+    pub(super) fn room(&self) -> (u64, u64) {
+        let of =
+            |file: &FileLife| (u64::from(file.free.pages()), u64::from(file.free.free_pages()));
+        let add = |a: (u64, u64), b: (u64, u64)| (a.0 + b.0, a.1 + b.1);
+        self.files.values().map(of).fold((0, 0), add)
     }
 
     /// Pages by what they are.
@@ -488,16 +489,18 @@ mod tests {
         assert_eq!(spans[3], Span { file: 1, page: 0, pages: 20 });
         spans.iter().for_each(|span| life.keep(*span));
         spans[1..].iter().for_each(|span| life.let_go(*span));
-        assert_eq!(life.plan_move(0, (0, 0)), None, "nothing is free");
+        let all = (u32::MAX, 0);
+        assert_eq!(life.plan_move(0, all), None, "nothing is free");
         life.release(spans[0]);
         life.release(spans[1]);
         life.release(spans[2]);
         life.freeze(1);
         life.checkpointed(1, 1);
-        assert_eq!(life.plan_move(40, (0, 0)), None, "too little is free");
-        assert_eq!(life.plan_move(4, (0, 0)), Some((1, 0)));
+        assert_eq!(life.plan_move(40, all), None, "too little is free");
+        assert_eq!(life.plan_move(4, all), Some((1, 0)));
         assert_eq!(life.plan_move(4, (1, 1)), Some((1, 1)), "an extent that was passed over");
         assert_eq!(life.plan_move(4, (1, 20)), Some((1, 20)));
+        assert_eq!(life.plan_move(4, (1, 60)), None, "no row is left in the file below");
         assert_eq!(life.allocate(20, 0), None);
         assert_eq!(life.allocate(20, 1), Some(Span { file: 0, page: 20, pages: 20 }));
     }

@@ -59,7 +59,7 @@ fn extents_move_to_the_front_until_the_last_file_can_go() {
         extents.checkpointed(n, n);
     };
     checkpoint(1);
-    while let Some((from, extent)) = extents.to_move((0, 0)).unwrap() {
+    while let Some((from, extent)) = extents.to_move((u32::MAX, 0)).unwrap() {
         let Some(to) = extents.write_before(&from, &extent).unwrap() else { break };
         assert!(to.file < from.file);
         *rows.iter_mut().find(|row| **row == from).unwrap() = to;

@@ -29,6 +29,9 @@ pub(super) struct Changes {
     /// Places in the list that created or deleted a key.
     counted: Vec<(usize, i32)>,
     events: Vec<ChangeEvent>,
+    /// A value for the answer is damaged on this disk. The changes are made all the same: other
+    /// replicas make them, too.
+    pub(super) damaged: bool,
 }
 
 impl Changes {
@@ -44,6 +47,18 @@ impl Changes {
             change.overwritten = Some(self.view.inline(row.clone())?);
         }
         Ok(())
+    }
+
+    /// What is told to the client of a version, if its value can be read here.
+    fn shown(&mut self, key: &Bytes, found: &Found) -> Result<Option<KeyValue>, EngineError> {
+        match self.view.kv(key.clone(), found) {
+            Ok(kv) => Ok(Some(kv)),
+            Err(EngineError::Value(_)) => {
+                self.damaged = true;
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// What stood under `key` before the command. Watchers are told this as the previous
@@ -71,17 +86,20 @@ impl Machine {
     pub(super) fn begin(&self) -> Changes {
         let begin = self.state.revision;
         let view = self.store.view(self.shelf(), begin + 1);
-        Changes { view, begin, list: Vec::new(), counted: Vec::new(), events: Vec::new() }
+        let (list, counted, events) = (Vec::new(), Vec::new(), Vec::new());
+        Changes { view, begin, list, counted, events, damaged: false }
     }
 
-    /// Makes the changes a revision, if there are any.
+    /// Makes the changes a revision, if there are any, and answers.
     pub(super) fn commit(
         &mut self,
         changes: Changes,
+        reply: Reply,
         effects: &mut Vec<Effect>,
-    ) -> Result<(), EngineError> {
+    ) -> Result<Answer, EngineError> {
+        let answer = if changes.damaged { Err(Error::DamagedValue) } else { Ok(reply) };
         if changes.list.is_empty() {
-            return Ok(());
+            return Ok(answer);
         }
         let revision = changes.begin + 1;
         self.state.revision = revision;
@@ -91,7 +109,7 @@ impl Machine {
         }
         self.store.note(self.shelf(), revision, Arc::from(changes.list));
         effects.push(Effect::Events(Arc::new(RevisionEvents { revision, events: changes.events })));
-        Ok(())
+        Ok(answer)
     }
 
     /// Keeps the counts of live keys.
@@ -124,8 +142,7 @@ impl Machine {
             return Ok(Err(error));
         }
         let response = self.put(&mut changes, request)?;
-        self.commit(changes, effects)?;
-        Ok(Ok(Reply::Put(response)))
+        self.commit(changes, Reply::Put(response), effects)
     }
 
     /// Everything that can be wrong with a put, before anything is written.
@@ -137,8 +154,14 @@ impl Machine {
         if request.lease != 0 && !self.leases.contains_key(&request.lease) {
             return Ok(Err(Error::LeaseNotFound));
         }
-        if (request.ignore_value || request.ignore_lease) && view.get(&request.key)?.is_none() {
-            return Ok(Err(Error::KeyNotFound));
+        if request.ignore_value || request.ignore_lease {
+            let Some(found) = view.get(&request.key)? else {
+                return Ok(Err(Error::KeyNotFound));
+            };
+            if request.ignore_value {
+                // Whether it can be read is known before anything is written.
+                view.value(&found.row)?;
+            }
         }
         Ok(Ok(()))
     }
@@ -154,14 +177,16 @@ impl Machine {
         let newest = changes.view.version(key)?;
         let live = newest.as_ref().filter(|found| !found.row.deleted);
         let shelf = self.shelf();
-        let (bytes, value) = match live {
+        let (bytes, value, placed) = match live {
             // An extent has one row: a value that stays is written again.
             Some(found) if request.ignore_value => {
                 let bytes = changes.view.value(&found.row)?;
                 let least = if found.row.value.extent().is_some() { 0 } else { usize::MAX };
-                (bytes.clone(), self.store.place(shelf, key, bytes, least)?)
+                let value = self.store.place(shelf, key, bytes.clone(), least)?;
+                let placed = value.extent().copied();
+                (bytes, value, placed)
             }
-            _ => (request.value.clone(), self.placed.value(&request.value)),
+            _ => (request.value.clone(), self.placed.value(&request.value), None),
         };
         let row = Row {
             deleted: false,
@@ -190,7 +215,7 @@ impl Machine {
         self.state.keys += i64::from(live.is_none());
         self.digest(key, revision, Some(&bytes));
         let answered = match live.filter(|_| request.prev_kv) {
-            Some(found) => Some(changes.view.kv(key.clone(), found)?),
+            Some(found) => changes.shown(key, found)?,
             None => None,
         };
         let previous = match live {
@@ -214,9 +239,8 @@ impl Machine {
         let found = Found { revision, row };
         let kv = Some(found.with(key.clone(), bytes));
         let event = Event { r#type: EventType::Put as i32, kv, prev_kv: None };
-        let written = found.row.value.extent().copied();
         self.store.put_version(shelf, key, revision, found.row);
-        if let Some(pointer) = written.filter(|_| request.ignore_value) {
+        if let Some(pointer) = placed {
             // No record held it, only this command.
             self.store.extents().let_go(&pointer);
         }
@@ -231,8 +255,7 @@ impl Machine {
     ) -> Result<Answer, EngineError> {
         let mut changes = self.begin();
         let response = self.delete_range(&mut changes, request)?;
-        self.commit(changes, effects)?;
-        Ok(Ok(Reply::DeleteRange(response)))
+        self.commit(changes, Reply::DeleteRange(response), effects)
     }
 
     pub(super) fn delete_range(
@@ -257,7 +280,7 @@ impl Machine {
         let mut prev_kvs = Vec::new();
         for (key, one) in found {
             if request.prev_kv {
-                prev_kvs.push(changes.view.kv(key.clone(), &one)?);
+                prev_kvs.extend(changes.shown(&key, &one)?);
             }
             self.delete(changes, key, one)?;
         }

@@ -78,8 +78,9 @@ impl Machine {
                 self.delete(&mut changes, key, live)?;
             }
         }
-        self.commit(changes, effects)?;
+        let reply = Reply::LeaseRevoke(LeaseRevokeResponse { header: changes.header() });
+        let answer = self.commit(changes, reply, effects)?;
         effects.push(Effect::LeaseRevoked { lease });
-        Ok(Ok(Reply::LeaseRevoke(LeaseRevokeResponse { header: self.header() })))
+        Ok(answer)
     }
 }

@@ -195,8 +195,7 @@ impl Machine {
         path.next = 0;
         let mut response = self.run(&mut changes, request, &mut path)?;
         response.header = changes.header();
-        self.commit(changes, effects)?;
-        Ok(Ok(Reply::Txn(response)))
+        self.commit(changes, Reply::Txn(response), effects)
     }
 
     fn check_path(
@@ -233,8 +232,11 @@ impl Machine {
         for op in ops {
             let response = match &op.request {
                 Some(Op::RequestRange(range)) => {
-                    let revision = changes.revision();
-                    responses.push(read_op(&changes.view, range, revision)?);
+                    match read_op(&changes.view, range, changes.revision()) {
+                        Ok(response) => responses.push(response),
+                        Err(EngineError::Value(_)) => changes.damaged = true,
+                        Err(error) => return Err(error),
+                    }
                     continue;
                 }
                 Some(Op::RequestPut(put)) => OpResponse::ResponsePut(self.put(changes, put)?),

@@ -120,8 +120,6 @@ impl Node {
         // Numbers of checkpoints rise, also behind an engine that forgot some.
         let number = recovered.checkpoint.map_or(0, |newest| newest.n).max(row.checkpoint);
         let is_old = row.checkpoint < number;
-        let went_back =
-            is_old && Extents::any(pages.disk.as_ref()).map_err(|error| pages_failed(&error))?;
         // An engine that went back in time may have forgotten shelves that were taken.
         let shelves = recovered.replicas.values().flat_map(|found| &found.controls);
         let shelves = shelves.filter_map(|control| match control {
@@ -130,21 +128,26 @@ impl Node {
         });
         let next_shelf = shelves.fold(row.next_shelf, |next, shelf| next.max(shelf + 1));
         let mut dropped: BTreeSet<Shelf> = row.dropped.iter().map(|shelf| Shelf(*shelf)).collect();
-        let mut judged = BTreeMap::new();
+        let mut present = BTreeMap::new();
         for (key, state) in &states {
             if recovered.tombstones.get(&key.group).is_some_and(|low| key.replica < *low) {
                 dropped.insert(Shelf(state.shelf));
             } else {
-                let found = judge(*key, state.clone(), recovered, engine.as_ref(), went_back)?;
-                judged.insert(*key, found);
+                present.insert(*key, state.clone());
             }
         }
-        let mut held = held_values(&log, &judged);
-        let bitmaps = read_bitmaps(engine.as_ref())?;
-        let (bitmaps, stale) = match went_back {
-            true => (BTreeMap::new(), bitmaps),
-            false => (bitmaps, BTreeMap::new()),
-        };
+        let ground = Ground { recovered, engine: engine.as_ref(), row: &row };
+        let mut judged = ground.judge_all(&present, None)?;
+        let mut held = held_values(&log, &mut judged);
+        let mut bitmaps = read_bitmaps(engine.as_ref())?;
+        let any = Extents::any(pages.disk.as_ref()).map_err(|error| pages_failed(&error))?;
+        let went_back = is_old && (any || !bitmaps.is_empty() || !held.is_empty());
+        let mut stale = BTreeMap::new();
+        if went_back {
+            judged = ground.judge_all(&present, Some(number))?;
+            held = held_values(&log, &mut judged);
+            std::mem::swap(&mut bitmaps, &mut stale);
+        }
         let slots = held.values().flat_map(BTreeMap::values).flatten();
         let held_now = slots.map(|slot| slot.pointer).collect();
         let extents = open_pages(pages, Named { checkpoint: number, bitmaps, held: held_now })?;
@@ -159,6 +162,7 @@ impl Node {
             last_tick_ms: now_ms,
             lease_rest_until_ms: 0,
             next_persist: 1,
+            persisted: 0,
             records: Vec::new(),
             outputs: Vec::new(),
             next_shelf,
@@ -174,6 +178,16 @@ impl Node {
         };
         let mut rows: BTreeMap<Bytes, Option<Bytes>> = BTreeMap::new();
         rows.extend(stale.keys().map(|file| (layout::pages_key(*file).into(), None)));
+        // A staged state that is not the state of a replica will never be.
+        let (from, to) = layout::staged_bounds();
+        for entry in engine.scan(&from, &to) {
+            let (key, _) = entry?;
+            let states = judged.values().flatten().filter(|found| !found.seed_anew);
+            if !states.into_iter().any(|found| key == layout::staged_key(Shelf(found.state.shelf)))
+            {
+                rows.insert(key, None);
+            }
+        }
         let records = node.give_birth(births, &states, &mut judged, &mut rows, recovered)?;
         node.begin(is_old, &mut judged, rows, records)?;
         let mut refused = Vec::new();
@@ -191,7 +205,9 @@ impl Node {
                 Err(reason) => refused.push(Refused { key, reason }),
             }
         }
-        node.drop_orphans()?;
+        // Also those of replicas that are refused.
+        let owned = present.values().map(|state| Shelf(state.shelf));
+        node.drop_orphans(owned.collect())?;
         Ok(Opened { node, refused })
     }
 
@@ -201,7 +217,7 @@ impl Node {
         &mut self,
         births: &[Birth],
         states: &BTreeMap<ReplicaKey, State>,
-        judged: &mut BTreeMap<ReplicaKey, Result<Judged, String>>,
+        judged: &mut BTreeMap<ReplicaKey, Judgement>,
         rows: &mut BTreeMap<Bytes, Option<Bytes>>,
         recovered: &Recovered,
     ) -> Result<Vec<Record>, NodeError> {
@@ -214,7 +230,9 @@ impl Node {
                 None => {
                     let state = first_state(birth, self.take_shelf(), lost);
                     let engine = self.store.engine().clone();
-                    let found = judge(key, state.clone(), recovered, engine.as_ref(), false)?;
+                    let row = self.node_row();
+                    let ground = Ground { recovered, engine: engine.as_ref(), row: &row };
+                    let found = ground.judge(key, state.clone(), None)?;
                     judged.insert(key, found);
                     rows.insert(group_key(key), Some(super::encode(&state)));
                     state
@@ -246,7 +264,7 @@ impl Node {
     fn begin(
         &mut self,
         is_old: bool,
-        judged: &mut BTreeMap<ReplicaKey, Result<Judged, String>>,
+        judged: &mut BTreeMap<ReplicaKey, Judgement>,
         mut rows: BTreeMap<Bytes, Option<Bytes>>,
         records: Vec<Record>,
     ) -> Result<(), NodeError> {
@@ -365,8 +383,8 @@ impl Node {
     }
 
     /// Shelves that a snapshot was being received onto belong to nobody after a restart.
-    fn drop_orphans(&mut self) -> Result<(), NodeError> {
-        let owned: BTreeSet<Shelf> = self.groups.values().map(|g| g.machine.shelf()).collect();
+    fn drop_orphans(&mut self, mut owned: BTreeSet<Shelf>) -> Result<(), NodeError> {
+        owned.extend(self.groups.values().map(|group| group.machine.shelf()));
         for number in 1..self.next_shelf {
             let shelf = Shelf(number);
             if owned.contains(&shelf) || self.dropped.contains(&shelf) {
@@ -484,100 +502,145 @@ struct Judged {
     found: RecoveredReplica,
 }
 
-/// Judges a replica, see the module; an error in words says why it is refused.
-fn judge(
-    key: ReplicaKey,
-    mut state: State,
-    recovered: &Recovered,
-    engine: &dyn Engine,
-    went_back: bool,
-) -> Result<Result<Judged, String>, NodeError> {
-    let at = IndexTerm { index: state.applied_index, term: state.applied_term };
-    let found = match recovered.replicas.get(&key) {
-        Some(found) => found.clone(),
-        // Just born here, or waiting for its first snapshot and never voted.
-        None if state.applied_index <= BIRTH.0 => RecoveredReplica {
-            hard_state: Default::default(),
-            truncated: at,
-            first_index: at.index + 1,
-            last: at,
-            lowest_intact: at.index + 1,
-            damage: None,
-            controls: Vec::new(),
-        },
-        None => return Ok(Err("the log has lost this replica".into())),
-    };
-    if let Some(damage) = &found.damage {
-        // Entries that the engine's checkpoint covers are not needed any more.
-        let covered = damage.extent == DamageExtent::Entries
-            && state.applied_index + 1 >= found.lowest_intact;
-        if !covered {
-            return Ok(Err(format!("the log is damaged: {}", damage.reason)));
-        }
-        tracing::warn!(reason = damage.reason, "entries below the checkpoint are damaged");
-    }
-    let mut restored_from = Vec::new();
-    for control in &found.controls {
-        match control {
-            Record::Quarantine { reason, .. } => return Ok(Err(reason.clone())),
-            Record::Restore { index, shelf, .. } if *index > state.applied_index => {
-                let staged = engine.get(&layout::staged_key(Shelf(*shelf)))?;
-                // Without it the log's first entry, behind the snapshot, shows the gap.
-                let Some(staged) = staged else { continue };
-                restored_from.push(Shelf(state.shelf));
-                state = State::decode(staged).map_err(|_| damaged("a staged state"))?;
-            }
-            _ => {}
-        }
-    }
-    let seed_anew = went_back || found.truncated.index > state.applied_index;
-    if seed_anew {
-        let reason = format!(
-            "the engine went back in time: it has applied entry {}, the log begins at {}",
-            state.applied_index, found.first_index
-        );
-        if state.conf_state.voters == [key.replica] {
-            return Ok(Err(format!("{reason}; nobody else has the data")));
-        }
-        tracing::warn!(group = key.group, reason, "the leader is asked for a snapshot");
-    }
-    if !seed_anew && found.last.index < state.applied_index {
-        return Ok(Err(format!(
-            "the log ends at entry {}, but entry {} was applied",
-            found.last.index, state.applied_index
-        )));
-    }
-    Ok(Ok(Judged { state, restored_from, seed_anew, found }))
+/// What replicas are judged by.
+struct Ground<'a> {
+    recovered: &'a Recovered,
+    engine: &'a dyn Engine,
+    row: &'a NodeRow,
 }
 
-/// The large values of all entries that will be applied, by replica and index.
+type Judgement = Result<Judged, String>;
+
+impl Ground<'_> {
+    fn judge_all(
+        &self,
+        states: &BTreeMap<ReplicaKey, State>,
+        newer: Option<u64>,
+    ) -> Result<BTreeMap<ReplicaKey, Judgement>, NodeError> {
+        let judge = |(key, state): (&ReplicaKey, &State)| {
+            Ok((*key, self.judge(*key, state.clone(), newer)?))
+        };
+        states.iter().map(judge).collect()
+    }
+
+    /// Judges a replica, see the module; an error in words says why it is refused. `newer` is the
+    /// checkpoint that the log knows, when the engine went back behind it.
+    fn judge(
+        &self,
+        key: ReplicaKey,
+        mut state: State,
+        newer: Option<u64>,
+    ) -> Result<Judgement, NodeError> {
+        let Ground { recovered, engine, row } = *self;
+        let at = IndexTerm { index: state.applied_index, term: state.applied_term };
+        let found = match recovered.replicas.get(&key) {
+            Some(found) => found.clone(),
+            // Just born here, or waiting for its first snapshot and never voted.
+            None if state.applied_index <= BIRTH.0 => RecoveredReplica {
+                hard_state: Default::default(),
+                truncated: at,
+                first_index: at.index + 1,
+                last: at,
+                lowest_intact: at.index + 1,
+                damage: None,
+                controls: Vec::new(),
+            },
+            None => return Ok(Err("the log has lost this replica".into())),
+        };
+        if let Some(damage) = &found.damage {
+            // Entries that the engine's checkpoint covers are not needed any more.
+            let covered = damage.extent == DamageExtent::Entries
+                && state.applied_index + 1 >= found.lowest_intact;
+            if !covered {
+                return Ok(Err(format!("the log is damaged: {}", damage.reason)));
+            }
+            tracing::warn!(reason = damage.reason, "entries below the checkpoint are damaged");
+        }
+        let mut restored_from = Vec::new();
+        for control in &found.controls {
+            match control {
+                Record::Quarantine { reason, .. } => return Ok(Err(reason.clone())),
+                Record::Restore { index, shelf, .. } if *index > state.applied_index => {
+                    // One that was given up in an earlier start is not to come back.
+                    if *shelf < row.bare_below || row.dropped.contains(shelf) {
+                        continue;
+                    }
+                    let staged = engine.get(&layout::staged_key(Shelf(*shelf)))?;
+                    // Without it the log's first entry, behind the snapshot, shows the gap.
+                    let Some(staged) = staged else { continue };
+                    restored_from.push(Shelf(state.shelf));
+                    state = State::decode(staged).map_err(|_| damaged("a staged state"))?;
+                }
+                _ => {}
+            }
+        }
+        let seed_anew = newer.is_some() || found.truncated.index > state.applied_index;
+        if seed_anew {
+            let reason = match newer {
+                Some(newer) => format!(
+                    "the engine went back in time: it is at checkpoint {}, the log knows {newer}",
+                    row.checkpoint
+                ),
+                None => format!(
+                    "the engine went back in time: it has applied entry {}, the log begins at {}",
+                    state.applied_index, found.first_index
+                ),
+            };
+            if state.conf_state.voters == [key.replica] {
+                return Ok(Err(format!("{reason}; nobody else has the data")));
+            }
+            tracing::warn!(group = key.group, reason, "the leader is asked for a snapshot");
+        }
+        if !seed_anew && found.last.index < state.applied_index {
+            return Ok(Err(format!(
+                "the log ends at entry {}, but entry {} was applied",
+                found.last.index, state.applied_index
+            )));
+        }
+        Ok(Ok(Judged { state, restored_from, seed_anew, found }))
+    }
+}
+
+/// The large values of all entries that will be applied, by replica and index. A replica whose
+/// entries cannot be read is refused: others could get the pages of what was not seen.
 fn held_values(
     log: &Log,
-    judged: &BTreeMap<ReplicaKey, Result<Judged, String>>,
+    judged: &mut BTreeMap<ReplicaKey, Judgement>,
 ) -> BTreeMap<ReplicaKey, BTreeMap<u64, Vec<Slot>>> {
-    let mut held: BTreeMap<ReplicaKey, BTreeMap<u64, Vec<Slot>>> = BTreeMap::new();
-    for (key, judged) in judged {
-        let Ok(judged) = judged else { continue };
-        if judged.seed_anew {
+    let mut held = BTreeMap::new();
+    for (key, judgement) in judged {
+        let Ok(found) = judgement else { continue };
+        if found.seed_anew {
             continue;
         }
-        let (mut next, last) = (judged.state.applied_index + 1, judged.found.last.index);
-        while next <= last {
-            // What cannot be read is met again when it is to be applied.
-            let Ok(entries) = log.entries(*key, next, last + 1, READ_BYTES) else {
-                break;
-            };
-            for entry in entries {
-                next = entry.index + 1;
-                match large::slots(entry.entry_type, &entry.data) {
-                    Some(slots) if slots.is_empty() => {}
-                    Some(slots) => {
-                        held.entry(*key).or_default().insert(entry.index, slots);
-                    }
-                    None => break,
-                }
+        match held_of(log, *key, found.state.applied_index + 1, found.found.last.index) {
+            Ok(slots) if slots.is_empty() => {}
+            Ok(slots) => {
+                held.insert(*key, slots);
             }
+            Err(reason) => *judgement = Err(reason),
         }
     }
     held
+}
+
+fn held_of(
+    log: &Log,
+    key: ReplicaKey,
+    mut next: u64,
+    last: u64,
+) -> Result<BTreeMap<u64, Vec<Slot>>, String> {
+    let mut held = BTreeMap::new();
+    while next <= last {
+        let entries = log.entries(key, next, last + 1, READ_BYTES);
+        for entry in entries.map_err(|error| error.to_string())? {
+            next = entry.index + 1;
+            let slots = large::slots(entry.entry_type, &entry.data)
+                .ok_or_else(|| format!("entry {} cannot be read", entry.index))?;
+            if !slots.is_empty() {
+                held.insert(entry.index, slots);
+            }
+        }
+    }
+    Ok(held)
 }

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
-use super::{Input, Moving, Node, NodeError, Output, Persist};
+use super::{Input, Moving, NO_SKIP, Node, NodeError, Output, Persist};
 use crate::engine::EngineError;
 use crate::group::large::{Appended, Placed, Slot};
 use crate::group::{Group, LeaseAsk, Then, Ticket, wire};
@@ -24,6 +24,10 @@ use crate::store::{Moved, Store, layout};
 
 /// Format of a log entry's batch.
 const BATCH_FORMAT: u32 = 1;
+/// Bytes of large values of applied entries that are kept for followers, per group.
+const HELD_BYTES: u64 = 16 << 20;
+/// Rest after all extents were looked at that could move.
+const MOVE_REST_MS: u64 = 10_000;
 /// Bytes of extents that may move to the front of the page files per tick, and per round.
 const MOVE_TICK: u64 = 2 << 20;
 const MOVE_ROUND: u64 = 256 << 10;
@@ -114,7 +118,9 @@ impl Node {
         match catch_unwind(AssertUnwindSafe(|| act(self))) {
             Ok(done) => done,
             Err(panic) => {
-                if self.groups.get(&id).is_none_or(Group::is_alone) {
+                // Pages belong to all groups.
+                let all = self.store.extents().is_stopped();
+                if all || self.groups.get(&id).is_none_or(Group::is_alone) {
                     resume_unwind(panic);
                 }
                 // Half of what the group wanted is not to be done.
@@ -185,7 +191,9 @@ impl Node {
         }
         self.tick_transfers();
         self.store.reclaim();
-        self.moving.budget = MOVE_TICK;
+        if self.now_ms >= self.moving.rest_until_ms {
+            self.moving.budget = MOVE_TICK;
+        }
     }
 
     fn step_peer(&mut self, from: NodeId, message: PeerMessage) -> Result<(), NodeError> {
@@ -233,6 +241,9 @@ impl Node {
         group.stopped = Some(reason.clone());
         let key = group.core.key();
         self.records.push(Record::Quarantine { key, reason });
+        // It may have stopped in the middle of an entry: no checkpoint before the log says so.
+        self.checkpoints.not_before = self.next_persist;
+        self.transfers.forget_restore(id);
         self.step_down(id);
         let error = GroupError::not_done(Error::Quarantined, None);
         let Some(group) = self.groups.get_mut(&id) else { return };
@@ -554,6 +565,7 @@ impl Node {
     }
 
     fn persisted(&mut self, persist: u64) {
+        self.persisted = persist;
         let ids: Vec<_> = self.groups.keys().copied().collect();
         for id in ids {
             let Some(group) = self.groups.get_mut(&id) else { continue };
@@ -614,7 +626,12 @@ impl Node {
         let mut moved = 0;
         while moved < MOVE_ROUND && self.moving.budget > 0 {
             match self.store.move_extent(self.moving.skip)? {
-                Moved::Nothing => self.moving = Moving::default(),
+                Moved::Nothing => {
+                    // After a whole pass that left some where they are the next one can wait.
+                    let rest = if self.moving.skip == NO_SKIP { 0 } else { MOVE_REST_MS };
+                    let rest_until_ms = self.now_ms + rest;
+                    self.moving = Moving { rest_until_ms, ..Default::default() };
+                }
                 Moved::Past(file, page) => {
                     self.moving.skip = (file, page);
                     moved += MOVE_PAST;
@@ -642,7 +659,8 @@ impl Node {
             || self.now_ms >= first_ms + policy.age_ms
             || self.now_ms >= state.last_write_ms + policy.idle_ms;
         // A restored state may reach the engine only once the log knows of it.
-        if !due || state.on_its_way.is_some() || self.transfers.restoring() {
+        let waits = self.persisted < state.not_before || self.transfers.restoring();
+        if !due || state.on_its_way.is_some() || waits {
             return;
         }
         self.checkpoints.number += 1;
@@ -676,11 +694,36 @@ impl Node {
         for group in self.groups.values_mut() {
             group.checkpointed = group.freezing;
             self.log.release(group.core.key(), group.checkpointed);
-            let above = group.held.split_off(&(group.checkpointed + 1));
-            let_go(&self.store, std::mem::replace(&mut group.held, above));
+            let keep = match self.transfers.reads_from(group.id) {
+                // Whoever gets the snapshot asks for the entries behind it.
+                true => u64::MAX,
+                false if group.is_alone() => 0,
+                false => HELD_BYTES,
+            };
+            let_go(&self.store, not_needed(&mut group.held, group.checkpointed, keep));
         }
         self.installed()
     }
+}
+
+/// Takes out the slots up to `checkpointed`, oldest first, but for about `keep` bytes of them:
+/// followers that are a little behind ask for those entries.
+fn not_needed(
+    held: &mut BTreeMap<u64, Vec<Slot>>,
+    checkpointed: u64,
+    keep: u64,
+) -> BTreeMap<u64, Vec<Slot>> {
+    let mut kept = 0;
+    let mut from = checkpointed + 1;
+    for (index, slots) in held.range(..=checkpointed).rev() {
+        kept += slots.iter().map(|slot| u64::from(slot.pointer.length)).sum::<u64>();
+        if kept > keep {
+            break;
+        }
+        from = *index;
+    }
+    let above = held.split_off(&from);
+    std::mem::replace(held, above)
 }
 
 /// These records hold their values no more.

@@ -168,6 +168,11 @@ impl Transfers {
         self.sending.values().any(|sending| sending.key.group == id.0)
     }
 
+    /// A replica is quarantined: what it was about to restore does not matter any more.
+    pub(super) fn forget_restore(&mut self, id: GroupId) {
+        self.restores.remove(&id);
+    }
+
     /// Is a restore on its way into the log?
     pub(super) fn restoring(&self) -> bool {
         !self.restores.is_empty()
@@ -298,8 +303,14 @@ impl Node {
             return Ok(());
         }
         sending.number += 1;
-        self.send_piece(ack.transfer)?;
-        Ok(())
+        match self.send_piece(ack.transfer) {
+            Err(EngineError::Value(what)) => {
+                tracing::error!(what, "a snapshot cannot be sent");
+                self.end_transfer(ack.transfer, SnapshotStatus::Failure);
+                Ok(())
+            }
+            sent => Ok(sent?),
+        }
     }
 
     fn end_transfer(&mut self, transfer: u64, status: SnapshotStatus) {
@@ -430,9 +441,17 @@ impl Node {
                 return Ok(());
             };
             receiving.rebuild.row(&key, revision, &decoded);
-            if let Value::Here(value) = decoded.value {
-                decoded.value = self.store.place(shelf, &key, value, self.config.large_bytes)?;
-            }
+            decoded.value = match decoded.value {
+                Value::Here(value) => {
+                    self.store.place(shelf, &key, value, self.config.large_bytes)?
+                }
+                // Another node's place means nothing here.
+                Value::There(_) => {
+                    self.abandon(id);
+                    self.ack(from, &piece, 0, true);
+                    return Ok(());
+                }
+            };
             let placed = decoded.value.extent().copied();
             self.store.install_version(shelf, &key, revision, decoded);
             if let Some(pointer) = placed {
@@ -469,7 +488,9 @@ impl Node {
         for packed in &sent.changes {
             for (revision, list) in changes::unpack(packed).unwrap_or_default() {
                 self.store.put_raw(layout::twice_key(shelf, revision), Bytes::new());
-                changes.insert(revision, list);
+                // Where the version before stands is every node's own matter.
+                let here = |change: &Change| Change { previous_cost: None, ..change.clone() };
+                changes.insert(revision, list.iter().map(here).collect());
             }
         }
         // What lies below both was removed at the sender, or is of no use to anybody.

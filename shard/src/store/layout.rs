@@ -405,6 +405,11 @@ pub fn staged_key(shelf: Shelf) -> Vec<u8> {
     out
 }
 
+/// Bounds of all states that came with snapshots.
+pub fn staged_bounds() -> (Vec<u8>, Vec<u8>) {
+    (vec![KIND_META, META_STAGED], vec![KIND_META, META_STAGED + 1])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -29,7 +29,7 @@ use super::hot::Hot;
 use super::layout::{self, Row, Shelf, Value};
 use super::recent::Cell;
 use crate::engine::{Engine, EngineError};
-use crate::extents::{ExtentError, Extents, Pointer};
+use crate::extents::{Extents, Pointer};
 
 /// See the module.
 #[derive(Clone)]
@@ -71,10 +71,10 @@ impl Found {
 pub fn read_value(extents: &Extents, value: &Value) -> Result<Bytes, EngineError> {
     match value {
         Value::Here(bytes) => Ok(bytes.clone()),
-        Value::There(pointer) => extents.read(pointer).map_err(|error| match error {
-            ExtentError::Damaged { .. } => EngineError::Value(error.to_string()),
-            error => EngineError::Failed(error.to_string()),
-        }),
+        // A place that cannot be read is damage as well.
+        Value::There(pointer) => {
+            extents.read(pointer).map_err(|error| EngineError::Value(error.to_string()))
+        }
     }
 }
 

@@ -280,17 +280,22 @@ impl Hub {
                     let prev_kv = spec.prev_kv && *revision > floor;
                     match replay(&view, change, *revision, prev_kv) {
                         Ok(event) => events.push(Arc::new(event)),
-                        Err(EngineError::Value(what)) => {
+                        Err(EngineError::Value(what)) if self.published.shelf() == shelf => {
                             tracing::error!(what, "a watch ends");
                             if sink.offer(WatchOutput::Closed { key: id.1 }).is_ok() {
                                 self.remove(id);
                             }
                             return Ok(false);
                         }
+                        Err(EngineError::Value(_)) => return Ok(true),
                         Err(error) => return Err(error),
                     }
                 }
             }
+        }
+        // A snapshot may have replaced the rows meanwhile: read its own.
+        if self.published.shelf() != shelf {
+            return Ok(true);
         }
         // Compaction may have taken rows away meanwhile: look after reading.
         let compacted = self.published.compacted();
