@@ -32,6 +32,7 @@ pub mod checkpoint;
 pub mod counts;
 pub mod hot;
 pub mod layout;
+pub mod leaves;
 pub mod recent;
 pub mod view;
 
@@ -48,6 +49,7 @@ use crate::extents::{ExtentError, Extents, Pointer};
 use changes::Change;
 use hot::Hot;
 use layout::{Row, Shelf, Value};
+use leaves::Leaves;
 use recent::{Cell, ChangeMap, Table};
 use view::View;
 
@@ -59,6 +61,7 @@ pub struct Store {
     /// Every set of tables that a view may still have, oldest first.
     seen: Mutex<VecDeque<(u64, Weak<Tables>)>>,
     hot: Arc<Hot>,
+    leaves: Arc<Leaves>,
     /// Rows of shelves below this one own no pages, whatever they say.
     bare_below: AtomicU64,
 }
@@ -83,6 +86,7 @@ impl Store {
             tables: ArcSwap::new(tables),
             seen,
             hot: Arc::default(),
+            leaves: Arc::default(),
             bare_below: AtomicU64::new(0),
         }
     }
@@ -123,6 +127,7 @@ impl Store {
             revision,
             tables: self.tables(),
             hot: self.hot.clone(),
+            leaves: self.leaves.clone(),
             engine: self.engine.clone(),
             extents: self.extents.clone(),
         }
@@ -186,6 +191,7 @@ impl Store {
     pub fn put_version(&self, shelf: Shelf, key: &[u8], revision: i64, row: Row) {
         self.install_version(shelf, key, revision, row.clone());
         self.hot.wrote(shelf, key, revision, &row);
+        self.leaves.wrote(shelf, key, revision, &row);
     }
 
     /// Takes a version away.
@@ -234,6 +240,7 @@ impl Store {
         let row_key = layout::version_key(extent.shelf, &extent.key, revision).into();
         self.active().put(row_key, Cell::Moved(row.clone()));
         self.hot.moved(extent.shelf, &extent.key, revision, &row);
+        self.leaves.moved(extent.shelf, &extent.key);
         Ok(Moved::Bytes(u64::from(from.length)))
     }
 

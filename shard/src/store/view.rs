@@ -27,6 +27,7 @@ use proto::mvccpb::KeyValue;
 use super::Tables;
 use super::hot::Hot;
 use super::layout::{self, Row, Shelf, Value};
+use super::leaves::{LEAF_KEYS, Leaf, Leaves, Place, Seeing};
 use super::recent::Cell;
 use crate::engine::{Engine, EngineError};
 use crate::extents::{Extents, Pointer};
@@ -40,6 +41,7 @@ pub struct View {
     /// Pages that its rows name are not used again while somebody has these.
     pub(super) tables: Arc<Tables>,
     pub(super) hot: Arc<Hot>,
+    pub(super) leaves: Arc<Leaves>,
     pub(super) engine: Arc<dyn Engine>,
     pub(super) extents: Arc<Extents>,
 }
@@ -87,6 +89,56 @@ type EachRow<'a> = dyn FnMut(&Bytes, &dyn Fn() -> Result<Row, EngineError>) -> R
 
 fn damaged() -> EngineError {
     EngineError::Failed("a row cannot be read: unknown format".into())
+}
+
+/// Keys of one scan that may become leaves: a walk over everything does not push out what is
+/// listed often.
+const SEEN_MAX: usize = 20_000;
+/// A page of fewer keys is not worth a leaf.
+const SEEN_MIN: usize = 16;
+
+/// What a walk has seen since the last leaf that it left behind.
+struct Seen<'v> {
+    view: &'v View,
+    start: Bytes,
+    rows: Vec<(Bytes, Found)>,
+    seeing: Option<Seeing>,
+    keep: usize,
+}
+
+impl Seen<'_> {
+    fn row(&mut self, key: &Bytes, found: &Found) {
+        if self.seeing.is_none() {
+            return;
+        }
+        self.rows.push((key.clone(), found.clone()));
+        if self.rows.len() >= LEAF_KEYS {
+            self.stopped();
+        }
+    }
+
+    /// Everything up to the last row was seen.
+    fn stopped(&mut self) {
+        let Some((key, _)) = self.rows.last() else { return };
+        // The least key above it.
+        let mut end = Vec::with_capacity(key.len() + 1);
+        end.extend_from_slice(key);
+        end.push(0);
+        self.reached(Some(end.into()));
+    }
+
+    /// Everything below `end` was seen.
+    fn reached(&mut self, end: Option<Bytes>) {
+        let Some(seeing) = self.seeing else { return };
+        let leaf = Leaf::new(&self.rows, end.clone(), self.view.revision);
+        self.keep = self.keep.saturating_sub(self.rows.len());
+        self.rows.clear();
+        let start = std::mem::replace(&mut self.start, end.unwrap_or_default());
+        self.view.leaves.seen(self.view.shelf, start, leaf, seeing);
+        if self.keep == 0 {
+            self.seeing = None;
+        }
+    }
 }
 
 impl View {
@@ -205,13 +257,60 @@ impl View {
         if range.is_empty() {
             return Ok(());
         }
-        let from = layout::version_bound(self.shelf, &range.start);
-        let to = match &range.end {
-            Some(end) => layout::version_bound(self.shelf, end),
+        let inside = |key: &Bytes| range.end.as_ref().is_none_or(|end| key < end);
+        let mut from = range.start.clone();
+        let mut keep = SEEN_MAX;
+        loop {
+            let next = match self.leaves.find(self.shelf, &from, self.revision) {
+                Place::Leaf(covered) => {
+                    for (key, found) in covered.rows(&from) {
+                        if !inside(&key) || each(key, found).is_break() {
+                            return Ok(());
+                        }
+                    }
+                    self.leaves.renew(self.shelf, &covered);
+                    covered.end().cloned()
+                }
+                Place::Gap { until, open } => {
+                    let to = until.clone().filter(inside).or_else(|| range.end.clone());
+                    let seeing = open.filter(|_| keep > 0);
+                    let mut seen =
+                        Seen { view: self, start: from.clone(), rows: Vec::new(), seeing, keep };
+                    let broken = self.walk(&from, to.as_ref(), &mut seen, each)?;
+                    if broken {
+                        if seen.rows.len() >= SEEN_MIN {
+                            seen.stopped();
+                        }
+                        return Ok(());
+                    }
+                    seen.reached(to);
+                    keep = seen.keep;
+                    until
+                }
+            };
+            match next.filter(inside) {
+                Some(next) => from = next,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// The part of a scan for which there is no leaf. Says whether `each` broke it.
+    fn walk(
+        &self,
+        from: &Bytes,
+        to: Option<&Bytes>,
+        seen: &mut Seen<'_>,
+        each: &mut dyn FnMut(Bytes, Found) -> ControlFlow<()>,
+    ) -> Result<bool, EngineError> {
+        let from = layout::version_bound(self.shelf, from);
+        let to = match to {
+            Some(to) => layout::version_bound(self.shelf, to),
             None => layout::version_end(self.shelf),
         };
         let mut decided: Vec<u8> = Vec::new();
         let mut any = false;
+        let mut broken = false;
         self.rows(&from, &to, &mut |row_key, row| {
             let (escaped, revision) = layout::split_version(row_key).ok_or_else(damaged)?;
             if revision > self.revision || (any && decided == escaped) {
@@ -225,8 +324,13 @@ impl View {
                 return Ok(ControlFlow::Continue(()));
             }
             let key = layout::version_user_key(row_key).ok_or_else(damaged)?;
-            Ok(each(key, Found { revision, row }))
-        })
+            let found = Found { revision, row };
+            seen.row(&key, &found);
+            let flow = each(key, found);
+            broken = flow.is_break();
+            Ok(flow)
+        })?;
+        Ok(broken)
     }
 
     /// Calls `each` with all versions of the shelf at or below the view's revision, in the
