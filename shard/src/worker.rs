@@ -33,6 +33,8 @@ use crate::watch::feed::Feed;
 
 /// How often the room on the disk is looked at.
 const ROOM_WATCH: Duration = Duration::from_millis(500);
+/// How long a checkpoint that is written waits until the worker has let go of its table.
+const TABLE_PATIENCE: Duration = Duration::from_secs(1);
 /// Rest between pieces of a log segment that is prepared.
 const SPARE_PAUSE: Duration = Duration::from_millis(5);
 /// How often it is looked at whether much was removed.
@@ -341,6 +343,12 @@ fn write_checkpoints(
         let d = &handle.parts.durations;
         Durations::note(&d.checkpoints, &d.checkpoint_buckets, begun.elapsed());
         handle.input(Input::CheckpointWritten);
+        // To free a table of many rows takes long: whoever lets go of it last, it had better not
+        // be the worker.
+        let until = Instant::now() + TABLE_PATIENCE;
+        while Arc::strong_count(&checkpoint) > 1 && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 
