@@ -4,7 +4,10 @@
 //! its own process or on another node. Requests and replies are the messages of
 //! `cluster/group.proto`; watches are a stream of [`WatchOutput`] through a [`WatchSink`].
 
-use std::{future::Future, pin::Pin, sync::Arc};
+use std::future::Future;
+use std::ops::Deref;
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 
@@ -108,6 +111,33 @@ pub struct WatchSpec {
     pub no_delete: bool,
 }
 
+/// An event, shared by all watches that see it and encoded once for all of them.
+#[derive(Debug)]
+pub struct WatchEvent {
+    event: mvccpb::Event,
+    encoded: OnceLock<Bytes>,
+}
+
+impl WatchEvent {
+    /// Shares an event.
+    pub fn new(event: mvccpb::Event) -> Arc<WatchEvent> {
+        Arc::new(WatchEvent { event, encoded: OnceLock::new() })
+    }
+
+    /// Its bytes as a message.
+    pub fn encoded(&self) -> &Bytes {
+        self.encoded.get_or_init(|| prost::Message::encode_to_vec(&self.event).into())
+    }
+}
+
+impl Deref for WatchEvent {
+    type Target = mvccpb::Event;
+
+    fn deref(&self) -> &mvccpb::Event {
+        &self.event
+    }
+}
+
 /// What a hub tells a router about one client stream, in order.
 #[derive(Clone, Debug)]
 pub enum WatchOutput {
@@ -119,7 +149,7 @@ pub enum WatchOutput {
         /// For the response header; never below the last event.
         revision: i64,
         /// Shared by all watches that see the same change.
-        events: Vec<Arc<mvccpb::Event>>,
+        events: Vec<Arc<WatchEvent>>,
     },
     /// Everything up to `revision` that concerns the watches of this sink went out before
     /// this. Answer to [`WatchControl::progress`]; not sent at all when one is not synced. It

@@ -19,8 +19,8 @@ use proto::{
     cluster::group::{Description, GroupRequest},
     etcd::{self, ResponseHeader, range_request::SortOrder, range_request::SortTarget},
     group::{
-        GroupError, Groups, Identity, Reply, ReplyFuture, Request, WatchControl, WatchOutput,
-        WatchSink, WatchSpec,
+        GroupError, Groups, Identity, Reply, ReplyFuture, Request, WatchControl, WatchEvent,
+        WatchOutput, WatchSink, WatchSpec,
     },
     mvccpb::{Event, KeyValue, event::EventType},
 };
@@ -33,7 +33,7 @@ const TERM: u64 = 5;
 struct Store {
     revision: i64,
     compacted: i64,
-    events: Vec<Arc<Event>>,
+    events: Vec<Arc<WatchEvent>>,
     leases: BTreeMap<i64, i64>,
     alarms: Vec<etcd::AlarmMember>,
     hubs: Vec<Hub>,
@@ -124,7 +124,7 @@ struct Control {
 // === impl Control ===
 
 impl Control {
-    fn with(&self, act: impl FnOnce(&mut Hub, &Arc<Vec<Arc<Event>>>, i64, i64)) {
+    fn with(&self, act: impl FnOnce(&mut Hub, &Arc<Vec<Arc<WatchEvent>>>, i64, i64)) {
         let mut store = self.store.lock();
         let (revision, compacted) = (store.revision, store.compacted);
         let events = Arc::new(store.events.clone());
@@ -176,8 +176,8 @@ impl Drop for Control {
     }
 }
 
-fn visible(spec: &WatchSpec, events: &[Arc<Event>]) -> Vec<Arc<Event>> {
-    let wanted = |event: &&Arc<Event>| {
+fn visible(spec: &WatchSpec, events: &[Arc<WatchEvent>]) -> Vec<Arc<WatchEvent>> {
+    let wanted = |event: &&Arc<WatchEvent>| {
         let kv = event.kv.as_ref().expect("events have keys");
         let filtered = match event.r#type() {
             EventType::Put => spec.no_put,
@@ -224,7 +224,7 @@ impl Store {
         Ok(reply)
     }
 
-    fn publish(&mut self, fresh: &[Arc<Event>]) {
+    fn publish(&mut self, fresh: &[Arc<WatchEvent>]) {
         let revision = self.revision;
         for hub in &self.hubs {
             for (key, spec) in &hub.watches {
@@ -368,7 +368,7 @@ impl Store {
             version: old.as_ref().map_or(1, |old| old.version + 1),
             lease: request.lease,
         };
-        self.events.push(Arc::new(Event { kv: Some(kv), ..Default::default() }));
+        self.events.push(WatchEvent::new(Event { kv: Some(kv), ..Default::default() }));
         Ok(etcd::PutResponse { header: None, prev_kv: old.filter(|_| request.prev_kv) })
     }
 
@@ -378,7 +378,7 @@ impl Store {
         for key in &keys {
             let kv = KeyValue { key: key.clone(), mod_revision: at, ..Default::default() };
             let r#type = EventType::Delete as i32;
-            self.events.push(Arc::new(Event { r#type, kv: Some(kv), prev_kv: None }));
+            self.events.push(WatchEvent::new(Event { r#type, kv: Some(kv), prev_kv: None }));
         }
         etcd::DeleteRangeResponse { deleted: keys.len() as i64, ..Default::default() }
     }

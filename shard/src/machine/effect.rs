@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use proto::group::WatchEvent;
 use proto::mvccpb::Event;
 
 use crate::engine::EngineError;
@@ -22,7 +23,7 @@ pub struct RevisionEvents {
 #[derive(Debug)]
 pub struct ChangeEvent {
     /// Without the previous value.
-    pub event: Arc<Event>,
+    pub event: Arc<WatchEvent>,
     /// The version before the revision, if there was one and the event does not create anew.
     pub previous: Option<Found>,
 }
@@ -30,12 +31,12 @@ pub struct ChangeEvent {
 impl ChangeEvent {
     /// The event for a watch that asked for previous values. An error says that the previous
     /// value stood in an extent that is gone by now, or damaged: history tells.
-    pub fn with_previous(&self, extents: &Extents) -> Result<Arc<Event>, EngineError> {
+    pub fn with_previous(&self, extents: &Extents) -> Result<Arc<WatchEvent>, EngineError> {
         let Some(previous) = &self.previous else { return Ok(self.event.clone()) };
         let value = view::read_value(extents, &previous.row.value)?;
         let key = self.event.kv.as_ref().map_or_else(Default::default, |kv| kv.key.clone());
         let prev_kv = Some(previous.with(key, value));
-        Ok(Arc::new(Event { prev_kv, ..(*self.event).clone() }))
+        Ok(WatchEvent::new(Event { prev_kv, ..Event::clone(&self.event) }))
     }
 
     /// Key that changed.

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use proto::etcd::{
     DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse, ResponseHeader,
 };
-use proto::group::Reply;
+use proto::group::{Reply, WatchEvent};
 use proto::mvccpb::{Event, KeyValue, event::EventType};
 use proto::{Error, KeyRange};
 
@@ -244,7 +244,7 @@ impl Machine {
             // No record held it, only this command.
             self.store.extents().let_go(&pointer);
         }
-        changes.events.push(ChangeEvent { event: Arc::new(event), previous });
+        changes.events.push(ChangeEvent { event: WatchEvent::new(event), previous });
         Ok(PutResponse { header: changes.header(), prev_kv: answered })
     }
 
@@ -320,7 +320,7 @@ impl Machine {
         });
         let kv = KeyValue { key, mod_revision: revision, ..Default::default() };
         let event = Event { r#type: EventType::Delete as i32, kv: Some(kv), prev_kv: None };
-        changes.events.push(ChangeEvent { event: Arc::new(event), previous });
+        changes.events.push(ChangeEvent { event: WatchEvent::new(event), previous });
         Ok(())
     }
 }

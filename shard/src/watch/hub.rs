@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use proto::group::{WatchOutput, WatchSink, WatchSpec};
+use proto::group::{WatchEvent, WatchOutput, WatchSink, WatchSpec};
 use proto::mvccpb::{Event, KeyValue, event::EventType};
 use proto::{KeyRange, limits};
 
@@ -46,7 +46,7 @@ pub struct Hub {
     ranges: BTreeMap<KeyRange, BTreeSet<WatcherId>>,
     unsynced: BTreeSet<WatcherId>,
     /// What the events fed since the last flush give to whom.
-    pending: BTreeMap<WatcherId, Vec<Arc<Event>>>,
+    pending: BTreeMap<WatcherId, Vec<Arc<WatchEvent>>>,
     pending_revisions: usize,
 }
 
@@ -147,7 +147,7 @@ impl Hub {
 
     fn feed_event(&mut self, change: &ChangeEvent, revision: i64) {
         let deleted = change.event.r#type() == EventType::Delete;
-        let mut with_previous: Option<Option<Arc<Event>>> = None;
+        let mut with_previous: Option<Option<Arc<WatchEvent>>> = None;
         let mut behind = Vec::new();
         // Ranges that begin above the key cannot hold it.
         for (range, watchers) in &self.ranges {
@@ -279,7 +279,7 @@ impl Hub {
                     // What stood before the compacted revision is gone, swept already or not.
                     let prev_kv = spec.prev_kv && *revision > floor;
                     match replay(&view, change, *revision, prev_kv) {
-                        Ok(event) => events.push(Arc::new(event)),
+                        Ok(event) => events.push(WatchEvent::new(event)),
                         Err(EngineError::Value(what)) if self.published.shelf() == shelf => {
                             tracing::error!(what, "a watch ends");
                             if sink.offer(WatchOutput::Closed { key: id.1 }).is_ok() {
@@ -357,7 +357,7 @@ impl Hub {
     }
 }
 
-fn revision_of(event: &Arc<Event>) -> i64 {
+fn revision_of(event: &Arc<WatchEvent>) -> i64 {
     event.kv.as_ref().map_or(0, |kv| kv.mod_revision)
 }
 

@@ -327,7 +327,7 @@ impl Heard {
     pub fn of_output(output: &WatchOutput) -> Option<(Option<u64>, Heard)> {
         Some(match output {
             WatchOutput::Events { key, revision, events } => {
-                let events = events.iter().map(|event| event.as_ref().clone()).collect();
+                let events = events.iter().map(|event| Event::clone(event)).collect();
                 (Some(*key), Heard::Events { revision: *revision, events, fragment: false })
             }
             WatchOutput::Progress { revision, .. } => (None, Heard::Progress(*revision)),

@@ -13,7 +13,7 @@ use proto::etcd::{
     MemberRemoveRequest,
 };
 use proto::group::{GroupError, Reply, Request, WatchOutput, WatchSpec as HubSpec, own_request};
-use proto::{KeyRange, NodeId, id};
+use proto::{KeyRange, NodeId, id, mvccpb};
 use shard::access;
 use shard::node::{Answer, Input, Output, Persist};
 
@@ -542,7 +542,8 @@ impl World {
             }
             Output::Answer { ticket, answer } => self.answered(host, ticket, answer),
             Output::Events { events, .. } => {
-                let told: Vec<_> = events.events.iter().map(|e| (*e.event).clone()).collect();
+                let told: Vec<_> =
+                    events.events.iter().map(|e| mvccpb::Event::clone(&e.event)).collect();
                 self.history.committed(from, self.now, events.revision, &told);
                 if let Some(process) = &mut self.hosts[host].process {
                     process.hub.feed(&events);

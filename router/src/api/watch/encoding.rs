@@ -1,7 +1,7 @@
 //! Watch responses as bytes.
 //!
-//! Events are shared between all watches that see them and are encoded from where they are:
-//! no response object is built around them. The list of events is the last field of a
+//! Events are shared between all watches that see them and are encoded once for all of them; no
+//! response object is built around them, their bytes are copied behind its head. The list of events is the last field of a
 //! response, so the bytes are: a response without events, then each event behind its tag.
 //!
 //! A response that grew too large is cut into fragments if the watch asked for that, as etcd
@@ -10,27 +10,36 @@
 
 use std::sync::Arc;
 
-use bytes::BytesMut;
-use prost::{Message, encoding};
-use proto::{etcd::WatchResponse, mvccpb::Event};
+use bytes::{BufMut, BytesMut};
+use prost::Message;
+use prost::encoding::{self, WireType};
+use proto::etcd::WatchResponse;
+use proto::group::WatchEvent;
 
 use crate::grpc;
 
 /// Field number of the events in a response.
 const EVENTS_TAG: u32 = 11;
 
-fn event_bytes(event: &Arc<Event>) -> usize {
-    encoding::message::encoded_len(EVENTS_TAG, event.as_ref())
+fn event_bytes(event: &WatchEvent) -> usize {
+    let bytes = event.encoded().len();
+    encoding::key_len(EVENTS_TAG) + encoding::encoded_len_varint(bytes as u64) + bytes
+}
+
+fn total_bytes(events: &[Arc<WatchEvent>]) -> usize {
+    events.iter().map(|event| event_bytes(event)).sum()
 }
 
 /// Appends `head` with `events` to `buffer` as one message.
-fn append(buffer: &mut BytesMut, head: &WatchResponse, events: &[Arc<Event>]) {
+fn append(buffer: &mut BytesMut, head: &WatchResponse, events: &[Arc<WatchEvent>]) {
     assert!(head.events.is_empty(), "events stand beside the response, not in it");
-    let length = head.encoded_len() + events.iter().map(event_bytes).sum::<usize>();
+    let length = head.encoded_len() + total_bytes(events);
     grpc::append_with(buffer, length, |buffer| {
         head.encode_raw(buffer);
         for event in events {
-            encoding::message::encode(EVENTS_TAG, event.as_ref(), buffer);
+            encoding::encode_key(EVENTS_TAG, WireType::LengthDelimited, buffer);
+            encoding::encode_varint(event.encoded().len() as u64, buffer);
+            buffer.put_slice(event.encoded());
         }
     });
 }
@@ -40,10 +49,10 @@ fn append(buffer: &mut BytesMut, head: &WatchResponse, events: &[Arc<Event>]) {
 pub(super) fn append_response(
     buffer: &mut BytesMut,
     mut head: WatchResponse,
-    events: &[Arc<Event>],
+    events: &[Arc<WatchEvent>],
     bound: Option<usize>,
 ) -> u64 {
-    let total = head.encoded_len() + events.iter().map(event_bytes).sum::<usize>();
+    let total = head.encoded_len() + total_bytes(events);
     let Some(bound) = bound.filter(|bound| total >= *bound && events.len() >= 2) else {
         append(buffer, &head, events);
         return 1;
@@ -61,7 +70,7 @@ pub(super) fn append_response(
 }
 
 /// How many of `events` fit behind `head` below `bound` bytes; at least one.
-fn fitting(head: &WatchResponse, events: &[Arc<Event>], bound: usize) -> usize {
+fn fitting(head: &WatchResponse, events: &[Arc<WatchEvent>], bound: usize) -> usize {
     let mut bytes = head.encoded_len();
     for (at, event) in events.iter().enumerate() {
         bytes += event_bytes(event);
@@ -75,11 +84,11 @@ fn fitting(head: &WatchResponse, events: &[Arc<Event>], bound: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proto::mvccpb::KeyValue;
+    use proto::mvccpb::{Event, KeyValue};
 
-    fn event(bytes: usize) -> Arc<Event> {
+    fn event(bytes: usize) -> Arc<WatchEvent> {
         let kv = KeyValue { key: vec![7; bytes].into(), mod_revision: 5, ..Default::default() };
-        Arc::new(Event { kv: Some(kv), ..Default::default() })
+        WatchEvent::new(Event { kv: Some(kv), ..Default::default() })
     }
 
     fn head() -> WatchResponse {
@@ -102,7 +111,7 @@ mod tests {
         let mut buffer = BytesMut::new();
         assert_eq!(append_response(&mut buffer, head(), &events, None), 1);
         let mut whole = head();
-        whole.events = events.iter().map(|event| event.as_ref().clone()).collect();
+        whole.events = events.iter().map(|event| Event::clone(event)).collect();
         assert_eq!(buffer.as_ref(), crate::grpc::frame(&whole).as_ref());
     }
 

@@ -7,8 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use proto::{
     Error, KeyRange,
-    group::{WatchControl, WatchOutput, WatchSpec},
-    mvccpb::Event,
+    group::{WatchControl, WatchEvent, WatchOutput, WatchSpec},
 };
 use tokio::sync::mpsc;
 use tonic::Status;
@@ -37,7 +36,7 @@ impl Follow {
     }
 
     /// The next events, with the header revision they came with.
-    pub(in crate::api) async fn next(&mut self) -> Result<(i64, Vec<Arc<Event>>), Status> {
+    pub(in crate::api) async fn next(&mut self) -> Result<(i64, Vec<Arc<WatchEvent>>), Status> {
         loop {
             let (_, queue) = match &mut self.hub {
                 Some(hub) => hub,

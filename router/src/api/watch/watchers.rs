@@ -22,8 +22,7 @@ use proto::{
         ResponseHeader, WatchCreateRequest, WatchResponse, watch_create_request::FilterType,
         watch_request::RequestUnion,
     },
-    group::{Identity, WatchOutput, WatchSpec},
-    mvccpb::Event,
+    group::{Identity, WatchEvent, WatchOutput, WatchSpec},
 };
 
 use super::encoding;
@@ -238,7 +237,7 @@ impl Watchers {
         }
     }
 
-    fn events(&mut self, key: u64, revision: i64, events: &[Arc<Event>]) {
+    fn events(&mut self, key: u64, revision: i64, events: &[Arc<WatchEvent>]) {
         let Some(watcher) = self.watchers.get_mut(&key) else { return };
         let Some(last) = events.last().and_then(|event| event.kv.as_ref()) else { return };
         watcher.had(last.mod_revision);
@@ -372,7 +371,9 @@ impl Headers for Identity {
 mod tests {
     use super::*;
     use prost::Message;
-    use proto::{etcd::WatchCancelRequest, id, mvccpb::KeyValue};
+    use proto::etcd::WatchCancelRequest;
+    use proto::id;
+    use proto::mvccpb::{Event, KeyValue};
 
     const TARGET: Target = Target {
         tenant: id::DEFAULT_TENANT,
@@ -408,7 +409,7 @@ mod tests {
 
     fn events(key: u64, at: i64) -> WatchOutput {
         let kv = KeyValue { key: "a".into(), mod_revision: at, ..Default::default() };
-        let event = Arc::new(Event { kv: Some(kv), ..Default::default() });
+        let event = WatchEvent::new(Event { kv: Some(kv), ..Default::default() });
         WatchOutput::Events { key, revision: at, events: vec![event] }
     }
 
