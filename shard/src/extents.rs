@@ -116,7 +116,7 @@ impl Default for ExtentsConfig {
             file_pages: FILE_PAGES,
             grow_pages: FILE_PAGES / 16,
             cut_pages_min: FILE_PAGES / 16,
-            ahead_pages: FILE_PAGES / 2,
+            ahead_pages: FILE_PAGES / 4,
             salt: 0,
         }
     }

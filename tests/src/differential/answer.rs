@@ -149,6 +149,16 @@ pub fn reconcile(op: &Op, one: &mut Answer, other: &mut Answer) {
             Exception::HashAtCompaction.used();
             *other = *one;
         }
+        // Random bytes may name a known field with another wire type.
+        (
+            Op::Raw { why: "noise", .. },
+            one @ Answer::Code(Code::Internal),
+            other @ Answer::Code(Code::Ok),
+        ) => {
+            Exception::WireType.used();
+            *one = Answer::Nothing;
+            *other = Answer::Nothing;
+        }
         (Op::TimeToLive(_), Answer::TimeToLive(one), Answer::TimeToLive(other)) => {
             Exception::LeaseKeyOrder.used();
             one.keys.sort();

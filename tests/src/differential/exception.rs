@@ -56,6 +56,8 @@ exceptions! {
         "Go's sort is not stable, the order is unspecified";
     DecodeText: "text of the error for undecodable messages and unknown methods: code only",
         "comes from the protobuf and gRPC libraries";
+    WireType: "random bytes that etcd takes and we call undecodable",
+        "Go passes over a known field that has another wire type, prost refuses the message";
     StreamChunks: "RangeStream: how keys spread over messages, and what came before an error",
         "chunking is the server's choice; the merged answer is compared";
     WatchBatches: "watch events: how revisions spread over responses, fragments merged",
