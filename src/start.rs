@@ -1,5 +1,6 @@
 //! Starting a node: from a data directory and settings to a running server, and down again.
 
+use std::io::IsTerminal;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -14,6 +15,7 @@ use shard::disk::os::OsDisk;
 use shard::engine::fjall::FjallEngine;
 use shard::extents::ExtentsConfig;
 use shard::group::core::mix;
+use shard::heal::heal;
 use shard::local::LocalGroups;
 use shard::log::{Log, LogConfig};
 use shard::node::{Birth, CheckpointPolicy, Input, Node, NodeConfig, Pages};
@@ -39,7 +41,11 @@ pub(crate) fn run(config: Config) -> Result<(), String> {
     let filter = tracing_subscriber::EnvFilter::try_new(quiet).map_err(|_| {
         format!("log-level is \"{}\": say error, warn, info or debug", config.log_level)
     })?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .init();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -249,6 +255,7 @@ async fn serve(config: Config) -> Result<(), String> {
         std::process::exit(2);
     });
     let handle = worker::start(opened.node, log, peers.clone(), config.disk_reserve_bytes, fatal);
+    tokio::spawn(heal(NodeId(place.node), handle.clone(), peers.clone()));
     let identity = Identity { cluster_id: place.cluster, member_id: place.node };
     let election = Duration::from_millis(config.election_ms);
     let timeout = Duration::from_secs(5) + 2 * election;

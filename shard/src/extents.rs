@@ -312,6 +312,33 @@ impl Extents {
         self.file(file).ok_or(missing)?.read(pointer)
     }
 
+    /// Writes an extent once more into its place, durable on return, if `value` is what the pointer
+    /// names; says whether it is. The caller has a view in which a row of `shelf` and `key` names
+    /// it.
+    pub fn heal(
+        &self,
+        pointer: &Pointer,
+        shelf: Shelf,
+        key: &[u8],
+        value: &[u8],
+    ) -> Result<bool, ExtentError> {
+        self.refuse_if_failed()?;
+        let (file, page) = (pointer.file, pointer.page);
+        let missing = ExtentError::Damaged { file, page, what: "its page file is missing" };
+        let opened = self.file(file).ok_or(missing)?;
+        if pointer.length as usize != value.len()
+            || pages_of(key.len(), value.len()) != Some(pointer.pages)
+            || opened.checksum_of(pointer.span(), shelf, key, value) != pointer.checksum
+        {
+            return Ok(false);
+        }
+        let written = opened.write(pointer.span(), shelf, key, value);
+        written.map_err(|source| self.fail("write an extent", source))?;
+        self.unsynced.lock().files.insert(file);
+        self.sync()?;
+        Ok(true)
+    }
+
     /// The next extent that should move so that a file can be cut off: it is in a row and held by
     /// nothing else. `None` when too little is free for it to be worth it. Extents of that file
     /// before `skip` are left where they are.

@@ -6,6 +6,7 @@ pub mod disk;
 pub mod engine;
 pub mod extents;
 pub mod group;
+pub mod heal;
 pub mod lease;
 pub mod local;
 pub mod log;

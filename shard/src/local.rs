@@ -81,7 +81,12 @@ impl Caller {
             && shared.published.revision() >= request.floor
             && shared.published.applied() > 0
         {
-            return access::read(self.handle.store(), shared, body);
+            return match access::read(self.handle.store(), shared, body) {
+                Err(error) if error.error == Error::DamagedValue => {
+                    self.ask_others(id, request, error).await
+                }
+                answer => answer,
+            };
         }
         let local = request.body.as_ref().is_some_and(is_local);
         let mut hint = None;
@@ -97,6 +102,9 @@ impl Caller {
                 None => Err(GroupError::not_done(Error::NoLeader, None)),
             };
             match tried {
+                Err(error) if local && error.error == Error::DamagedValue => {
+                    return self.ask_others(id, request, error).await;
+                }
                 Err(error) if error.outcome == Outcome::NotDone && self.peers.is_some() => {
                     hint = error.leader_node.filter(|_| attempt == 0);
                     if error.error == Error::TooManyRequests && attempt >= PAUSES_MS.len() {
@@ -111,6 +119,24 @@ impl Caller {
             }
         }
         Err(GroupError::not_done(Error::Timeout, None))
+    }
+
+    /// Asks the other members for what is damaged on this disk (`heal.rs` repairs it).
+    async fn ask_others(
+        &self,
+        id: GroupId,
+        request: GroupRequest,
+        error: GroupError,
+    ) -> Result<Reply, GroupError> {
+        let Some(peers) = &self.peers else { return Err(error) };
+        for member in peers.members_of(id) {
+            if member.id != self.node.0
+                && let Ok(reply) = peers.call(NodeId(member.id), request.clone()).await
+            {
+                return Ok(reply);
+            }
+        }
+        Err(error)
     }
 
     async fn here(

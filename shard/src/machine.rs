@@ -54,6 +54,7 @@ pub struct Published {
     compacted: AtomicI64,
     applied: AtomicU64,
     shelf: AtomicU64,
+    range_version: AtomicU64,
     counts: RwLock<Counts>,
 }
 
@@ -81,6 +82,11 @@ impl Published {
     /// Where the rows stand.
     pub fn shelf(&self) -> Shelf {
         Shelf(self.shelf.load(Ordering::Acquire))
+    }
+
+    /// Version of the range that the group serves.
+    pub fn range_version(&self) -> u64 {
+        self.range_version.load(Ordering::Acquire)
     }
 }
 
@@ -221,6 +227,7 @@ impl Machine {
     fn publish(&self) {
         let published = &self.published;
         published.shelf.store(self.state.shelf, Ordering::Release);
+        published.range_version.store(self.state.range_version, Ordering::Release);
         published.compacted.store(self.state.compacted, Ordering::Release);
         published.applied.store(self.state.applied_index, Ordering::Release);
         // Last: whoever sees the revision may read its rows.

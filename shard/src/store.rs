@@ -51,7 +51,7 @@ use hot::Hot;
 use layout::{Row, Shelf, Value};
 use leaves::Leaves;
 use recent::{Cell, ChangeMap, Table};
-use view::View;
+use view::{Damage, Damages, View};
 
 /// One node's rows. See the module.
 pub struct Store {
@@ -62,6 +62,7 @@ pub struct Store {
     seen: Mutex<VecDeque<(u64, Weak<Tables>)>>,
     hot: Arc<Hot>,
     leaves: Arc<Leaves>,
+    damages: Arc<Damages>,
     /// Rows of shelves below this one own no pages, whatever they say.
     bare_below: AtomicU64,
 }
@@ -87,6 +88,7 @@ impl Store {
             seen,
             hot: Arc::default(),
             leaves: Arc::default(),
+            damages: Arc::default(),
             bare_below: AtomicU64::new(0),
         }
     }
@@ -130,7 +132,23 @@ impl Store {
             leaves: self.leaves.clone(),
             engine: self.engine.clone(),
             extents: self.extents.clone(),
+            damages: self.damages.clone(),
         }
+    }
+
+    /// Takes what reads have met that cannot be read.
+    pub fn take_damages(&self) -> Vec<Damage> {
+        self.damages.take()
+    }
+
+    /// Writes the value of a damaged version once more. Says whether it was the right one.
+    pub fn heal(&self, damage: &Damage, value: &[u8]) -> Result<bool, String> {
+        // The view keeps the pages from being used again.
+        let view = self.view(damage.shelf, i64::MAX);
+        let row = view.exactly(&damage.key, damage.revision).map_err(|error| error.to_string())?;
+        let row = row.ok_or("the version is gone")?;
+        let Some(pointer) = row.value.extent() else { return Ok(true) };
+        self.extents.heal(pointer, damage.shelf, &damage.key, value).map_err(|e| e.to_string())
     }
 
     /// Frees pages for which only views were waited that are closed by now.

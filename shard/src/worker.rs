@@ -29,6 +29,7 @@ use crate::node::{Answer, Input, Node, NodeError, Output, Persist};
 use crate::room::{self, Room};
 use crate::store::Store;
 use crate::store::checkpoint::Checkpoint;
+use crate::store::layout::Shelf;
 use crate::watch::feed::Feed;
 
 /// How often the room on the disk is looked at.
@@ -129,6 +130,13 @@ impl NodeHandle {
     /// What is known of a group here.
     pub fn group(&self, id: GroupId) -> Option<GroupView> {
         self.parts.groups.read().get(&id).cloned()
+    }
+
+    /// The group whose rows stand on a shelf, and the version of its range.
+    pub fn group_of_shelf(&self, shelf: Shelf) -> Option<(GroupId, u64)> {
+        let groups = self.parts.groups.read();
+        let found = groups.iter().find(|(_, view)| view.shared.published.shelf() == shelf);
+        found.map(|(id, view)| (*id, view.shared.published.range_version()))
     }
 
     /// The rows.

@@ -114,19 +114,7 @@ impl PageFile {
         value: &[u8],
     ) -> io::Result<u32> {
         assert_eq!(Some(span.pages), pages_of(key.len(), value.len()), "the extent fills its span");
-        let mut head = Vec::with_capacity(2 * PAGE_BYTES + key.len());
-        head.put_u32_le(0);
-        head.put_u32_le(MAGIC);
-        head.put_u32_le(FORMAT);
-        head.put_u32_le(span.file);
-        head.put_u32_le(span.page);
-        head.put_u32_le(span.pages);
-        head.put_u64_le(shelf.0);
-        // Both fit: the extent fits into a file.
-        head.put_u32_le(key.len() as u32);
-        head.put_u32_le(value.len() as u32);
-        assert_eq!(head.len(), HEADER_BYTES, "the header has its length");
-        head.extend_from_slice(key);
+        let mut head = head(span, shelf, key, value.len());
         let checksum = self.checksum(span.page, [head.get(4..).unwrap_or_default(), value]);
         for (target, source) in head.iter_mut().zip(checksum.to_le_bytes()) {
             *target = source;
@@ -149,6 +137,12 @@ impl PageFile {
         }
         assert_eq!(at, offset_of(span.page + span.pages), "all pages of the extent are written");
         Ok(checksum)
+    }
+
+    /// The checksum that [`PageFile::write`] would return.
+    pub(super) fn checksum_of(&self, span: Span, shelf: Shelf, key: &[u8], value: &[u8]) -> u32 {
+        let head = head(span, shelf, key, value.len());
+        self.checksum(span.page, [head.get(4..).unwrap_or_default(), value])
     }
 
     /// Reads the extent that `pointer` names.
@@ -220,6 +214,24 @@ impl PageFile {
         }
         hasher.finalize()
     }
+}
+
+/// Header and key of an extent, without its checksum.
+fn head(span: Span, shelf: Shelf, key: &[u8], value_len: usize) -> Vec<u8> {
+    let mut head = Vec::with_capacity(2 * PAGE_BYTES + key.len());
+    head.put_u32_le(0);
+    head.put_u32_le(MAGIC);
+    head.put_u32_le(FORMAT);
+    head.put_u32_le(span.file);
+    head.put_u32_le(span.page);
+    head.put_u32_le(span.pages);
+    head.put_u64_le(shelf.0);
+    // Both fit: the extent fits into a file.
+    head.put_u32_le(key.len() as u32);
+    head.put_u32_le(value_len as u32);
+    assert_eq!(head.len(), HEADER_BYTES, "the header has its length");
+    head.extend_from_slice(key);
+    head
 }
 
 fn damaged(file: u32, page: u32, what: &'static str) -> ExtentError {

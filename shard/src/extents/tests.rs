@@ -148,6 +148,18 @@ fn a_flipped_bit_harms_one_extent() {
         "the extent at page 3 of page file 0 is damaged: its checksum is wrong"
     );
     assert_eq!(extents.read(&pointers[2]).unwrap(), [3; 9000][..]);
+    for (shelf, key, value, healed) in [
+        (SHELF, b"key", [7; 9000], false),
+        (SHELF, b"yek", [2; 9000], false),
+        (Shelf(9), b"key", [2; 9000], false),
+        (SHELF, b"key", [2; 9000], true),
+    ] {
+        assert_eq!(extents.heal(&pointers[1], shelf, key, &value).unwrap(), healed);
+        assert_eq!(extents.read(&pointers[1]).is_ok(), healed);
+    }
+    disk.crash(&mut |_| 0);
+    let extents = open(&disk, held(&pointers)).extents;
+    assert_eq!(extents.read(&pointers[1]).unwrap(), [2; 9000][..]);
 }
 
 #[test]

@@ -21,6 +21,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use proto::KeyRange;
 use proto::mvccpb::KeyValue;
 
@@ -44,6 +45,7 @@ pub struct View {
     pub(super) leaves: Arc<Leaves>,
     pub(super) engine: Arc<dyn Engine>,
     pub(super) extents: Arc<Extents>,
+    pub(super) damages: Arc<Damages>,
 }
 
 /// A version found.
@@ -66,6 +68,39 @@ impl Found {
             value,
             lease: self.row.lease,
         }
+    }
+}
+
+/// A version whose value cannot be read here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Damage {
+    /// Where its row stands.
+    pub shelf: Shelf,
+    /// Its key.
+    pub key: Bytes,
+    /// Its revision.
+    pub revision: i64,
+}
+
+/// What reads have met that cannot be read.
+#[derive(Default)]
+pub(super) struct Damages {
+    found: Mutex<Vec<Damage>>,
+}
+
+/// Damages that are remembered until somebody looks at them.
+const DAMAGES_MAX: usize = 64;
+
+impl Damages {
+    fn note(&self, damage: Damage) {
+        let mut found = self.found.lock();
+        if found.len() < DAMAGES_MAX && !found.contains(&damage) {
+            found.push(damage);
+        }
+    }
+
+    pub(super) fn take(&self) -> Vec<Damage> {
+        std::mem::take(&mut self.found.lock())
     }
 }
 
@@ -159,7 +194,14 @@ impl View {
 
     /// What the view found under `key`, as clients see it.
     pub fn kv(&self, key: Bytes, found: &Found) -> Result<KeyValue, EngineError> {
-        Ok(found.with(key, self.value(&found.row)?))
+        match self.value(&found.row) {
+            Ok(value) => Ok(found.with(key, value)),
+            Err(error) => {
+                let (shelf, revision) = (self.shelf, found.revision);
+                self.damages.note(Damage { shelf, key, revision });
+                Err(error)
+            }
+        }
     }
 
     /// A row that the view gave, the same wherever its value stands here.
