@@ -380,6 +380,11 @@ impl Extents {
         self.life().checkpointed(n, oldest_view);
     }
 
+    /// Bytes of pages that the next checkpoint makes free, as far as rows are concerned.
+    pub fn released_bytes(&self) -> u64 {
+        self.life().released() * PAGE_BYTES as u64
+    }
+
     /// Newest complete checkpoint. A view asks for it before it takes anything else.
     pub fn complete(&self) -> u64 {
         self.life().complete()

@@ -293,6 +293,8 @@ struct Moving {
     /// Where the next try begins: page file and page; files above are done.
     skip: (u32, u32),
     rest_until_ms: u64,
+    /// Commands applied since the last checkpoint, as of the last tick.
+    commands: u64,
 }
 
 /// Begins with the last page file.
@@ -300,7 +302,7 @@ const NO_SKIP: (u32, u32) = (u32::MAX, 0);
 
 impl Default for Moving {
     fn default() -> Moving {
-        Moving { budget: 0, skip: NO_SKIP, rest_until_ms: 0 }
+        Moving { budget: 0, skip: NO_SKIP, rest_until_ms: 0, commands: 0 }
     }
 }
 

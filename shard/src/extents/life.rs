@@ -44,6 +44,8 @@ pub(super) struct Life {
     pending: BTreeMap<u64, Vec<Span>>,
     /// Files whose rows changed since the newest freeze.
     changed: BTreeSet<u32>,
+    /// Pages whose row went since the newest freeze.
+    released: u64,
 }
 
 /// One file.
@@ -100,6 +102,7 @@ impl Life {
             complete: checkpoint,
             pending: BTreeMap::new(),
             changed: BTreeSet::new(),
+            released: 0,
         };
         for (number, pages) in files {
             let rows = rows.remove(number).unwrap_or_else(|| Bitmap::new(pages_max));
@@ -165,6 +168,7 @@ impl Life {
         assert_eq!(before, None, "an extent is released once");
         self.changed.insert(span.file);
         self.pending.entry(n).or_default().push(span);
+        self.released += u64::from(span.pages);
     }
 
     /// Freezes checkpoint `n` and returns the rows' pages of all files that changed.
@@ -172,6 +176,7 @@ impl Life {
         assert_eq!(n, self.frozen + 1, "checkpoints are frozen one after the other");
         assert_eq!(self.complete, self.frozen, "the last checkpoint is complete");
         self.frozen = n;
+        self.released = 0;
         let changed = std::mem::take(&mut self.changed);
         changed.into_iter().map(|number| (number, self.file(number).rows.clone())).collect()
     }
@@ -190,6 +195,11 @@ impl Life {
                 self.free(span);
             }
         }
+    }
+
+    /// Pages whose row went since the newest freeze.
+    pub(super) fn released(&self) -> u64 {
+        self.released
     }
 
     /// Newest complete checkpoint.

@@ -28,8 +28,11 @@ const BATCH_FORMAT: u32 = 1;
 const HELD_BYTES: u64 = 16 << 20;
 /// Rest after all extents were looked at that could move.
 const MOVE_REST_MS: u64 = 10_000;
+/// A checkpoint that makes pages free waits so long after the last write.
+const RELEASE_MS: u64 = 1000;
 /// Bytes of extents that may move to the front of the page files per tick, and per round.
 const MOVE_TICK: u64 = 2 << 20;
+const MOVE_TICK_IDLE: u64 = 8 << 20;
 const MOVE_ROUND: u64 = 256 << 10;
 /// What looking at one that cannot move counts for.
 const MOVE_PAST: u64 = 64 << 10;
@@ -191,8 +194,10 @@ impl Node {
         }
         self.tick_transfers();
         self.store.reclaim();
+        let idle = std::mem::replace(&mut self.moving.commands, self.checkpoints.commands)
+            == self.checkpoints.commands;
         if self.now_ms >= self.moving.rest_until_ms {
-            self.moving.budget = MOVE_TICK;
+            self.moving.budget = if idle { MOVE_TICK_IDLE } else { MOVE_TICK };
         }
     }
 
@@ -630,7 +635,8 @@ impl Node {
                     // After a whole pass that left some where they are the next one can wait.
                     let rest = if self.moving.skip == NO_SKIP { 0 } else { MOVE_REST_MS };
                     let rest_until_ms = self.now_ms + rest;
-                    self.moving = Moving { rest_until_ms, ..Default::default() };
+                    let commands = self.moving.commands;
+                    self.moving = Moving { rest_until_ms, commands, ..Default::default() };
                 }
                 Moved::Past(file, page) => {
                     self.moving.skip = (file, page);
@@ -652,7 +658,10 @@ impl Node {
         let policy = self.config.checkpoint;
         let state = &self.checkpoints;
         let Some(first_ms) = state.first_write_ms else { return };
+        let released = self.store.extents().released_bytes();
         let due = state.forced
+            || released >= policy.large_bytes
+            || (released > 0 && self.now_ms >= state.last_write_ms + RELEASE_MS)
             || self.store.recent_bytes() >= policy.bytes
             || self.store.recent_large_bytes() >= policy.large_bytes
             || state.commands >= policy.commands
