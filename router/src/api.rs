@@ -22,6 +22,7 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use prost::Message;
 use proto::Error;
+use tokio::task::JoinSet;
 use tonic::Status;
 
 use crate::{
@@ -29,6 +30,7 @@ use crate::{
     door::Connection,
     grpc::{self, Reply, inbound::Inbound, live::Outlet},
     metrics::Rpc,
+    validate,
 };
 
 /// The answer to come.
@@ -60,8 +62,8 @@ pub(crate) fn call(connection: Arc<Connection>, request: Request<Incoming>) -> A
     let incoming = Call { rpc, caller, body };
     match rpc {
         Rpc::Put => incoming.unary(kv::put),
-        Rpc::Range => incoming.unary(kv::range),
-        Rpc::Txn => incoming.unary(kv::txn),
+        Rpc::Range => incoming.weighed(kv::is_long_range, kv::range),
+        Rpc::Txn => incoming.weighed(validate::reads_only, kv::txn),
         Rpc::DeleteRange => incoming.unary(kv::delete_range),
         Rpc::Compact => incoming.unary(kv::compact),
         Rpc::RangeStream => incoming.server_stream(range_stream::check, range_stream::run),
@@ -75,7 +77,7 @@ pub(crate) fn call(connection: Arc<Connection>, request: Request<Incoming>) -> A
         Rpc::Alarm => incoming.unary(maintenance::alarm),
         Rpc::Defragment => incoming.unary(maintenance::defragment),
         Rpc::Hash => incoming.unary(maintenance::hash),
-        Rpc::HashKv => incoming.unary(maintenance::hash_kv),
+        Rpc::HashKv => incoming.weighed(|_| true, maintenance::hash_kv),
         Rpc::Snapshot => incoming.server_stream(maintenance::check_snapshot, maintenance::snapshot),
         Rpc::MoveLeader => incoming.unary(maintenance::move_leader),
         Rpc::Downgrade => incoming.unary(maintenance::downgrade),
@@ -149,22 +151,39 @@ impl Call {
         Ok(message)
     }
 
-    /// One message in, one out.
+    /// One message in, one out, soon.
     fn unary<I, O, F>(self, handler: impl FnOnce(Caller, I) -> F + Send + 'static) -> Answer
     where
         I: Message + Default + 'static,
-        O: Message,
-        F: Future<Output = Result<O, Status>> + Send,
+        O: Message + 'static,
+        F: Future<Output = Result<O, Status>> + Send + 'static,
+    {
+        self.weighed(|_| false, handler)
+    }
+
+    /// One message in, one out. What `is_long` may compute for long, and is given a task of its
+    /// own: all other exchanges of the connection share one (`server/exchanges.rs`).
+    fn weighed<I, O, F>(
+        self,
+        is_long: fn(&I) -> bool,
+        handler: impl FnOnce(Caller, I) -> F + Send + 'static,
+    ) -> Answer
+    where
+        I: Message + Default + 'static,
+        O: Message + 'static,
+        F: Future<Output = Result<O, Status>> + Send + 'static,
     {
         let Call { rpc, mut caller, body } = self;
         Box::pin(async move {
             let connection = caller.connection.clone();
             let unanswered = Unanswered { connection, rpc, answered: false };
-            let outcome = match Call::message(body, rpc, &mut caller).await {
-                Ok(message) => handler(caller, message).await,
-                Err(status) => Err(status),
-            };
-            unanswered.answer(outcome)
+            match Call::message(body, rpc, &mut caller).await {
+                Ok(message) if is_long(&message) => {
+                    apart(async move { unanswered.answer(handler(caller, message).await) }).await
+                }
+                Ok(message) => unanswered.answer(handler(caller, message).await),
+                Err(status) => unanswered.answer(Err::<O, _>(status)),
+            }
         })
     }
 
@@ -206,6 +225,17 @@ impl Call {
             let inbound = Inbound::new(body, door.config.max_message_bytes());
             grpc::stream(door, rpc, |outlet| run(caller.unhurried(), inbound, outlet))
         })
+    }
+}
+
+/// Runs `answer` in a task of its own, which ends at the latest when nobody waits any more.
+async fn apart(answer: impl Future<Output = Response<Reply>> + Send + 'static) -> Response<Reply> {
+    let mut task = JoinSet::new();
+    task.spawn(answer);
+    match task.join_next().await {
+        Some(Ok(answer)) => answer,
+        // It panicked, or the process ends.
+        Some(Err(_)) | None => Status::internal("atoll: the call was given up").into_http(),
     }
 }
 

@@ -4,7 +4,7 @@
 //! once through the files below and nowhere twice:
 //!
 //! ```text
-//! server.rs    a socket becomes HTTP exchanges; stream or page is decided by the path
+//! server.rs    a socket becomes HTTP exchanges, all run by its one task; gRPC is told from pages
 //! grpc.rs      bytes become messages, answers become bytes, errors become trailers
 //! api/*.rs     one file per etcd service: message -> Request -> group -> message
 //! validate.rs  what etcd refuses before it asks anybody (pure)

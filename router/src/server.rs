@@ -1,19 +1,26 @@
 //! Sockets become exchanges: accepts connections, tells gRPC from pages, ends in order.
 //!
-//! One task per connection; hyper finds out by the first bytes whether it speaks HTTP/1.1 or
-//! HTTP/2 without TLS. Windows are wide and stream limits high, as etcd's: a single client may
+//! One task per connection, which also runs the connection's exchanges ([`exchanges`]) and
+//! gathers what they send ([`socket`]); hyper finds out by the first bytes whether it speaks
+//! HTTP/1.1 or HTTP/2 without TLS. Windows are wide and stream limits high, as etcd's: a single client may
 //! have ten thousand watches on one connection. Pings of clients are never punished.
 //!
 //! *Ending*: listeners close first, streams are told (`Door::closing`), then each connection
 //! finishes what it has begun; what is not finished in time is dropped.
 
-use std::{convert::Infallible, io, pin::pin, sync::Arc, sync::atomic::Ordering, time::Duration};
+mod exchanges;
+mod socket;
+
+use std::{
+    convert::Infallible, future::poll_fn, io, pin::pin, sync::Arc, sync::atomic::Ordering,
+    time::Duration,
+};
 
 use futures::future::BoxFuture;
 use http::{Request, Response, header};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
+    rt::{TokioIo, TokioTimer},
     server::conn::auto,
 };
 use proto::group::Groups;
@@ -28,6 +35,8 @@ use crate::{
     grpc::Reply,
     http as pages,
 };
+use exchanges::{Begun, Exchanges};
+use socket::Socket;
 
 /// Bytes that may be on their way to us on one stream before we have read them.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
@@ -113,9 +122,9 @@ async fn accept(listeners: &[TcpListener]) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-fn protocols(door: &Door) -> auto::Builder<TokioExecutor> {
+fn protocols(door: &Door, begun: Begun) -> auto::Builder<Begun> {
     let config = &door.config;
-    let mut builder = auto::Builder::new(TokioExecutor::new());
+    let mut builder = auto::Builder::new(begun);
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -136,21 +145,26 @@ fn protocols(door: &Door) -> auto::Builder<TokioExecutor> {
 /// One client's connection, from its first byte to its last.
 async fn converse(door: Arc<Door>, stream: TcpStream) {
     let mut closing = door.closing.subscribe();
+    let mut closing = pin!(closing.wait_for(|closing| *closing));
     let connection = Connection::new(door.clone());
     let service = service_fn(move |request| answer(connection.clone(), request));
-    let builder = protocols(&door);
-    let mut exchange = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let mut exchanges = Exchanges::default();
+    let builder = protocols(&door, exchanges.begun());
+    let mut wire = pin!(builder.serve_connection(TokioIo::new(Socket::new(stream)), service));
     door.metrics.connections.fetch_add(1, Ordering::Relaxed);
     let mut asked_to_end = false;
-    let outcome = loop {
-        tokio::select! {
-            outcome = &mut exchange => break outcome,
-            _ = closing.wait_for(|closing| *closing), if !asked_to_end => {
-                asked_to_end = true;
-                exchange.as_mut().graceful_shutdown();
-            }
+    let outcome = poll_fn(|context| {
+        if !asked_to_end && closing.as_mut().poll(context).is_ready() {
+            asked_to_end = true;
+            wire.as_mut().graceful_shutdown();
         }
-    };
+        // Answers first, then one write for all of them; what was read meanwhile begins.
+        exchanges.poll(context);
+        let outcome = wire.as_mut().poll(context);
+        exchanges.poll(context);
+        outcome
+    })
+    .await;
     door.metrics.connections.fetch_sub(1, Ordering::Relaxed);
     if let Err(error) = outcome {
         tracing::debug!(%error, "a client connection ended with an error");

@@ -30,6 +30,11 @@ pub(super) async fn range(caller: Caller, request: RangeRequest) -> Result<Range
     Ok(response)
 }
 
+/// May the answer hold many rows?
+pub(super) fn is_long_range(request: &RangeRequest) -> bool {
+    !request.range_end.is_empty()
+}
+
 pub(super) async fn put(caller: Caller, request: PutRequest) -> Result<PutResponse, Status> {
     validate::put(&request)?;
     check_size(&caller)?;

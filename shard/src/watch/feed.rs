@@ -2,7 +2,8 @@
 //!
 //! The queue from the worker is bounded. When the hub cannot keep up the worker does not
 //! wait: it drops the event and the hub, told so by the gap in revisions, lets everybody
-//! catch up from history.
+//! catch up from history. While no stream is open it is not woken at all: it learns of what it
+//! was not told with the first stream, before that has a watch.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -39,7 +40,10 @@ enum Input {
 pub struct Feed {
     sender: Sender<Input>,
     sinks: Arc<AtomicU64>,
-    /// Revision up to which events were dropped because the queue was full, 0 for none.
+    /// Streams open now.
+    open: Arc<AtomicU64>,
+    /// Revision up to which events were dropped because nobody listened or the queue was full,
+    /// 0 for none.
     missed: Arc<AtomicI64>,
     counts: Arc<(AtomicU64, AtomicU64)>,
 }
@@ -55,8 +59,13 @@ impl Feed {
         let missed = Arc::new(AtomicI64::new(0));
         let counts = Arc::new((AtomicU64::new(0), AtomicU64::new(0)));
         let hub = Hub::new(store, published);
-        let feed =
-            Feed { sender, sinks: Arc::default(), missed: missed.clone(), counts: counts.clone() };
+        let feed = Feed {
+            sender,
+            sinks: Arc::default(),
+            open: Arc::default(),
+            missed: missed.clone(),
+            counts: counts.clone(),
+        };
         std::thread::Builder::new()
             .name("watch".into())
             .spawn(move || {
@@ -74,25 +83,31 @@ impl Feed {
     /// Feeds a revision's events. Never waits.
     pub fn events(&self, events: Arc<RevisionEvents>) {
         let revision = events.revision;
-        if self.missed.load(Ordering::Acquire) != 0 {
-            self.missed.fetch_max(revision, Ordering::AcqRel);
-            return;
+        let nobody = self.open.load(Ordering::SeqCst) == 0;
+        if nobody || self.missed.load(Ordering::SeqCst) != 0 {
+            return self.behind(revision);
         }
         if let Err(TrySendError::Full(_)) = self.sender.try_send(Input::Events(events)) {
-            self.missed.fetch_max(revision, Ordering::AcqRel);
+            self.behind(revision);
         }
     }
 
-    /// All rows were replaced by a snapshot at `revision`.
+    /// The hub is not given the events up to `revision`: all rows were replaced by a snapshot,
+    /// nobody listens, or the queue is full.
     pub fn behind(&self, revision: i64) {
-        if let Err(TrySendError::Full(_)) = self.sender.try_send(Input::Behind(revision)) {
-            self.missed.fetch_max(revision, Ordering::AcqRel);
+        self.missed.fetch_max(revision, Ordering::SeqCst);
+        // Whoever opens a stream counts it first, and the hub looks at `missed` when it takes the
+        // stream in: either it sees the line above, or the stream is seen here.
+        if self.open.load(Ordering::SeqCst) > 0 {
+            // A full queue means that the hub is about to look.
+            let _ = self.sender.try_send(Input::Behind(revision));
         }
     }
 
     /// Opens a client stream.
     pub fn open(&self, sink: Arc<dyn WatchSink>) -> Box<dyn WatchControl> {
         let id = self.sinks.fetch_add(1, Ordering::Relaxed) + 1;
+        self.open.fetch_add(1, Ordering::SeqCst);
         let _ = self.sender.send(Input::Open(id, sink));
         Box::new(Control { feed: self.clone(), id })
     }
@@ -141,6 +156,7 @@ impl WatchControl for Control {
 impl Drop for Control {
     fn drop(&mut self) {
         self.send(Input::Close(self.id));
+        self.feed.open.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -159,17 +175,14 @@ fn run(
             (false, false) => Duration::from_secs(1),
         };
         match receiver.recv_timeout(wait) {
-            Ok(input) => step(&mut hub, input),
+            Ok(input) => step(&mut hub, input, missed),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return Ok(()),
         }
         while let Ok(input) = receiver.try_recv() {
-            step(&mut hub, input);
+            step(&mut hub, input, missed);
         }
-        let lost = missed.swap(0, Ordering::AcqRel);
-        if lost != 0 {
-            hub.behind(lost);
-        }
+        skip(&mut hub, missed);
         hub.flush();
         more = hub.catch_up()?;
         let (all, synced) = hub.counts();
@@ -178,7 +191,15 @@ fn run(
     }
 }
 
-fn step(hub: &mut Hub, input: Input) {
+/// Goes over what the hub was not given.
+fn skip(hub: &mut Hub, missed: &AtomicI64) {
+    let lost = missed.swap(0, Ordering::SeqCst);
+    if lost != 0 {
+        hub.behind(lost);
+    }
+}
+
+fn step(hub: &mut Hub, input: Input, missed: &AtomicI64) {
     match input {
         // A gap means that events were dropped between: catch up over it.
         Input::Events(events) if events.revision > hub.revision() + 1 => {
@@ -186,7 +207,10 @@ fn step(hub: &mut Hub, input: Input) {
         }
         Input::Events(events) => hub.feed(&events),
         Input::Behind(revision) => hub.behind(revision),
-        Input::Open(id, sink) => hub.open(id, sink),
+        Input::Open(id, sink) => {
+            skip(hub, missed);
+            hub.open(id, sink);
+        }
         Input::Close(id) => hub.close(id),
         Input::Create(id, spec) => hub.create(id, spec),
         Input::Cancel(id, key) => hub.cancel(id, key),

@@ -200,16 +200,18 @@ impl Hub {
         }
     }
 
-    /// The hub missed revisions, up to `revision`: everybody catches up from history.
+    /// The hub missed revisions, up to `revision`: everybody catches up from history who does
+    /// not start beyond them.
     pub fn behind(&mut self, revision: i64) {
         self.flush();
         if revision <= self.revision {
             return;
         }
         let missed = self.revision + 1;
-        let synced: Vec<_> =
-            self.watchers.iter().filter(|(_, w)| w.synced).map(|(id, w)| (*id, w.next)).collect();
-        for (id, next) in synced {
+        let lacking = |watcher: &Watcher| watcher.synced && watcher.next <= revision;
+        let watchers = self.watchers.iter().filter(|(_, watcher)| lacking(watcher));
+        let lacking: Vec<_> = watchers.map(|(id, watcher)| (*id, watcher.next)).collect();
+        for (id, next) in lacking {
             self.unsync(id, next.max(missed));
         }
         self.revision = revision;
