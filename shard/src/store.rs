@@ -133,6 +133,7 @@ impl Store {
             engine: self.engine.clone(),
             extents: self.extents.clone(),
             damages: self.damages.clone(),
+            see_max: view::SEEN_MAX,
         }
     }
 

@@ -9,10 +9,11 @@
 //! names fjall.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+use fjall::{AbstractTree, Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 
 use super::{Engine, EngineError, EngineRow, EngineScan};
 
@@ -23,8 +24,6 @@ const CACHE_BYTES: u64 = 64 * 1024 * 1024;
 const SHRINK_ROWS_MIN: u64 = 10_000;
 /// and they are at least one in so many of those in the tables.
 const SHRINK_PART: u64 = 5;
-/// What is left is merged again when it is smaller than this, so that the old tables go at once.
-const SHRINK_AGAIN_BYTES: u64 = 64 << 20;
 /// Closed snapshots at which fjall looks for versions to forget (`snapshot_tracker.rs`).
 const SNAPSHOTS_PER_LOOK: usize = 10_000;
 
@@ -34,8 +33,9 @@ pub struct FjallEngine {
     main: Keyspace,
     /// Rows removed since the last whole merge.
     removed: AtomicU64,
-    /// Something was written since the last look at what can be given back.
-    ingested: AtomicBool,
+    /// The tree changed since the last look at what can be given back.
+    changed: AtomicBool,
+    scans: Arc<AtomicUsize>,
 }
 
 fn failed(what: &'static str) -> impl Fn(fjall::Error) -> EngineError {
@@ -53,17 +53,49 @@ impl FjallEngine {
         let main = database
             .keyspace("main", KeyspaceCreateOptions::default)
             .map_err(failed("open the keyspace"))?;
-        let (removed, ingested) = (AtomicU64::new(0), AtomicBool::new(true));
-        Ok(FjallEngine { database, main, removed, ingested })
+        let (removed, changed) = (AtomicU64::new(0), AtomicBool::new(true));
+        Ok(FjallEngine { database, main, removed, changed, scans: Arc::default() })
     }
 
     /// Lets the engine forget versions of its tree, and with them tables, that nobody reads any
-    /// more. It looks for those only when its own memtable is flushed, which is never used here,
-    /// and at every so many closed snapshots: these cost some milliseconds.
-    fn forget_versions(&self) {
+    /// more. By itself it does so only when its own memtable is flushed, which is never used here.
+    fn forget_versions(&self) -> Result<(), EngineError> {
+        // What a merge may drop is judged anew at every so many closed snapshots: milliseconds.
         for _ in 0..SNAPSHOTS_PER_LOOK {
             drop(self.database.snapshot());
         }
+        // In this order: a scan that begins later sees this number or a higher one.
+        let visible = self.database.visible_seqno();
+        if self.scans.load(Ordering::SeqCst) > 0 {
+            self.changed.store(true, Ordering::Relaxed);
+            return Ok(());
+        }
+        let forgotten = {
+            let mut versions = self.main.tree.get_version_history_lock();
+            versions.maintenance(self.main.path(), visible)
+        };
+        forgotten.map_err(|error| EngineError::Failed(format!("forget old tables: {error}")))
+    }
+}
+
+/// A scan under way: while there is one no version of the tree is forgotten.
+struct Counted {
+    rows: fjall::Iter,
+    scans: Arc<AtomicUsize>,
+}
+
+impl Iterator for Counted {
+    type Item = Result<(Bytes, Bytes), EngineError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let read = self.rows.next()?.into_inner().map_err(failed("scan"));
+        Some(read.map(|(key, value)| (Bytes::from(key), Bytes::from(value))))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.scans.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -76,10 +108,9 @@ impl Engine for FjallEngine {
         if start >= end {
             return Box::new(std::iter::empty());
         }
-        Box::new(self.main.range(start.to_vec()..end.to_vec()).map(|guard| {
-            let (key, value) = guard.into_inner().map_err(failed("scan"))?;
-            Ok((Bytes::from(key), Bytes::from(value)))
-        }))
+        self.scans.fetch_add(1, Ordering::SeqCst);
+        let rows = self.main.range(start.to_vec()..end.to_vec());
+        Box::new(Counted { rows, scans: self.scans.clone() })
     }
 
     fn ingest(&self, rows: &mut dyn Iterator<Item = EngineRow>) -> Result<(), EngineError> {
@@ -98,7 +129,7 @@ impl Engine for FjallEngine {
         }
         ingestion.finish().map_err(failed("finish a checkpoint"))?;
         self.removed.fetch_add(removed, Ordering::Relaxed);
-        self.ingested.store(true, Ordering::Relaxed);
+        self.changed.store(true, Ordering::Relaxed);
         Ok(())
     }
 
@@ -106,26 +137,19 @@ impl Engine for FjallEngine {
     // calm tree never reaches. A whole merge rewrites what is left, so it waits until that is not
     // more than some times what goes.
     fn shrink(&self) -> Result<(), EngineError> {
-        if !self.ingested.swap(false, Ordering::Relaxed) {
+        if !self.changed.swap(false, Ordering::Relaxed) {
             return Ok(());
         }
-        self.forget_versions();
+        self.forget_versions()?;
         let removed = self.removed.load(Ordering::Relaxed);
         let rows = self.main.approximate_len() as u64;
         if removed < SHRINK_ROWS_MIN || removed < rows / SHRINK_PART {
             return Ok(());
         }
-        let merge = || self.main.major_compact().map_err(failed("merge the tables"));
-        merge()?;
+        self.main.major_compact().map_err(failed("merge the tables"))?;
         self.removed.fetch_sub(removed, Ordering::Relaxed);
-        if self.main.disk_space() < SHRINK_AGAIN_BYTES {
-            // The old tables go with the second change of the tree from here on.
-            for _ in 0..2 {
-                self.forget_versions();
-                merge()?;
-            }
-        }
-        Ok(())
+        self.changed.store(true, Ordering::Relaxed);
+        self.forget_versions()
     }
 
     fn disk_bytes(&self) -> u64 {

@@ -120,7 +120,7 @@ impl Machine {
         let large = self.published.counts().write().changed(revision, counted);
         let Some(large) = large else { return Ok(()) };
         let mut keys: Vec<Bytes> = Vec::new();
-        self.store.view(self.shelf(), revision).scan(&large, &mut |key, _| {
+        self.store.view(self.shelf(), revision).unseen().scan(&large, &mut |key, _| {
             keys.push(key);
             ControlFlow::Continue(())
         })?;

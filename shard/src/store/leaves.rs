@@ -57,8 +57,10 @@ pub struct Leaves {
 #[derive(Default)]
 struct Inner {
     leaves: BTreeMap<(Shelf, Bytes), Held>,
-    /// In the order of their making, for the second chance.
-    order: VecDeque<(Shelf, Bytes)>,
+    /// In the order of their making, for the second chance. Numbers of leaves that went otherwise
+    /// are passed over.
+    order: VecDeque<(u64, (Shelf, Bytes))>,
+    next: u64,
     bytes: usize,
     /// The last writes, of all shelves.
     recent: VecDeque<(Shelf, i64, Bytes)>,
@@ -69,6 +71,7 @@ struct Inner {
 }
 
 struct Held {
+    number: u64,
     leaf: Arc<Leaf>,
     changes: Vec<(Bytes, Found)>,
     used: AtomicBool,
@@ -210,6 +213,10 @@ impl Leaves {
     /// A reader has seen everything from `start` to the end of the leaf at the leaf's revision.
     pub fn seen(&self, shelf: Shelf, start: Bytes, leaf: Leaf, seeing: Seeing) {
         let revision = leaf.revision;
+        if !leaf.reaches(&start) {
+            // Nothing lies between.
+            return;
+        }
         let mut inner = self.inner.write();
         let forgotten = inner.forgotten.get(&shelf).is_some_and(|newest| *newest > revision);
         if forgotten || inner.moves != seeing.moves {
@@ -236,9 +243,10 @@ impl Leaves {
             return;
         }
         inner.bytes += leaf.bytes;
-        let held = Held { leaf: Arc::new(leaf), changes: Vec::new(), used: AtomicBool::new(false) };
-        inner.order.push_back(at.clone());
-        inner.leaves.insert(at, held);
+        inner.next += 1;
+        let (number, leaf, used) = (inner.next, Arc::new(leaf), AtomicBool::new(false));
+        inner.order.push_back((number, at.clone()));
+        inner.leaves.insert(at, Held { number, leaf, changes: Vec::new(), used });
         inner.evict();
     }
 
@@ -323,17 +331,23 @@ impl Inner {
     /// Lets go of the oldest leaves that were not used since they were looked at last.
     fn evict(&mut self) {
         while self.bytes > CAPACITY_BYTES
-            && let Some(at) = self.order.pop_front()
+            && let Some((number, at)) = self.order.pop_front()
         {
-            match self.leaves.get(&at) {
-                Some(held) if held.used.swap(false, Ordering::Relaxed) => self.order.push_back(at),
-                _ => self.remove(&at),
+            match self.leaves.get(&at).filter(|held| held.number == number) {
+                Some(held) if held.used.swap(false, Ordering::Relaxed) => {
+                    self.order.push_back((number, at));
+                }
+                Some(_) => self.remove(&at),
+                None => {}
             }
         }
-        // Names of leaves that went otherwise.
+        // One number a leaf is left, so this is paid for by what went.
         if self.order.len() > 2 * self.leaves.len() + 1024 {
             let leaves = &self.leaves;
-            self.order.retain(|at| leaves.contains_key(at));
+            let lives = |(number, at): &(u64, (Shelf, Bytes))| {
+                leaves.get(at).is_some_and(|held| held.number == *number)
+            };
+            self.order.retain(lives);
         }
     }
 }
@@ -451,6 +465,18 @@ mod tests {
         }
         assert_eq!(read(&leaves, "a", 1000), Err("end true".into()));
         assert_eq!(leaves.inner.read().bytes, 0);
+    }
+
+    #[test]
+    fn leaves_that_come_and_go_leave_no_names_behind() {
+        let leaves = Leaves::default();
+        for round in 0..5000 {
+            see(&leaves, "a", 5, &[("a", 1)], Some("b"));
+            leaves.moved(SHELF, b"a");
+            see(&leaves, "c", 5, &[], Some("c"));
+            assert!(leaves.inner.read().order.len() < 1100, "{round}");
+        }
+        assert!(leaves.inner.read().leaves.is_empty());
     }
 
     #[test]

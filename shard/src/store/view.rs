@@ -46,6 +46,8 @@ pub struct View {
     pub(super) engine: Arc<dyn Engine>,
     pub(super) extents: Arc<Extents>,
     pub(super) damages: Arc<Damages>,
+    /// Keys that a scan may leave behind as leaves.
+    pub(super) see_max: usize,
 }
 
 /// A version found.
@@ -128,7 +130,7 @@ fn damaged() -> EngineError {
 
 /// Keys of one scan that may become leaves: a walk over everything does not push out what is
 /// listed often.
-const SEEN_MAX: usize = 20_000;
+pub(super) const SEEN_MAX: usize = 20_000;
 /// A page of fewer keys is not worth a leaf.
 const SEEN_MIN: usize = 16;
 
@@ -180,6 +182,11 @@ impl View {
     /// Where it reads.
     pub fn shelf(&self) -> Shelf {
         self.shelf
+    }
+
+    /// The same, for scans of what nobody is likely to list again.
+    pub fn unseen(self) -> View {
+        View { see_max: 0, ..self }
     }
 
     /// The same place at another revision.
@@ -301,7 +308,7 @@ impl View {
         }
         let inside = |key: &Bytes| range.end.as_ref().is_none_or(|end| key < end);
         let mut from = range.start.clone();
-        let mut keep = SEEN_MAX;
+        let mut keep = self.see_max;
         loop {
             let next = match self.leaves.find(self.shelf, &from, self.revision) {
                 Place::Leaf(covered) => {
