@@ -163,25 +163,32 @@ impl Window {
         let figures = load::measure(kind, shape, drive, target).await?;
         Ok(Window { row: row.to_owned(), shape: shape.clone(), figures })
     }
-}
 
-impl Measured {
-    /// The figures of a plain mix.
-    fn of_window(window: Window, disk_mib: f64) -> Measured {
-        let f = &window.figures;
-        let memory = f.memory.unwrap_or_default();
-        let values = [
+    /// What every loaded row tells: cost, rate and latencies.
+    fn speed(&self) -> [(Metric, f64); 5] {
+        let f = &self.figures;
+        [
             (Metric::Cpu, f.server_cpu_us_per_op.unwrap_or(0.0)),
             (Metric::Rate, f.ops_per_s),
             (Metric::P50, f.p50_ms),
             (Metric::P99, f.p99_ms),
             (Metric::Worst, f.max_ms),
+        ]
+    }
+}
+
+impl Measured {
+    /// The figures of a plain mix.
+    fn of_window(window: Window, disk_mib: f64) -> Measured {
+        let memory = window.figures.memory.unwrap_or_default();
+        let values = [
             (Metric::Memory, memory.resident_mib),
             (Metric::PeakMemory, memory.peak_mib),
             (Metric::Disk, disk_mib),
-            (Metric::ClientCpu, f.client_cpu_us_per_op),
+            (Metric::ClientCpu, window.figures.client_cpu_us_per_op),
         ];
         let mut measured = Measured::default();
+        measured.add(&window.row, None, &window.speed());
         measured.add(&window.row, None, &values);
         measured.windows.push(window);
         measured

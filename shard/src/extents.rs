@@ -276,7 +276,7 @@ impl Extents {
         Ok(Pointer { file, page, pages: span.pages, length, checksum })
     }
 
-    /// Did a write or sync fail? Then the process is to end.
+    /// Did a write or sync fail, or is it in doubt who owns a page? Then the process is to end.
     pub fn is_stopped(&self) -> bool {
         self.failed.get().is_some()
     }
@@ -452,11 +452,8 @@ impl Extents {
 
     /// Makes a file, or makes one longer, so that there is a free span of `pages` pages.
     fn grow(&self, pages: u32) -> Result<(), ExtentError> {
-        let growth = self
-            .life
-            .lock()
-            .plan_growth(pages, self.config.grow_pages)
-            .ok_or(ExtentError::TooMany)?;
+        let growth = self.life().plan_growth(pages, self.config.grow_pages);
+        let growth = growth.ok_or(ExtentError::TooMany)?;
         match self.carry_out(growth) {
             Ok(()) => {
                 self.life().grown(growth);

@@ -324,6 +324,14 @@ struct Checkpoints {
     not_before: PersistId,
 }
 
+impl Checkpoints {
+    /// Rows wait for the next one.
+    fn wrote(&mut self, now_ms: u64) {
+        self.first_write_ms.get_or_insert(now_ms);
+        self.last_write_ms = now_ms;
+    }
+}
+
 impl Node {
     /// The group's replica here.
     pub fn group(&self, id: GroupId) -> Option<&Group> {

@@ -131,21 +131,16 @@ impl Plan {
         let live_mib = (self.keys() * self.value_bytes as u64) as f64 / MIB;
         let user_bytes = (window.figures.ops * self.value_bytes as u64) as f64;
         let greatest = |of: fn(&DiskSample) -> f64| disk.iter().map(of).fold(0.0, f64::max);
-        let f = &window.figures;
-        let memory = f.memory.unwrap_or_default();
+        let memory = window.figures.memory.unwrap_or_default();
         let mut measured = Measured::default();
         let values = [
-            (Metric::Cpu, f.server_cpu_us_per_op.unwrap_or(0.0)),
-            (Metric::Rate, f.ops_per_s),
-            (Metric::P50, f.p50_ms),
-            (Metric::P99, f.p99_ms),
-            (Metric::Worst, f.max_ms),
             (Metric::PeakMemory, memory.peak_mib),
             (Metric::DiskPeak, greatest(|sample| sample.disk_mib) / live_mib),
             (Metric::DiskPeakReadable, greatest(|s| s.disk_mib / s.readable_mib)),
             (Metric::DiskSettled, disk.last().map_or(0.0, |last| last.disk_mib) / live_mib),
             (Metric::DiskWritten, written_bytes as f64 / nodes as f64 / user_bytes.max(1.0)),
         ];
+        measured.add(row, None, &window.speed());
         measured.add(row, None, &values);
         measured.windows.push(window);
         measured.disk = disk;

@@ -9,8 +9,7 @@
 //! names fjall.
 
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use fjall::{AbstractTree, Database, Keyspace, KeyspaceCreateOptions, PersistMode};
@@ -35,7 +34,6 @@ pub struct FjallEngine {
     removed: AtomicU64,
     /// The tree changed since the last look at what can be given back.
     changed: AtomicBool,
-    scans: Arc<AtomicUsize>,
 }
 
 fn failed(what: &'static str) -> impl Fn(fjall::Error) -> EngineError {
@@ -54,7 +52,7 @@ impl FjallEngine {
             .keyspace("main", KeyspaceCreateOptions::default)
             .map_err(failed("open the keyspace"))?;
         let (removed, changed) = (AtomicU64::new(0), AtomicBool::new(true));
-        Ok(FjallEngine { database, main, removed, changed, scans: Arc::default() })
+        Ok(FjallEngine { database, main, removed, changed })
     }
 
     /// Lets the engine forget versions of its tree, and with them tables, that nobody reads any
@@ -64,38 +62,14 @@ impl FjallEngine {
         for _ in 0..SNAPSHOTS_PER_LOOK {
             drop(self.database.snapshot());
         }
-        // In this order: a scan that begins later sees this number or a higher one.
+        // Reads take the newest version and keep it as long as they need it: no older one is asked
+        // for any more.
         let visible = self.database.visible_seqno();
-        if self.scans.load(Ordering::SeqCst) > 0 {
-            self.changed.store(true, Ordering::Relaxed);
-            return Ok(());
-        }
         let forgotten = {
             let mut versions = self.main.tree.get_version_history_lock();
             versions.maintenance(self.main.path(), visible)
         };
         forgotten.map_err(|error| EngineError::Failed(format!("forget old tables: {error}")))
-    }
-}
-
-/// A scan under way: while there is one no version of the tree is forgotten.
-struct Counted {
-    rows: fjall::Iter,
-    scans: Arc<AtomicUsize>,
-}
-
-impl Iterator for Counted {
-    type Item = Result<(Bytes, Bytes), EngineError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let read = self.rows.next()?.into_inner().map_err(failed("scan"));
-        Some(read.map(|(key, value)| (Bytes::from(key), Bytes::from(value))))
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.scans.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -108,9 +82,10 @@ impl Engine for FjallEngine {
         if start >= end {
             return Box::new(std::iter::empty());
         }
-        self.scans.fetch_add(1, Ordering::SeqCst);
-        let rows = self.main.range(start.to_vec()..end.to_vec());
-        Box::new(Counted { rows, scans: self.scans.clone() })
+        Box::new(self.main.range(start.to_vec()..end.to_vec()).map(|guard| {
+            let (key, value) = guard.into_inner().map_err(failed("scan"))?;
+            Ok((Bytes::from(key), Bytes::from(value)))
+        }))
     }
 
     fn ingest(&self, rows: &mut dyn Iterator<Item = EngineRow>) -> Result<(), EngineError> {
@@ -148,7 +123,6 @@ impl Engine for FjallEngine {
         }
         self.main.major_compact().map_err(failed("merge the tables"))?;
         self.removed.fetch_sub(removed, Ordering::Relaxed);
-        self.changed.store(true, Ordering::Relaxed);
         self.forget_versions()
     }
 

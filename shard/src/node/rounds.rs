@@ -433,8 +433,7 @@ impl Node {
             group.serving = true;
             group.lessor.promote(self.now_ms, group.machine.leases());
         }
-        self.checkpoints.first_write_ms.get_or_insert(self.now_ms);
-        self.checkpoints.last_write_ms = self.now_ms;
+        self.checkpoints.wrote(self.now_ms);
         Ok(())
     }
 
@@ -525,7 +524,11 @@ impl Node {
             return;
         };
         for (then, answer) in thens.into_iter().zip(answers) {
-            let answer = answer.map(|reply| stamp(reply, current)).map_err(GroupError::refused);
+            let answer = answer.map(|reply| stamp(reply, current)).map_err(|error| match error {
+                // Only the answer could not be read: the changes may have been made.
+                Error::DamagedValue => GroupError::unknown(error),
+                error => GroupError::refused(error),
+            });
             match then {
                 Then::Answer(ticket) => self.answer(ticket, answer),
                 Then::Refuse(ticket, error) => {
@@ -604,8 +607,7 @@ impl Node {
                 for (ticket, _, reply) in done {
                     self.answer(ticket, Ok(reply));
                 }
-                self.checkpoints.first_write_ms.get_or_insert(self.now_ms);
-                self.checkpoints.last_write_ms = self.now_ms;
+                self.checkpoints.wrote(self.now_ms);
             }
         }
         if let Some(shelf) = self.dropped.first().copied()
@@ -644,8 +646,7 @@ impl Node {
                 }
                 Moved::Bytes(bytes) => {
                     moved += bytes;
-                    self.checkpoints.first_write_ms.get_or_insert(self.now_ms);
-                    self.checkpoints.last_write_ms = self.now_ms;
+                    self.checkpoints.wrote(self.now_ms);
                 }
             }
         }

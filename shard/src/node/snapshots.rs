@@ -458,8 +458,7 @@ impl Node {
                 self.store.extents().let_go(&pointer);
             }
         }
-        self.checkpoints.first_write_ms.get_or_insert(now_ms);
-        self.checkpoints.last_write_ms = now_ms;
+        self.checkpoints.wrote(now_ms);
         if piece.finish.is_none() {
             let next = receiving.next;
             self.ack(from, &piece, next, false);
