@@ -47,7 +47,9 @@ pub mod group;
 pub mod id;
 pub mod key;
 pub mod limits;
+pub mod map;
 
 pub use error::{Code, Error};
 pub use id::{GroupId, NamespaceId, NodeId, ReplicaId, TenantId};
 pub use key::KeyRange;
+pub use map::{PlacementMap, VirtualEtcd};
