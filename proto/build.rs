@@ -11,6 +11,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "etcd/election.proto",
         "cluster/raft.proto",
         "cluster/group.proto",
+        "cluster/admin.proto",
     ];
     let descriptors = protox::compile(files, ["."])?;
     tonic_prost_build::configure()

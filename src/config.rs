@@ -34,6 +34,17 @@ pub(crate) struct Settings {
     /// URLs that other nodes are told [default: http://localhost:2380].
     #[arg(long, env = "ATOLL_INITIAL_ADVERTISE_PEER_URLS")]
     pub(crate) initial_advertise_peer_urls: Option<String>,
+    /// URLs to answer operators on: whoever reaches one may do everything [default: localhost,
+    /// on the first client URL's port + 2].
+    #[arg(long, env = "ATOLL_LISTEN_ADMIN_URLS")]
+    pub(crate) listen_admin_urls: Option<String>,
+    /// Domains under which tenants are found by host name, separated by commas: acme.DOMAIN
+    /// [default: localhost].
+    #[arg(long, env = "ATOLL_TENANT_DOMAINS")]
+    pub(crate) tenant_domains: Option<String>,
+    /// The zone this node is in: replicas of a group go to different ones.
+    #[arg(long, env = "ATOLL_ZONE")]
+    pub(crate) zone: Option<String>,
     /// First members, name=peer URL, separated by commas [default: this node alone].
     #[arg(long, env = "ATOLL_INITIAL_CLUSTER")]
     pub(crate) initial_cluster: Option<String>,
@@ -122,6 +133,14 @@ pub(crate) struct Config {
     pub(crate) advertise_client: Vec<String>,
     /// `host:port` to answer other nodes on; empty for a node that is alone for ever.
     pub(crate) listen_peer: Vec<String>,
+    /// `host:port` to answer operators on.
+    pub(crate) listen_admin: Vec<String>,
+    /// The above were not chosen by anybody.
+    pub(crate) admin_by_default: bool,
+    /// Domains of tenants' host names.
+    pub(crate) tenant_domains: Vec<String>,
+    /// Zone of this node; empty if nobody said.
+    pub(crate) zone: String,
     /// Names and peer URLs of the first members.
     pub(crate) initial_cluster: Vec<(String, String)>,
     /// Join a running cluster.
@@ -154,6 +173,8 @@ pub(crate) struct Config {
     pub(crate) progress_interval: Duration,
     /// Log level.
     pub(crate) log_level: String,
+    /// Prints nothing.
+    pub(crate) quiet: bool,
 }
 
 /// A setting that cannot be used: one line that says what to do.
@@ -201,6 +222,7 @@ impl Settings {
         })?;
         fill!(self from file:
             name data_dir listen_client_urls advertise_client_urls listen_peer_urls
+            listen_admin_urls tenant_domains zone
             initial_advertise_peer_urls initial_cluster initial_cluster_state
             initial_cluster_token heartbeat_interval election_timeout quota_backend_bytes
             auto_compaction_mode auto_compaction_retention max_txn_ops max_request_bytes
@@ -257,6 +279,12 @@ impl Settings {
         let mode = self.auto_compaction_mode.as_deref().unwrap_or("periodic");
         let kept = self.auto_compaction_retention.as_deref().unwrap_or("0");
         let retention = retention(mode, kept)?;
+        let admin_by_default = self.listen_admin_urls.is_none();
+        let listen_admin = match &self.listen_admin_urls {
+            Some(urls) => hosts("listen-admin-urls", urls)?,
+            None => listen_client.first().and_then(|host| beside(host)).into_iter().collect(),
+        };
+        let domains = self.tenant_domains.unwrap_or_else(|| "localhost".into());
         let progress = self.watch_progress_notify_interval.as_deref().unwrap_or("10m");
         let quota = self.quota_backend_bytes.unwrap_or(0);
         Ok(Config {
@@ -264,6 +292,10 @@ impl Settings {
             name,
             listen_client,
             advertise_client,
+            listen_admin,
+            admin_by_default,
+            tenant_domains: domains.split(',').map(|domain| domain.trim().to_lowercase()).collect(),
+            zone: self.zone.unwrap_or_default(),
             listen_peer: if alone { Vec::new() } else { hosts("listen-peer-urls", &peer_urls)? },
             initial_cluster,
             join,
@@ -281,6 +313,7 @@ impl Settings {
             large_value_bytes: self.large_value_bytes.unwrap_or(LARGE_BYTES),
             progress_interval: duration("watch-progress-notify-interval", progress)?,
             log_level: self.log_level.unwrap_or_else(|| "info".into()),
+            quiet: false,
         })
     }
 }
@@ -339,6 +372,13 @@ pub(crate) fn parse_duration(text: &str) -> Option<Duration> {
         rest = after;
     }
     Some(total)
+}
+
+/// Where operators are answered if nobody says where: on this machine only.
+fn beside(client: &str) -> Option<String> {
+    let (_, port) = client.rsplit_once(':')?;
+    let port = port.parse::<u16>().ok()?.checked_add(2)?;
+    Some(format!("localhost:{port}"))
 }
 
 fn hosts(name: &str, urls: &str) -> Result<Vec<String>, ConfigError> {

@@ -1,10 +1,15 @@
-//! The switchboard: one binary, start-up and commands. The only code that names shard and
-//! router together.
+//! The switchboard: one binary, start-up and commands. The only code that names shard, placement
+//! and router together.
 
+mod admin;
+mod commands;
 mod config;
 mod directory;
 mod members;
+mod playground;
 mod start;
+mod steward;
+mod table;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -36,6 +41,11 @@ enum Verb {
         #[command(flatten)]
         settings: Settings,
     },
+    /// Run three nodes and two tenants in one process, to look around.
+    Playground {
+        #[command(flatten)]
+        options: playground::Options,
+    },
     /// Show and change the members of a cluster.
     Member {
         /// Client URL of any node.
@@ -43,6 +53,48 @@ enum Verb {
         endpoint: String,
         #[command(subcommand)]
         command: members::Command,
+    },
+    /// Tenants: each one an etcd of its own.
+    Tenant {
+        #[command(flatten)]
+        way: commands::Way,
+        #[command(subcommand)]
+        command: commands::TenantVerb,
+    },
+    /// Parts of a tenant with their own placement.
+    Namespace {
+        #[command(flatten)]
+        way: commands::Way,
+        #[command(subcommand)]
+        command: commands::NamespaceVerb,
+    },
+    /// Nodes and what may be put on them.
+    Node {
+        #[command(flatten)]
+        way: commands::Way,
+        #[command(subcommand)]
+        command: commands::NodeVerb,
+    },
+    /// Raft groups and where they are.
+    Group {
+        #[command(flatten)]
+        way: commands::Way,
+        #[command(subcommand)]
+        command: commands::GroupVerb,
+    },
+    /// Work on groups, under way or over.
+    Op {
+        #[command(flatten)]
+        way: commands::Way,
+        #[command(subcommand)]
+        command: commands::OperatorVerb,
+    },
+    /// Print what sets etcdctl up for a tenant: eval $(atoll env acme).
+    Env {
+        #[command(flatten)]
+        way: commands::Way,
+        /// The tenant, or TENANT/NAMESPACE.
+        tenant: String,
     },
 }
 
@@ -60,7 +112,14 @@ fn main() -> ExitCode {
             .with_file(config_file.as_deref())
             .map_err(|error| error.0)
             .and_then(|settings| run(settings, false)),
+        Verb::Playground { options } => playground::run(&options),
         Verb::Member { endpoint, command } => members::run(&endpoint, command),
+        Verb::Tenant { way, command } => commands::run(&way, command.into()),
+        Verb::Namespace { way, command } => commands::run(&way, command.into()),
+        Verb::Node { way, command } => commands::run(&way, command.into()),
+        Verb::Group { way, command } => commands::run(&way, command.into()),
+        Verb::Op { way, command } => commands::run(&way, command.into()),
+        Verb::Env { way, tenant } => commands::env(&way, &tenant),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

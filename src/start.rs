@@ -4,11 +4,12 @@ use std::io::IsTerminal;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use placement::{Office, record};
 use proto::cluster::group::groups_client::GroupsClient;
 use proto::cluster::group::{PublishMember, RequestBatch, RequestFrame};
 use proto::etcd::{CompactionRequest, Member, MemberListRequest, MemberListResponse};
 use proto::group::{Groups, Identity, Reply, Request, from_reply, own_request};
-use proto::{GroupId, NodeId, id};
+use proto::{GroupId, NodeId, PlacementMap, id};
 use router::{HistogramReading, NodeReport, Router, RouterConfig, StatusSource};
 use shard::autocompact::{AutoCompactor, Retention};
 use shard::disk::os::OsDisk;
@@ -25,8 +26,10 @@ use shard::worker::{self, NodeHandle};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use crate::admin;
 use crate::config::{Config, host};
 use crate::directory::{Directory, number};
+use crate::steward::Steward;
 
 /// How long leaderships may take to move when the node is told to stop.
 const HAND_OVER: Duration = Duration::from_secs(3);
@@ -36,21 +39,28 @@ const ASK_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Runs a node until it is told to stop.
 pub(crate) fn run(config: Config) -> Result<(), String> {
+    tell_log(&config.log_level)?;
+    runtime()?.block_on(serve(config))
+}
+
+/// Tells what happens on the standard error.
+pub(crate) fn tell_log(level: &str) -> Result<(), String> {
     // The engine tells of every table that it writes.
-    let quiet = format!("{},fjall=warn,lsm_tree=warn", config.log_level);
-    let filter = tracing_subscriber::EnvFilter::try_new(quiet).map_err(|_| {
-        format!("log-level is \"{}\": say error, warn, info or debug", config.log_level)
-    })?;
+    let quiet = format!("{level},fjall=warn,lsm_tree=warn");
+    let filter = tracing_subscriber::EnvFilter::try_new(quiet)
+        .map_err(|_| format!("log-level is \"{level}\": say error, warn, info or debug"))?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| format!("start the runtime: {error}"))?;
-    runtime.block_on(serve(config))
+    Ok(())
+}
+
+/// What everything beside a node's own threads runs on.
+pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, String> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.enable_all().build().map_err(|error| format!("start the runtime: {error}"))
 }
 
 /// A number from text, the same everywhere and for ever.
@@ -162,7 +172,8 @@ fn tokio_stream_of<T: Send + 'static>(
     })
 }
 
-async fn serve(config: Config) -> Result<(), String> {
+/// Runs a node until the process is told to stop.
+pub(crate) async fn serve(config: Config) -> Result<(), String> {
     let directory = Directory::open(&config.data_dir)?;
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let incarnation = mix(&[since_epoch.as_nanos() as u64, u64::from(std::process::id())]);
@@ -216,19 +227,14 @@ async fn serve(config: Config) -> Result<(), String> {
         large_bytes: config.large_value_bytes,
         checkpoint: CheckpointPolicy { commands: config.snapshot_count, ..Default::default() },
     };
-    let birth = Birth {
-        group: id::DEFAULT_GROUP,
-        replica: place.node,
-        members: place.members.clone(),
-        cluster_id: place.cluster,
-    };
+    let births = first_groups(&place);
     let disk = OsDisk::open(directory.pages()).map_err(|e| format!("open the page files: {e}"))?;
     let pages = Pages {
         disk: Arc::new(disk),
         config: ExtentsConfig { salt: number(&identity.salt)?, ..Default::default() },
     };
     let engine = Arc::new(engine);
-    let opened = Node::open(node_config, engine, log.clone(), &recovered, &[birth], pages, 1000)
+    let opened = Node::open(node_config, engine, log.clone(), &recovered, &births, pages, 1000)
         .map_err(|e| e.to_string())?;
     for refused in &opened.refused {
         tracing::error!(
@@ -263,7 +269,9 @@ async fn serve(config: Config) -> Result<(), String> {
         let node = NodeId(place.node);
         Arc::new(LocalGroups::new(node, handle.clone(), peers, identity, timeout, election))
     };
-    let groups: Arc<dyn Groups> = make(Some(peers.clone()));
+    let local = make(Some(peers.clone()));
+    local.locate(Arc::new(first_map(&place)));
+    let groups: Arc<dyn Groups> = local.clone();
     let (stop, stopped) = watch::channel(false);
     let ended = |mut stopped: watch::Receiver<bool>| async move {
         let _ = stopped.wait_for(|stop| *stop).await;
@@ -287,7 +295,7 @@ async fn serve(config: Config) -> Result<(), String> {
         loop {
             tokio::select! {
                 Some(node) = reports.unreachable.recv() => h.input(Input::Unreachable { node }),
-                Some(_) = reports.removed.recv() => {
+                Some(_) = reports.retired.recv() => {
                     eprintln!("atoll: this node was removed from the cluster and stops");
                     let _ = stop_removed.send(true);
                 }
@@ -315,7 +323,38 @@ async fn serve(config: Config) -> Result<(), String> {
     if listeners.is_empty() {
         return Err("none of --listen-client-urls can be listened on".into());
     }
-    show(&config, &place);
+    let office = Office::new(groups.clone());
+    let steward = Steward {
+        office: office.clone(),
+        handle: handle.clone(),
+        groups: local,
+        peers: peers.clone(),
+        router: router.clone(),
+        node: own_record(&config, &place),
+        founders: place.members.iter().map(founder).collect(),
+        cluster: place.cluster,
+    };
+    tokio::spawn(steward.run());
+    for address in &config.listen_admin {
+        let listener = match listen(address).await {
+            Ok(listener) => listener,
+            Err(error) if config.admin_by_default => {
+                tracing::warn!(error, "no commands are taken here: set --listen-admin-urls");
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        let service = admin::Service::new(office.clone(), groups.clone());
+        let shutdown = ended(stopped.clone());
+        tokio::spawn(async move {
+            if let Err(error) = service.serve(listener, shutdown).await {
+                tracing::error!(%error, "the operators' listener ended");
+            }
+        });
+    }
+    if !config.quiet {
+        show(&config, &place);
+    }
     let shutdown = ended(stopped.clone());
     let serving = tokio::spawn(async move { router.serve(listeners, shutdown).await });
     tokio::spawn(announce(groups.clone(), config.clone(), place.node));
@@ -342,6 +381,55 @@ async fn serve(config: Config) -> Result<(), String> {
     Ok(())
 }
 
+/// The groups that begin with the node, unless they are on its disk: the system group, on the
+/// nodes that began together, and the default tenant's.
+fn first_groups(place: &Place) -> Vec<Birth> {
+    let birth = |group| Birth {
+        group,
+        replica: place.node,
+        members: place.members.clone(),
+        cluster_id: place.cluster,
+    };
+    match place.members.is_empty() {
+        true => vec![birth(id::DEFAULT_GROUP)],
+        false => vec![birth(id::SYSTEM_GROUP), birth(id::DEFAULT_GROUP)],
+    }
+}
+
+/// Where everything is before placement has said so.
+fn first_map(place: &Place) -> PlacementMap {
+    let nodes: Vec<NodeId> = place.peers.iter().map(|(node, _)| NodeId(*node)).collect();
+    PlacementMap::embedded(place.cluster)
+        .with_replicas(id::SYSTEM_GROUP, nodes.clone())
+        .with_replicas(id::DEFAULT_GROUP, nodes)
+}
+
+/// This node as placement knows it.
+fn own_record(config: &Config, place: &Place) -> record::Node {
+    record::Node {
+        id: place.node,
+        name: config.name.clone(),
+        peer_urls: config.advertise_peer.clone(),
+        client_urls: config.advertise_client.clone(),
+        zone: config.zone.clone(),
+        weight: 1,
+        state: record::NodeState::Up,
+    }
+}
+
+/// A node that began with this one, as far as it is known.
+fn founder(member: &Member) -> record::Node {
+    record::Node {
+        id: member.id,
+        name: member.name.clone(),
+        peer_urls: member.peer_ur_ls.clone(),
+        client_urls: Vec::new(),
+        zone: String::new(),
+        weight: 1,
+        state: record::NodeState::Up,
+    }
+}
+
 fn router_config(config: &Config) -> RouterConfig {
     RouterConfig {
         max_txn_ops: config.max_txn_ops,
@@ -349,6 +437,7 @@ fn router_config(config: &Config) -> RouterConfig {
         watch_progress_interval: config.progress_interval,
         election_timeout: Duration::from_millis(config.election_ms),
         max_concurrent_streams: config.max_concurrent_streams,
+        tenant_domains: config.tenant_domains.clone(),
         ..Default::default()
     }
 }
@@ -403,7 +492,9 @@ async fn announce(groups: Arc<dyn Groups>, config: Config, node: u64) {
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    println!("ready to serve client requests");
+    if !config.quiet {
+        println!("ready to serve client requests");
+    }
 }
 
 /// Compacts by itself, from the leader's node only.

@@ -1,2 +1,40 @@
-//! The steward: decides who lives where, and moves them. Empty as yet: a tenant has one group, on
-//! the nodes it was started with.
+//! The steward: who lives where. Keeps the ledger of tenants, groups and nodes, carries out the
+//! operator's commands, and tells everybody the map.
+//!
+//! Its memory is an ordinary group, the *system group*: a key-value store with revisions, compares
+//! and watches, replicated and recovered like every other. So a change of the ledger is one
+//! transaction that compares what it was planned on, and "the map changed" is a watch. Nothing
+//! here is on the path of a client's request.
+//!
+//! ```text
+//!   record.rs    what the ledger holds, and the bytes of it
+//!   ledger.rs    all records at one revision; a change of it as one transaction (pure)
+//!   ring.rs      which nodes a new group is proposed to (pure)
+//!   command.rs   what an operator may ask and hears back
+//!   tenants.rs   commands about tenants and namespaces (pure)
+//!   nodes.rs     commands about nodes (pure)
+//!   operators.rs where a group is to be, step by step: move, drain (pure)
+//!   view.rs      what routers and nodes are told: map, replicas to have (pure)
+//!   office.rs    reads the ledger, runs a command on it, writes it; follows its changes
+//!   executor.rs  takes the next step of every operator
+//! ```
+//!
+//! Invariants:
+//! * a change is written only on the very ledger that it was planned on;
+//! * an id that was given is never given again;
+//! * nothing here names a shard or a router: groups are reached through [`proto::group::Groups`].
+
+pub mod command;
+pub mod executor;
+pub mod ledger;
+pub mod nodes;
+pub mod office;
+pub mod operators;
+pub mod record;
+pub mod ring;
+pub mod tenants;
+pub mod view;
+
+pub use command::{Answer, Command, Refusal};
+pub use ledger::Ledger;
+pub use office::Office;

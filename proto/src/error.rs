@@ -116,6 +116,7 @@ table! {
     StaleRange = 51, Unavailable, "atoll: the range has moved";
     Quarantined = 52, DataLoss, "atoll: this replica is quarantined, its data is damaged";
     DamagedValue = 53, DataLoss, "atoll: a value is damaged on the disk of this member";
+    NotSupportedForLeader = 70, FailedPrecondition, "atoll: a leader does not remove itself";
 }
 
 impl Error {

@@ -47,5 +47,7 @@ id!(
 pub const DEFAULT_TENANT: TenantId = TenantId(1);
 /// The only namespace of a tenant that has no rules.
 pub const DEFAULT_NAMESPACE: NamespaceId = NamespaceId(1);
-/// The home group of the default tenant. Group 1 is kept for placement.
+/// The group that holds placement's ledger: every cluster has it.
+pub const SYSTEM_GROUP: GroupId = GroupId(1);
+/// The home group of the default tenant.
 pub const DEFAULT_GROUP: GroupId = GroupId(2);

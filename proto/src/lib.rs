@@ -35,6 +35,11 @@ pub mod cluster {
         #![allow(missing_docs, clippy::all)]
         tonic::include_proto!("cluster.raft");
     }
+    /// Operators' commands.
+    pub mod admin {
+        #![allow(missing_docs, clippy::all)]
+        tonic::include_proto!("cluster.admin");
+    }
     /// Requests to groups and their replies; what a log entry says.
     pub mod group {
         #![allow(missing_docs, clippy::all)]

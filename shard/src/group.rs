@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use proto::cluster::group::Command;
 use proto::group::{GroupError, Reply};
-use proto::{Error, GroupId};
+use proto::{Error, GroupId, NodeId};
 
 use crate::lease::Lessor;
 use crate::machine::{Machine, Published};
@@ -41,12 +41,13 @@ pub struct Shared {
     leader: AtomicU64,
     term: AtomicU64,
     learner: AtomicBool,
+    membership_version: AtomicU64,
     /// Milliseconds of the node's clock when the leader was lost, 0 while there is one.
     leaderless_since_ms: AtomicU64,
 }
 
 impl Shared {
-    /// The replica that leads, if one is known.
+    /// The node whose replica leads, if one is known.
     pub fn leader(&self) -> Option<u64> {
         Some(self.leader.load(Ordering::Acquire)).filter(|leader| *leader != 0)
     }
@@ -54,6 +55,11 @@ impl Shared {
     /// Is the replica no voter, as far as it has applied?
     pub fn is_learner(&self) -> bool {
         self.learner.load(Ordering::Acquire)
+    }
+
+    /// Changes of membership that the replica has applied.
+    pub fn membership_version(&self) -> u64 {
+        self.membership_version.load(Ordering::Acquire)
     }
 
     /// Raft's term.
@@ -135,6 +141,8 @@ pub struct Group {
     pub(crate) stopped: Option<String>,
     /// Large values that records in the log hold, by index.
     pub(crate) held: BTreeMap<u64, Vec<Slot>>,
+    /// Nodes of replicas that spoke to this one before it knew the members.
+    pub(crate) heard: BTreeMap<u64, NodeId>,
 }
 
 impl Group {
@@ -145,6 +153,7 @@ impl Group {
             leader: AtomicU64::new(0),
             term: AtomicU64::new(core.term()),
             learner: AtomicBool::new(false),
+            membership_version: AtomicU64::new(0),
             leaderless_since_ms: AtomicU64::new(1),
         });
         let checkpointed = machine.state().applied_index;
@@ -168,6 +177,7 @@ impl Group {
             seed_anew: false,
             stopped: None,
             held: BTreeMap::new(),
+            heard: BTreeMap::new(),
         };
         group.publish_membership();
         group
@@ -198,22 +208,35 @@ impl Group {
         self.seed_anew
     }
 
+    /// The node of a replica, as well as it is known.
+    pub(crate) fn node_of(&self, replica: u64) -> NodeId {
+        let known = self.machine.state().node_of(replica).map(NodeId);
+        known.or(self.heard.get(&replica).copied()).unwrap_or(NodeId(replica))
+    }
+
+    /// The node of the leader, if one is known.
+    pub(crate) fn leader_node(&self) -> Option<u64> {
+        self.core.leader().map(|leader| self.node_of(leader).0)
+    }
+
     /// Why a request cannot be taken here now; names the leader if one is known.
     pub(crate) fn elsewhere(&self) -> GroupError {
-        let leader = self.core.leader().filter(|leader| *leader != self.core.key().replica);
-        GroupError::not_done(Error::NoLeader, leader)
+        let leads = self.core.is_leader();
+        GroupError::not_done(Error::NoLeader, self.leader_node().filter(|_| !leads))
     }
 
     /// Shows to other threads whether this replica votes, after a change of members.
     pub(crate) fn publish_membership(&self) {
-        let own = self.core.key().replica;
-        let votes = self.machine.state().members.iter().any(|m| m.id == own && !m.is_learner);
+        let own = self.machine.state().member_of(self.core.key().replica);
+        let votes = own.is_some_and(|member| !member.is_learner);
         self.shared.learner.store(!votes, Ordering::Release);
+        let version = self.machine.state().membership_version;
+        self.shared.membership_version.store(version, Ordering::Release);
     }
 
     /// Shows role, term and leader to other threads.
     pub(crate) fn publish_role(&mut self, now_ms: u64) {
-        let leader = self.core.leader().unwrap_or(0);
+        let leader = self.leader_node().unwrap_or(0);
         let before = self.shared.leader.swap(leader, Ordering::AcqRel);
         self.shared.term.store(self.core.term(), Ordering::Release);
         if leader != before && leader != 0 {

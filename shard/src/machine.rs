@@ -45,7 +45,7 @@ use crate::store::counts::Counts;
 use crate::store::layout::{self, Shelf};
 use crate::store::view::View;
 use effect::Effect;
-use state::{LeaseState, SnapshotState, State};
+use state::{LeaseState, ReplicaPlace, SnapshotState, State};
 
 /// What others may know of a machine without asking its worker.
 #[derive(Debug, Default)]
@@ -124,6 +124,19 @@ pub struct MemberChange {
     /// It is to go.
     #[prost(bool, tag = "2")]
     pub remove: bool,
+    /// Its replica, unless that has the number of its node.
+    #[prost(uint64, tag = "3")]
+    pub replica: u64,
+    /// Its node leaves the cluster with it.
+    #[prost(bool, tag = "4")]
+    pub retire: bool,
+}
+
+impl MemberChange {
+    /// The replica that comes, goes or changes.
+    pub fn replica(&self) -> u64 {
+        if self.replica == 0 { self.member.id } else { self.replica }
+    }
 }
 
 impl Machine {
@@ -150,6 +163,7 @@ impl Machine {
         self.leases = leases::load(&self.store, shelf)?;
         let counts = Counts::load(&self.store, shelf, state.revision, state.keys, self.block_keys)?;
         *self.published.counts.write() = counts;
+        self.store.opened(shelf, state.revision);
         self.state = state;
         self.publish();
         Ok(())
@@ -391,10 +405,20 @@ impl Machine {
         self.state.conf_state = conf_state;
         if let Some(change) = change {
             self.state.membership_version += 1;
-            self.state.members.retain(|member| member.id != change.member.id);
+            let (node, replica) = (change.member.id, change.replica());
+            self.state.members.retain(|member| member.id != node);
+            self.state.places.retain(|place| place.node != node);
             if change.remove {
-                self.state.removed.push(change.member.id);
-            } else {
+                self.state.removed.push(replica);
+            }
+            if change.remove && change.retire {
+                self.state.retired.push(replica);
+            }
+            if !change.remove {
+                if replica != node {
+                    self.state.places.push(ReplicaPlace { replica, node });
+                    self.state.places.sort_by_key(|place| place.node);
+                }
                 self.state.members.push(change.member);
                 self.state.members.sort_by_key(|member| member.id);
             }

@@ -19,6 +19,7 @@
 //! - A replica whose log or state cannot be trusted is not opened: it neither votes nor
 //!   acknowledges nor serves (`Opened::refused` says why).
 
+mod births;
 mod members;
 mod open;
 mod requests;
@@ -147,6 +148,11 @@ pub enum Input {
         /// The node.
         node: NodeId,
     },
+    /// Replicas are to come to this node: see [`Birth`]. Those that are here, were here, or are on
+    /// their way are left as they are.
+    Births(Vec<Birth>),
+    /// Groups that are no more: their replicas here go.
+    Deaths(Vec<GroupId>),
     /// How the disk stands has changed.
     Room(Room),
     /// The process is about to stop: hand leaderships away.
@@ -237,9 +243,19 @@ pub enum Output {
         /// Of which group.
         group: GroupId,
     },
-    /// The replica here is no member any more.
-    Removed {
+    /// A replica came to this node.
+    Born {
         /// Of which group.
+        group: GroupId,
+    },
+    /// A replica left this node.
+    Gone {
+        /// Of which group.
+        group: GroupId,
+    },
+    /// This node left the cluster: it was removed as a member.
+    Retired {
+        /// Of the members of which group.
         group: GroupId,
     },
 }
@@ -284,6 +300,17 @@ pub struct Node {
     room: Room,
     slow: slow::SlowDisk,
     moving: Moving,
+    /// Replicas that come with the next checkpoint, or with the one on its way.
+    newborns: Vec<births::Newborn>,
+    /// Replicas to be dropped at the end of the round.
+    leaving: BTreeSet<GroupId>,
+    departures: Vec<births::Departure>,
+    /// Rows of the engine that the next checkpoint removes.
+    bygone: Vec<Bytes>,
+    /// Replicas that were not opened, and where their rows stand.
+    shut: BTreeMap<GroupId, (u64, Shelf)>,
+    /// Lowest number that a replica of a group may have here.
+    tombstones: BTreeMap<u64, u64>,
 }
 
 /// Moving extents to the front of the page files.

@@ -205,6 +205,12 @@ impl Store {
         self.active().put(layout::version_key(shelf, key, revision).into(), Cell::Row(row));
     }
 
+    /// A shelf's rows up to `revision` came from the disk or with a snapshot. To be called before
+    /// anybody reads them.
+    pub fn opened(&self, shelf: Shelf, revision: i64) {
+        self.leaves.opened(shelf, revision);
+    }
+
     /// Adds the newest version of a key; its extent, if it has one, is held by somebody and in no
     /// other row. Only the worker's thread may call this and the other writing methods.
     pub fn put_version(&self, shelf: Shelf, key: &[u8], revision: i64, row: Row) {

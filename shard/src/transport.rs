@@ -66,7 +66,7 @@ pub struct Peers {
     runtime: tokio::runtime::Handle,
     links: Mutex<BTreeMap<NodeId, Arc<PeerLink>>>,
     unreachable: mpsc::UnboundedSender<NodeId>,
-    removed: mpsc::UnboundedSender<GroupId>,
+    retired: mpsc::UnboundedSender<GroupId>,
     members: Mutex<BTreeMap<GroupId, Vec<Member>>>,
     next: AtomicU64,
 }
@@ -75,26 +75,26 @@ pub struct Peers {
 pub struct PeerReports {
     /// Nodes that cannot be reached. At most one per try to connect.
     pub unreachable: mpsc::UnboundedReceiver<NodeId>,
-    /// Groups of which this node is no member any more.
-    pub removed: mpsc::UnboundedReceiver<GroupId>,
+    /// Groups of which this node was removed as a member.
+    pub retired: mpsc::UnboundedReceiver<GroupId>,
 }
 
 impl Peers {
     /// Connections of `node` in `cluster`; must be called inside a runtime.
     pub fn new(node: NodeId, cluster: u64) -> (Arc<Peers>, PeerReports) {
         let (unreachable, unreachable_receiver) = mpsc::unbounded_channel();
-        let (removed, removed_receiver) = mpsc::unbounded_channel();
+        let (retired, retired_receiver) = mpsc::unbounded_channel();
         let peers = Peers {
             node,
             cluster,
             runtime: tokio::runtime::Handle::current(),
             links: Mutex::default(),
             unreachable,
-            removed,
+            retired,
             members: Mutex::default(),
             next: AtomicU64::new(1),
         };
-        let reports = PeerReports { unreachable: unreachable_receiver, removed: removed_receiver };
+        let reports = PeerReports { unreachable: unreachable_receiver, retired: retired_receiver };
         (Arc::new(peers), reports)
     }
 
@@ -163,8 +163,8 @@ impl Outbox for Peers {
         self.members.lock().insert(group, members.to_vec());
     }
 
-    fn removed(&self, group: GroupId) {
-        let _ = self.removed.send(group);
+    fn retired(&self, group: GroupId) {
+        let _ = self.retired.send(group);
     }
 }
 

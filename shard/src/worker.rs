@@ -57,8 +57,8 @@ pub trait Outbox: Send + Sync {
     fn send(&self, to: NodeId, messages: Vec<PeerMessage>);
     /// The members of a group and their addresses, now and after each change.
     fn members(&self, group: GroupId, members: &[Member]);
-    /// This node's replica of a group is no member any more.
-    fn removed(&self, group: GroupId);
+    /// This node was removed as a member: it is to stop.
+    fn retired(&self, group: GroupId);
 }
 
 /// What everybody may know of one group here.
@@ -248,6 +248,7 @@ pub fn start(
                 checkpoint,
                 tickets: HashMap::new(),
                 next: 0,
+                fatal: fatal.clone(),
                 critical_since_ms: None,
             };
             if let Err(error) = worker.run(&h) {
@@ -395,6 +396,7 @@ struct Worker {
     checkpoint: Sender<Arc<Checkpoint>>,
     tickets: HashMap<Ticket, AnswerSender>,
     next: Ticket,
+    fatal: Fatal,
     /// Since when the disk is critically full, in milliseconds of the node's clock.
     critical_since_ms: Option<u64>,
 }
@@ -443,6 +445,16 @@ impl Worker {
         if now_ms > since + CRITICAL_MS { Err(NodeError::DiskFull) } else { Ok(()) }
     }
 
+    /// Lets everybody know a replica that came.
+    fn born(&self, handle: &NodeHandle, id: GroupId) {
+        let Some(group) = self.node.group(id) else { return };
+        let shared = group.shared().clone();
+        let store = handle.parts.store.clone();
+        let feed = Feed::start(store, shared.published.clone(), self.fatal.clone());
+        self.outbox.members(id, &group.machine().state().members);
+        handle.parts.groups.write().insert(id, GroupView { shared, feed });
+    }
+
     fn carry_out(&mut self, handle: &NodeHandle, outputs: Vec<Output>) {
         let mut batches: BTreeMap<NodeId, Vec<PeerMessage>> = BTreeMap::new();
         let mut rest = Vec::new();
@@ -486,7 +498,13 @@ impl Worker {
                         self.outbox.members(group, &found.machine().state().members);
                     }
                 }
-                Output::Removed { group } => self.outbox.removed(group),
+                Output::Born { group } => self.born(handle, group),
+                Output::Gone { group } => {
+                    if let Some(view) = handle.parts.groups.write().remove(&group) {
+                        view.feed.shut();
+                    }
+                }
+                Output::Retired { group } => self.outbox.retired(group),
             }
         }
     }

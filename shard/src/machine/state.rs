@@ -36,10 +36,10 @@ pub struct State {
     /// Live keys.
     #[prost(int64, tag = "10")]
     pub keys: i64,
-    /// Members, ascending by id; the id is the replica's.
+    /// Members, ascending by id; the id is the node's.
     #[prost(message, repeated, tag = "11")]
     pub members: Vec<Member>,
-    /// Ids that were members once: never again.
+    /// Replicas that were members once: never again.
     #[prost(uint64, repeated, tag = "12")]
     pub removed: Vec<u64>,
     /// Alarms raised.
@@ -54,6 +54,44 @@ pub struct State {
     /// Changes of membership so far.
     #[prost(uint64, tag = "16")]
     pub membership_version: u64,
+    /// Members whose replica does not have the number of its node.
+    #[prost(message, repeated, tag = "17")]
+    pub places: Vec<ReplicaPlace>,
+    /// Replicas that were removed because their node left the cluster.
+    #[prost(uint64, repeated, tag = "18")]
+    pub retired: Vec<u64>,
+}
+
+/// Where a replica is.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct ReplicaPlace {
+    /// The replica.
+    #[prost(uint64, tag = "1")]
+    pub replica: u64,
+    /// Its node.
+    #[prost(uint64, tag = "2")]
+    pub node: u64,
+}
+
+impl State {
+    /// The replica of a member. A group's first replicas have the numbers of their nodes; those
+    /// that came later have numbers of their own, so that none is ever used twice.
+    pub fn replica_of(&self, node: u64) -> u64 {
+        self.places.iter().find(|place| place.node == node).map_or(node, |place| place.replica)
+    }
+
+    /// The node of a member's replica, if it is known.
+    pub fn node_of(&self, replica: u64) -> Option<u64> {
+        let placed = self.places.iter().find(|place| place.replica == replica);
+        let first = || self.members.iter().find(|m| m.id == replica).map(|m| m.id);
+        placed.map(|place| place.node).or_else(first)
+    }
+
+    /// The member whose replica this is.
+    pub fn member_of(&self, replica: u64) -> Option<&Member> {
+        let node = self.node_of(replica)?;
+        self.members.iter().find(|member| member.id == node)
+    }
 }
 
 /// A lease as it travels in a snapshot.

@@ -1,9 +1,14 @@
 //! Members: adding, promoting and removing replicas, and handing leadership over.
 //!
-//! One change at a time, by one configuration entry. A member's id is its replica's and, as
-//! long as a group has one replica a node, its node's id; it is drawn when the member is
-//! added and never used again.
+//! One change at a time, by one configuration entry. A member's id is its node's. The first
+//! replicas of a group have the numbers of their nodes; a replica that placement adds later has a
+//! number of its own, so that a node that comes back to a group is not taken for what it was.
+//!
+//! Two ways lead here: etcd's member commands, by which a node comes to the cluster or leaves it
+//! (a removed node stops), and placement's [`ChangeReplica`], by which the group comes to a node
+//! or leaves it (the node drops the replica and goes on).
 
+use proto::cluster::group::{ChangeReplica, ReplicaStatus, change_replica};
 use proto::cluster::raft::{AmMember, NotMember, PeerMessage, peer_message};
 use proto::etcd::{
     Member, MemberAddRequest, MemberAddResponse, MemberPromoteRequest, MemberRemoveRequest,
@@ -75,7 +80,8 @@ impl Node {
                     ..Default::default()
                 };
                 let kind = if request.is_learner { 2 } else { 0 };
-                self.propose_change(id, ticket, kind, MemberChange { member, remove: false });
+                let change = MemberChange { member, ..Default::default() };
+                self.propose_change(id, ticket, kind, change);
             }
             Err(error) => self.answer(ticket, Err(error)),
         }
@@ -89,19 +95,14 @@ impl Node {
     ) {
         let checked = self.serving(id).and_then(|group| {
             let member = find(group, request.id)?;
-            let voters = || group.machine.state().members.iter().filter(|m| !m.is_learner);
-            // etcd's strict check: the voters that stay must be a quorum of the living.
-            let rest: Vec<u64> = voters().map(|m| m.id).filter(|m| *m != request.id).collect();
-            let alive = rest.iter().filter(|m| group.core.recently_active(**m)).count();
-            if !member.is_learner && (rest.is_empty() || alive <= (rest.len() - 1) / 2) {
+            if !member.is_learner && !quorum_without(group, request.id) {
                 return Err(GroupError::refused(Error::MemberNotEnoughStarted));
             }
-            Ok(member)
+            let replica = group.machine.state().replica_of(member.id);
+            Ok(MemberChange { member, remove: true, replica, retire: true })
         });
         match checked {
-            Ok(member) => {
-                self.propose_change(id, ticket, 1, MemberChange { member, remove: true });
-            }
+            Ok(change) => self.propose_change(id, ticket, 1, change),
             Err(error) => self.answer(ticket, Err(error)),
         }
     }
@@ -117,17 +118,32 @@ impl Node {
             if !member.is_learner {
                 return Err(GroupError::refused(Error::MemberNotLearner));
             }
-            let matched = group.core.matched(request.id).unwrap_or(0);
+            let replica = group.machine.state().replica_of(member.id);
+            let matched = group.core.matched(replica).unwrap_or(0);
             if matched * 10 < group.core.last_index() * 9 {
                 return Err(GroupError::refused(Error::LearnerNotReady));
             }
             member.is_learner = false;
-            Ok(member)
+            Ok(MemberChange { member, replica, ..Default::default() })
         });
         match checked {
-            Ok(member) => {
-                self.propose_change(id, ticket, 0, MemberChange { member, remove: false });
+            Ok(change) => self.propose_change(id, ticket, 0, change),
+            Err(error) => self.answer(ticket, Err(error)),
+        }
+    }
+
+    /// Placement brings the group to a node, makes the replica there a voter, or takes the group
+    /// from the node. Refused as stale when the members are others than placement knows.
+    pub(super) fn change_replica(&mut self, id: GroupId, ticket: Ticket, change: ChangeReplica) {
+        let checked = self.serving(id).and_then(|group| {
+            let state = group.machine.state();
+            if change.membership_version != state.membership_version {
+                return Err(GroupError::refused(Error::StaleRange));
             }
+            judge_change(group, &change)
+        });
+        match checked {
+            Ok((kind, member)) => self.propose_change(id, ticket, kind, member),
             Err(error) => self.answer(ticket, Err(error)),
         }
     }
@@ -139,7 +155,7 @@ impl Node {
     }
 
     fn propose_change(&mut self, id: GroupId, ticket: Ticket, number: u32, member: MemberChange) {
-        let replica = member.member.id;
+        let replica = member.replica();
         let context = prost::Message::encode_to_vec(&Change { kind: number, replica, member });
         let Some(group) = self.groups.get_mut(&id) else { return };
         match group.core.propose_change(kind(number), replica, context) {
@@ -163,10 +179,11 @@ impl Node {
         };
         let conf = group.core.apply_change(kind(change.kind), change.replica);
         let conf = wire::conf_to_wire(&conf);
-        let known = group.machine.state().members.iter().any(|m| m.id == change.replica);
+        let known = group.machine.state().member_of(change.replica).is_some();
         // A voter that was known is a learner promoted.
         let added = (change.kind != 1 && !known).then(|| change.member.member.clone());
         let removed_us = change.kind == 1 && change.replica == group.core.key().replica;
+        let retired = change.member.retire;
         let effects =
             group.machine.apply_members(entry.index, entry.term, conf, Some(change.member));
         let list = group.machine.member_list();
@@ -179,22 +196,31 @@ impl Node {
             None => Reply::Members(list),
         };
         if removed_us {
-            self.outputs.push(Output::Removed { group: id });
+            self.leave(id, retired);
         }
         Ok((Ok(reply), effects))
     }
 
+    /// The replica here is no member any more: the node drops it, or, if it is `retired`, stops.
+    fn leave(&mut self, id: GroupId, retired: bool) {
+        if retired {
+            self.outputs.push(Output::Retired { group: id });
+        } else {
+            self.leaving.insert(id);
+        }
+    }
+
     /// Tells a replica that was removed so, and says whether it was.
-    pub(super) fn tell_removed(&mut self, id: GroupId, replica: u64) -> bool {
+    pub(super) fn tell_removed(&mut self, id: GroupId, from: NodeId, replica: u64) -> bool {
         let Some(group) = self.groups.get(&id) else { return false };
         let state = group.machine.state();
         let removed = state.removed.contains(&replica);
         if removed {
             let membership_version = state.membership_version;
-            let word = NotMember { group: id.0, replica, membership_version };
+            let retired = state.retired.contains(&replica);
+            let word = NotMember { group: id.0, replica, membership_version, retired };
             let body = Some(peer_message::Body::NotMember(word));
-            let to = NodeId(replica);
-            self.outputs.push(Output::Send { to, message: PeerMessage { body } });
+            self.outputs.push(Output::Send { to: from, message: PeerMessage { body } });
         }
         removed
     }
@@ -203,8 +229,9 @@ impl Node {
     pub(super) fn ask_members(&mut self, id: GroupId) {
         let Some(group) = self.groups.get(&id) else { return };
         let replica = group.core.key().replica;
+        let own = self.config.node.0;
         let others = group.machine.state().members.iter().map(|member| member.id);
-        for other in others.filter(|other| *other != replica) {
+        for other in others.filter(|other| *other != own) {
             let ask = AmMember { group: id.0, replica };
             let message = PeerMessage { body: Some(peer_message::Body::AmMember(ask)) };
             self.outputs.push(Output::Send { to: NodeId(other), message });
@@ -219,7 +246,7 @@ impl Node {
         if group.core.key().replica == word.replica
             && word.membership_version > state.membership_version
         {
-            self.outputs.push(Output::Removed { group: id });
+            self.leave(id, word.retired);
         }
     }
 
@@ -234,6 +261,7 @@ impl Node {
             return self.answer(ticket, Err(GroupError::refused(Error::BadLeaderTransferee)));
         }
         let header = header(group);
+        let target = group.machine.state().replica_of(target);
         if target == group.core.key().replica {
             return self.answer(ticket, Ok(Reply::Done(header)));
         }
@@ -271,7 +299,7 @@ impl Node {
             let own = group.core.key().replica;
             let others = group.machine.state().members.iter().filter(|m| !m.is_learner);
             let best = others
-                .map(|member| member.id)
+                .map(|member| group.machine.state().replica_of(member.id))
                 .filter(|replica| *replica != own && group.core.recently_active(*replica))
                 .max_by_key(|replica| (group.core.matched(*replica), *replica));
             if let Some(target) = best {
@@ -287,11 +315,81 @@ fn find(group: &Group, id: u64) -> Result<Member, GroupError> {
     members.iter().find(|m| m.id == id).cloned().ok_or(GroupError::refused(Error::MemberNotFound))
 }
 
+/// The replicas that vote, without the one of node `but`.
+fn voters(group: &Group, but: u64) -> Vec<u64> {
+    let state = group.machine.state();
+    let voters = state.members.iter().filter(|member| !member.is_learner && member.id != but);
+    voters.map(|member| state.replica_of(member.id)).collect()
+}
+
 /// Would the group still have a quorum of living voters with one more that has not started?
 /// A single voter may grow: there is no other way from one to more.
 fn quorum_with_one_more(group: &Group) -> bool {
-    let voters = || group.machine.state().members.iter().filter(|m| !m.is_learner);
-    let alive = voters().filter(|m| group.core.recently_active(m.id)).count();
-    let with_one_more = voters().count() + 1;
+    let voters = voters(group, 0);
+    let alive = voters.iter().filter(|replica| group.core.recently_active(**replica)).count();
+    let with_one_more = voters.len() + 1;
     with_one_more == 2 || alive > with_one_more / 2
+}
+
+/// etcd's strict check: the voters that stay must be a quorum of the living.
+fn quorum_without(group: &Group, node: u64) -> bool {
+    let rest = voters(group, node);
+    let alive = rest.iter().filter(|replica| group.core.recently_active(**replica)).count();
+    !rest.is_empty() && alive > (rest.len() - 1) / 2
+}
+
+/// What Raft and the machine are to do about placement's wish.
+fn judge_change(group: &Group, change: &ChangeReplica) -> Result<(u32, MemberChange), GroupError> {
+    let state = group.machine.state();
+    let replica = change.replica;
+    let member = change.member.clone().unwrap_or_default();
+    match change.kind() {
+        change_replica::Kind::Add => {
+            if state.members.iter().any(|m| m.id == member.id) {
+                return Err(GroupError::refused(Error::MemberExists));
+            }
+            // Above all that ever were, here and so on every node.
+            let now = state.members.iter().map(|m| state.replica_of(m.id));
+            let replica = now.chain(state.removed.iter().copied()).max().unwrap_or(0) + 1;
+            let member = Member { is_learner: true, ..member };
+            Ok((2, MemberChange { member, replica, ..Default::default() }))
+        }
+        change_replica::Kind::Promote => {
+            let known = state.member_of(replica).cloned();
+            let member = known.ok_or(GroupError::refused(Error::MemberNotFound))?;
+            let matched = group.core.matched(replica).unwrap_or(0);
+            if matched < group.core.committed() {
+                return Err(GroupError::refused(Error::LearnerNotReady));
+            }
+            let member = Member { is_learner: false, ..member };
+            Ok((0, MemberChange { member, replica, ..Default::default() }))
+        }
+        change_replica::Kind::Remove => {
+            let known = state.member_of(replica).cloned();
+            let member = known.ok_or(GroupError::refused(Error::MemberNotFound))?;
+            if !member.is_learner && !quorum_without(group, member.id) {
+                return Err(GroupError::refused(Error::MemberNotEnoughStarted));
+            }
+            if replica == group.core.key().replica {
+                return Err(GroupError::refused(Error::NotSupportedForLeader));
+            }
+            Ok((1, MemberChange { member, replica, remove: true, retire: false }))
+        }
+    }
+}
+
+/// What this replica knows of all.
+pub(super) fn statuses(group: &Group) -> Vec<ReplicaStatus> {
+    let state = group.machine.state();
+    let status = |member: &Member| {
+        let replica = state.replica_of(member.id);
+        ReplicaStatus {
+            node: member.id,
+            replica,
+            is_learner: member.is_learner,
+            matched: group.core.matched(replica).unwrap_or(0),
+            active: group.core.is_leader() && group.core.recently_active(replica),
+        }
+    };
+    state.members.iter().map(status).collect()
 }

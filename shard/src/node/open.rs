@@ -52,7 +52,7 @@ use crate::store::checkpoint::{FORMAT, NodeRow};
 use crate::store::layout::{self, Shelf};
 
 /// Index and term of a group's birth: before the first entry (any constant above 0 serves).
-const BIRTH: (u64, u64) = (5, 5);
+pub(super) const BIRTH: (u64, u64) = (5, 5);
 /// Bytes of entries that are read from the log at a time.
 const READ_BYTES: u64 = 8 << 20;
 
@@ -63,8 +63,8 @@ pub struct Birth {
     pub group: GroupId,
     /// This node's replica.
     pub replica: u64,
-    /// Its first members, the same on all nodes; empty for a replica that is added to a
-    /// running group and gets everything by snapshot.
+    /// Its first members, the same on all nodes, whose replicas have the numbers of their nodes;
+    /// empty for a replica that is added to a running group and gets everything by snapshot.
     pub members: Vec<Member>,
     /// Id of the virtual cluster.
     pub cluster_id: u64,
@@ -128,10 +128,12 @@ impl Node {
         });
         let next_shelf = shelves.fold(row.next_shelf, |next, shelf| next.max(shelf + 1));
         let mut dropped: BTreeSet<Shelf> = row.dropped.iter().map(|shelf| Shelf(*shelf)).collect();
+        let mut rows: BTreeMap<Bytes, Option<Bytes>> = BTreeMap::new();
         let mut present = BTreeMap::new();
         for (key, state) in &states {
             if recovered.tombstones.get(&key.group).is_some_and(|low| key.replica < *low) {
                 dropped.insert(Shelf(state.shelf));
+                rows.insert(group_key(*key), None);
             } else {
                 present.insert(*key, state.clone());
             }
@@ -174,9 +176,14 @@ impl Node {
             room: Default::default(),
             slow: Default::default(),
             moving: Default::default(),
+            newborns: Vec::new(),
+            leaving: BTreeSet::new(),
+            departures: Vec::new(),
+            bygone: Vec::new(),
+            shut: BTreeMap::new(),
+            tombstones: recovered.tombstones.clone(),
             config,
         };
-        let mut rows: BTreeMap<Bytes, Option<Bytes>> = BTreeMap::new();
         rows.extend(stale.keys().map(|file| (layout::pages_key(*file).into(), None)));
         // A staged state that is not the state of a replica will never be.
         let (from, to) = layout::staged_bounds();
@@ -202,7 +209,11 @@ impl Node {
                     node.touched.insert(group.id);
                     node.groups.insert(group.id, group);
                 }
-                Err(reason) => refused.push(Refused { key, reason }),
+                Err(reason) => {
+                    let shelf = present.get(&key).map_or(0, |state| state.shelf);
+                    node.shut.insert(GroupId(key.group), (key.replica, Shelf(shelf)));
+                    refused.push(Refused { key, reason });
+                }
             }
         }
         // Also those of replicas that are refused.
@@ -212,7 +223,7 @@ impl Node {
     }
 
     /// Adds the first state of groups that are not here yet to `judged` and `rows`, and returns
-    /// the records with which their logs begin.
+    /// the records with which the logs of replicas begin whose logs know nothing of them.
     fn give_birth(
         &mut self,
         births: &[Birth],
@@ -221,23 +232,40 @@ impl Node {
         rows: &mut BTreeMap<Bytes, Option<Bytes>>,
         recovered: &Recovered,
     ) -> Result<Vec<Record>, NodeError> {
-        let mut records = Vec::new();
-        for birth in births {
+        let dead = |birth: &&Birth| {
+            let lowest = recovered.tombstones.get(&birth.group.0);
+            lowest.is_some_and(|lowest| birth.replica < *lowest)
+        };
+        // Replicas that came later and that the engine has lost: the log knows what they promised.
+        let lost = recovered.replicas.keys().filter(|key| {
+            let expected = |birth: &Birth| birth.group.0 == key.group && birth.replica == key.replica;
+            !states.contains_key(key) && !births.iter().any(expected)
+        });
+        let lost = lost.map(|key| Birth {
+            group: GroupId(key.group),
+            replica: key.replica,
+            members: Vec::new(),
+            cluster_id: 0,
+        });
+        let births: Vec<Birth> = births.iter().cloned().chain(lost).collect();
+        for birth in births.iter().filter(|birth| !dead(birth)) {
             let key = ReplicaKey { group: birth.group.0, replica: birth.replica };
             let lost = recovered.replicas.contains_key(&key);
-            let state = match states.get(&key) {
-                Some(state) => state.clone(),
+            match states.get(&key) {
+                Some(_) => {}
                 None => {
-                    let state = first_state(birth, self.take_shelf(), lost);
+                    let mut state = first_state(birth, self.take_shelf(), lost);
+                    if birth.members.is_empty() {
+                        state.conf_state = conf_in_log(recovered.replicas.get(&key));
+                    }
                     let engine = self.store.engine().clone();
                     let row = self.node_row();
                     let ground = Ground { recovered, engine: engine.as_ref(), row: &row };
                     let found = ground.judge(key, state.clone(), None)?;
                     judged.insert(key, found);
                     rows.insert(group_key(key), Some(super::encode(&state)));
-                    state
                 }
-            };
+            }
             if !lost && !recovered.holes.is_empty() {
                 return Err(NodeError::Damaged(format!(
                     "the log has a damaged place that may have held replica {:x} of group {}: \
@@ -245,17 +273,13 @@ impl Node {
                     key.replica, key.group
                 )));
             }
-            if !lost && !birth.members.is_empty() && state.applied_index == BIRTH.0 {
-                records.push(Record::Restore {
-                    key,
-                    index: BIRTH.0,
-                    term: BIRTH.1,
-                    conf_state: super::encode(&state.conf_state),
-                    shelf: state.shelf,
-                });
-            }
         }
-        Ok(records)
+        // With this record the log of a replica begins; a crash may have come before it.
+        let fresh = judged.iter().filter_map(|(key, found)| Some((key, found.as_ref().ok()?)));
+        let fresh = fresh.filter(|(key, found)| {
+            !recovered.replicas.contains_key(key) && found.state.applied_index == BIRTH.0
+        });
+        Ok(fresh.map(|(key, found)| birth_record(*key, &found.state)).collect())
     }
 
     /// Writes what the start has decided: engine first, then log, so that a crash between the
@@ -320,7 +344,7 @@ impl Node {
         }
     }
 
-    fn open_replica(
+    pub(super) fn open_replica(
         &mut self,
         key: ReplicaKey,
         judged: Judged,
@@ -352,7 +376,10 @@ impl Node {
             hard_state.commit = hard_state.commit.max(applied.0);
             conf_state.voters.retain(|voter| *voter != key.replica);
             conf_state.learners.retain(|learner| *learner != key.replica);
-            conf_state.learners.push(key.replica);
+            // Where nobody is known to vote Raft takes no learner either: as one that comes anew.
+            if !conf_state.voters.is_empty() {
+                conf_state.learners.push(key.replica);
+            }
         }
         let mut storage = GroupStorage::new(
             key,
@@ -400,12 +427,33 @@ impl Node {
     }
 }
 
-fn group_key(key: ReplicaKey) -> Bytes {
+pub(super) fn group_key(key: ReplicaKey) -> Bytes {
     layout::group_key(key.group, key.replica).into()
 }
 
+/// The record with which the log of a group's first replica begins.
+pub(super) fn birth_record(key: ReplicaKey, state: &State) -> Record {
+    Record::Restore {
+        key,
+        index: BIRTH.0,
+        term: BIRTH.1,
+        conf_state: super::encode(&state.conf_state),
+        shelf: state.shelf,
+    }
+}
+
+/// Who voted when the log of a replica began, as far as it says.
+fn conf_in_log(found: Option<&RecoveredReplica>) -> ConfState {
+    let controls = found.into_iter().flat_map(|found| &found.controls).rev();
+    let known = controls.filter_map(|control| match control {
+        Record::Restore { conf_state, .. } => ConfState::decode(conf_state.clone()).ok(),
+        _ => None,
+    });
+    known.into_iter().next().unwrap_or_default()
+}
+
 /// The first state of a replica; its entries may be in the log although the engine `lost` it.
-fn first_state(birth: &Birth, shelf: Shelf, lost: bool) -> State {
+pub(super) fn first_state(birth: &Birth, shelf: Shelf, lost: bool) -> State {
     let mut state = Machine::first_state(shelf, birth.members.clone(), birth.cluster_id);
     if birth.members.is_empty() {
         state.membership_version = 0;
@@ -494,12 +542,33 @@ fn open_pages(pages: Pages, named: Named) -> Result<Extents, NodeError> {
 }
 
 /// What engine and log say together about a replica that can be opened.
-struct Judged {
+pub(super) struct Judged {
     state: State,
     /// Where rows stood that a snapshot has replaced.
     restored_from: Vec<Shelf>,
     seed_anew: bool,
     found: RecoveredReplica,
+}
+
+impl Judged {
+    /// A replica at its birth, of which the log knows nothing.
+    pub(super) fn newborn(state: State) -> Judged {
+        let at = IndexTerm { index: state.applied_index, term: state.applied_term };
+        Judged { state, restored_from: Vec::new(), seed_anew: false, found: unknown(at) }
+    }
+}
+
+/// What the log says of a replica of which it says nothing.
+fn unknown(at: IndexTerm) -> RecoveredReplica {
+    RecoveredReplica {
+        hard_state: Default::default(),
+        truncated: at,
+        first_index: at.index + 1,
+        last: at,
+        lowest_intact: at.index + 1,
+        damage: None,
+        controls: Vec::new(),
+    }
 }
 
 /// What replicas are judged by.
@@ -536,15 +605,7 @@ impl Ground<'_> {
         let found = match recovered.replicas.get(&key) {
             Some(found) => found.clone(),
             // Just born here, or waiting for its first snapshot and never voted.
-            None if state.applied_index <= BIRTH.0 => RecoveredReplica {
-                hard_state: Default::default(),
-                truncated: at,
-                first_index: at.index + 1,
-                last: at,
-                lowest_intact: at.index + 1,
-                damage: None,
-                controls: Vec::new(),
-            },
+            None if state.applied_index <= BIRTH.0 && recovered.holes.is_empty() => unknown(at),
             None => return Ok(Err("the log has lost this replica".into())),
         };
         if let Some(damage) = &found.damage {

@@ -17,7 +17,7 @@ use proto::etcd::{
 use proto::group::{GroupError, Reply, Request, cost};
 use proto::{Error, GroupId, limits};
 
-use super::{Answer, Node, Output};
+use super::{Answer, Node, Output, members};
 use crate::group::core::mix;
 use crate::group::reads::{Purpose, Read};
 use crate::group::{Group, LeaseAsk, Then, Ticket};
@@ -34,7 +34,7 @@ impl Node {
         };
         self.touched.insert(id);
         if group.stopped.is_some() {
-            let error = GroupError::not_done(Error::Quarantined, group.core.leader());
+            let error = GroupError::not_done(Error::Quarantined, group.leader_node());
             return self.answer(ticket, Err(error));
         }
         if request.range_version != group.machine.state().range_version {
@@ -98,6 +98,7 @@ impl Node {
             Request::MemberRemove(remove) => self.member_remove(id, ticket, remove),
             Request::MemberPromote(promote) => self.member_promote(id, ticket, promote),
             Request::MoveLeader(to) => self.move_leader(id, ticket, to.target_id),
+            Request::ChangeReplica(change) => self.change_replica(id, ticket, change),
         }
     }
 
@@ -276,14 +277,14 @@ impl Node {
         let replica = group.core.key().replica;
         Description {
             header: Some(header(group)),
-            leader: group.core.leader().unwrap_or(0),
+            leader: group.leader_node().unwrap_or(0),
             raft_index: group.core.last_index(),
             raft_applied_index: state.applied_index,
             raft_committed_index: group.core.committed(),
             size: self.store.disk_bytes().max(state.size as u64) as i64,
             size_in_use: state.size + prost::Message::encoded_len(state) as i64,
             quota: self.config.quota_bytes,
-            is_learner: state.members.iter().any(|m| m.id == replica && m.is_learner),
+            is_learner: state.member_of(replica).is_some_and(|member| member.is_learner),
             compacted: state.compacted,
             keys: state.keys,
             alarms: state.alarms.clone(),
@@ -291,6 +292,8 @@ impl Node {
             leader_changes: group.leader_changes,
             proposals_pending: group.proposals.len() as u64,
             proposals_failed: group.failed,
+            membership_version: state.membership_version,
+            replicas: members::statuses(group),
         }
     }
 }

@@ -57,9 +57,12 @@ impl Node {
                 self.persisted(id);
             }
             Input::CheckpointWritten => self.checkpoint_written()?,
+            Input::Deaths(groups) => self.leaving.extend(groups),
+            Input::Births(births) => births.iter().for_each(|birth| self.conceive(birth)),
             Input::Unreachable { node } => {
                 for (id, group) in &mut self.groups {
-                    group.core.unreachable(node.0);
+                    let replica = group.machine.state().replica_of(node.0);
+                    group.core.unreachable(replica);
                     self.touched.insert(*id);
                 }
             }
@@ -89,6 +92,7 @@ impl Node {
                 node.drive(id)
             })?;
         }
+        self.depart();
         self.tidy()?;
         if !self.records.is_empty() {
             let records = std::mem::take(&mut self.records);
@@ -203,16 +207,30 @@ impl Node {
 
     fn step_peer(&mut self, from: NodeId, message: PeerMessage) -> Result<(), NodeError> {
         match message.body {
-            Some(peer_message::Body::Raft(raft)) => self.step_raft(GroupId(raft.group), raft)?,
+            Some(peer_message::Body::Raft(raft)) => self.hear_raft(from, raft)?,
             Some(peer_message::Body::Piece(piece)) => self.step_piece(from, piece)?,
             Some(peer_message::Body::Ack(ack)) => self.step_ack(ack)?,
             Some(peer_message::Body::NotMember(word)) => self.step_not_member(word),
             Some(peer_message::Body::AmMember(ask)) => {
-                self.tell_removed(GroupId(ask.group), ask.replica);
+                self.tell_removed(GroupId(ask.group), from, ask.replica);
             }
             None => {}
         }
         Ok(())
+    }
+
+    /// A Raft message came from a node.
+    fn hear_raft(&mut self, from: NodeId, raft: GroupMessage) -> Result<(), NodeError> {
+        let id = GroupId(raft.group);
+        let Some(message) = &raft.message else { return Ok(()) };
+        if self.tell_removed(id, from, message.from) {
+            return Ok(());
+        }
+        let Some(group) = self.groups.get_mut(&id) else { return Ok(()) };
+        if group.machine.state().node_of(message.from).is_none() {
+            group.heard.insert(message.from, from);
+        }
+        self.step_raft(id, raft)
     }
 
     /// Steps a Raft message that is for a replica here.
@@ -220,9 +238,6 @@ impl Node {
         let Some(message) = raft.message else { return Ok(()) };
         let Some(group) = self.groups.get_mut(&id) else { return Ok(()) };
         if message.to != group.core.key().replica || group.stopped.is_some() {
-            return Ok(());
-        }
-        if self.tell_removed(id, message.from) {
             return Ok(());
         }
         let Some(message) = wire::from_wire(message) else { return Ok(()) };
@@ -371,8 +386,8 @@ impl Node {
         if message.get_msg_type() == MessageType::MsgSnapshot {
             return self.begin_transfer(id, message);
         }
-        // Replica ids are node ids while every group has one replica a node.
-        let to = NodeId(message.to);
+        let Some(group) = self.groups.get(&id) else { return };
+        let to = group.node_of(message.to);
         let raft = GroupMessage { group: id.0, message: Some(wire::to_wire(message)) };
         let body = Some(peer_message::Body::Raft(raft));
         self.outputs.push(Output::Send { to, message: PeerMessage { body } });
@@ -391,7 +406,7 @@ impl Node {
     }
 
     /// This replica leads no more: what only a leader can answer is not done here.
-    fn step_down(&mut self, id: GroupId) {
+    pub(super) fn step_down(&mut self, id: GroupId) {
         let Some(group) = self.groups.get_mut(&id) else { return };
         group.serving = false;
         group.lessor.demote();
@@ -495,7 +510,7 @@ impl Node {
         answers: Option<Vec<machine::Answer>>,
     ) {
         let Some(group) = self.groups.get_mut(&id) else { return };
-        let (current, leader) = (group.core.term(), group.core.leader());
+        let (current, leader) = (group.core.term(), group.leader_node());
         let swept = group.machine.state().swept;
         let mut mine = None;
         let mut passed = Vec::new();
@@ -565,7 +580,11 @@ impl Node {
     /// Records are synced: what they hold takes the place of what the log had there.
     fn appended(&mut self, appended: Vec<Appended>) {
         for Appended { key, first_index, slots } in appended {
-            let Some(group) = self.groups.get_mut(&GroupId(key.group)) else { continue };
+            let Some(group) = self.groups.get_mut(&GroupId(key.group)) else {
+                // The replica left meanwhile.
+                let_go(&self.store, slots.into_iter().collect());
+                continue;
+            };
             let gone = group.held.split_off(&first_index);
             group.held.extend(slots);
             let_go(&self.store, gone);
@@ -574,6 +593,7 @@ impl Node {
 
     fn persisted(&mut self, persist: u64) {
         self.persisted = persist;
+        self.departed();
         let ids: Vec<_> = self.groups.keys().copied().collect();
         for id in ids {
             let Some(group) = self.groups.get_mut(&id) else { continue };
@@ -683,6 +703,7 @@ impl Node {
             let row_key = layout::group_key(key.group, key.replica);
             rows.push((row_key.into(), Some(super::encode(state))));
         }
+        rows.extend(self.newborn_rows());
         let checkpoint = Arc::new(self.store.freeze(&self.node_row(), rows));
         let state = &mut self.checkpoints;
         state.start = self.log.position();
@@ -712,6 +733,7 @@ impl Node {
             };
             let_go(&self.store, not_needed(&mut group.held, group.checkpointed, keep));
         }
+        self.deliver()?;
         self.installed()
     }
 }
@@ -737,7 +759,7 @@ fn not_needed(
 }
 
 /// These records hold their values no more.
-fn let_go(store: &Store, slots: BTreeMap<u64, Vec<Slot>>) {
+pub(super) fn let_go(store: &Store, slots: BTreeMap<u64, Vec<Slot>>) {
     for slot in slots.into_values().flatten() {
         store.extents().let_go(&slot.pointer);
     }

@@ -61,6 +61,7 @@ pub(super) struct Transfers {
 struct Sending {
     key: ReplicaKey,
     to: u64,
+    node: NodeId,
     revision: i64,
     shelf: Shelf,
     /// Row key of the last row sent, without the shelf's part.
@@ -168,6 +169,12 @@ impl Transfers {
         self.sending.values().any(|sending| sending.key.group == id.0)
     }
 
+    /// A replica leaves this node: nothing of it is sent or awaited any more.
+    pub(super) fn forget(&mut self, id: GroupId) {
+        self.restores.remove(&id);
+        self.sending.retain(|_, sending| sending.key.group != id.0);
+    }
+
     /// A replica is quarantined: what it was about to restore does not matter any more.
     pub(super) fn forget_restore(&mut self, id: GroupId) {
         self.restores.remove(&id);
@@ -213,6 +220,7 @@ impl Node {
         let sending = Sending {
             key: group.core.key(),
             to,
+            node: group.node_of(to),
             revision: state.state.revision,
             shelf: group.machine.shelf(),
             cursor: None,
@@ -280,7 +288,7 @@ impl Node {
         };
         sending.last_piece = piece.clone();
         sending.sent_ms = self.now_ms;
-        let to = NodeId(sending.to);
+        let to = sending.node;
         let body = Some(peer_message::Body::Piece(piece));
         self.outputs.push(Output::Send { to, message: PeerMessage { body } });
         Ok(())
@@ -336,7 +344,7 @@ impl Node {
                 dead.push(*transfer);
             } else if now_ms > sending.sent_ms + resend_ms {
                 sending.sent_ms = now_ms;
-                let to = NodeId(sending.to);
+                let to = sending.node;
                 let body = Some(peer_message::Body::Piece(sending.last_piece.clone()));
                 self.outputs.push(Output::Send { to, message: PeerMessage { body } });
             }
@@ -357,7 +365,7 @@ impl Node {
         }
     }
 
-    fn abandon(&mut self, id: GroupId) {
+    pub(super) fn abandon(&mut self, id: GroupId) {
         if let Some(receiving) = self.transfers.receiving.remove(&id)
             && self.groups.get(&id).is_none_or(|g| g.machine.shelf() != receiving.shelf)
         {

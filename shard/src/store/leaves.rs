@@ -15,8 +15,8 @@
 //! - Leaves of a shelf do not overlap. A leaf with its changes holds the newest version of every
 //!   live key of its interval, as of the last call of [`Leaves::wrote`].
 //! - So a reader at revision R takes a leaf only if nothing in it is above R, and what a reader at
-//!   R has seen becomes a leaf only if nothing above R was written to its interval meanwhile: the
-//!   last writes are remembered for that.
+//!   R has seen becomes a leaf only if nothing above R was ever written to its interval: the last
+//!   writes are remembered for that, and up to which revision they are not ([`Leaves::opened`]).
 //! - A reader below the revision at which a leaf was seen does not take it: of what was deleted
 //!   before, nothing is left in it.
 //! - [`Leaves::wrote`] is called for every newest version, after the row stands in the table, by
@@ -283,6 +283,14 @@ impl Leaves {
         }
     }
 
+    /// The rows of a shelf stand at `revision`, and its writes so far were not told here: they came
+    /// from the disk or with a snapshot.
+    pub fn opened(&self, shelf: Shelf, revision: i64) {
+        let mut inner = self.inner.write();
+        let newest = inner.forgotten.entry(shelf).or_default();
+        *newest = revision.max(*newest);
+    }
+
     /// `key` has a new newest version. Only the worker's thread may call this.
     pub fn wrote(&self, shelf: Shelf, key: &[u8], revision: i64, row: &Row) {
         let key = Bytes::copy_from_slice(key);
@@ -431,6 +439,21 @@ mod tests {
         leaves.moved(SHELF, b"c");
         leaves.seen(SHELF, key("b"), Leaf::new(&[], None, 10_000), seeing);
         assert!(read(&leaves, "b", 10_000).is_err(), "an extent moved meanwhile");
+    }
+
+    #[test]
+    fn what_was_seen_below_writes_that_nobody_told_makes_no_leaf() {
+        let leaves = Leaves::default();
+        leaves.opened(SHELF, 9);
+        assert!(matches!(
+            leaves.find(SHELF, &key("b"), 8),
+            Place::Gap { open: None, .. }
+        ));
+        let leaf = Leaf::new(&[(key("b"), found(3, "v"))], None, 8);
+        leaves.seen(SHELF, key("a"), leaf, Seeing { moves: 0 });
+        assert_eq!(read(&leaves, "b", 12), Err("end true".into()), "a leaf of the past is there");
+        see(&leaves, "a", 9, &[("b", 3)], None);
+        assert_eq!(read(&leaves, "b", 12), rows(&[("b", 3)]));
     }
 
     #[test]

@@ -27,8 +27,8 @@ pub struct Process {
     pub node: Node,
     /// Its log.
     pub log: Arc<Log>,
-    /// The hub of its replica of the default group.
-    pub hub: Hub,
+    /// The hub of its replica of the default group, while it has one.
+    pub hub: Option<Hub>,
     /// Writes that wait for the disk.
     pub queue: VecDeque<Persist>,
     /// The write that the disk is syncing, and what it appended.
@@ -63,6 +63,8 @@ pub struct Host {
     pub sync_ms: u64,
     /// Came to a running group: it knows no first members.
     pub joined: bool,
+    /// Has no replica of the group before placement says so.
+    pub spare: bool,
     /// Was removed: it stays down.
     pub removed: bool,
 }
@@ -82,8 +84,14 @@ impl Host {
             paused_until: 0,
             sync_ms: 2,
             joined: false,
+            spare: false,
             removed: false,
         }
+    }
+
+    /// A machine to which the group may come.
+    pub fn spare(index: usize) -> Host {
+        Host { spare: true, ..Host::new(index) }
     }
 
     /// A machine for the member `id`, added to a running group.
@@ -107,18 +115,8 @@ impl Host {
             .map_err(|error| format!("open the log: {error}"))?;
         let log = Arc::new(log);
         let founders = if self.joined { 0 } else { hosts as u64 };
-        let members = (0..founders).map(|n| Member {
-            id: n + 1,
-            name: format!("n{}", n + 1),
-            peer_ur_ls: vec![format!("http://n{}", n + 1)],
-            ..Default::default()
-        });
-        let birth = Birth {
-            group: id::DEFAULT_GROUP,
-            replica: self.id,
-            members: members.collect(),
-            cluster_id: 7,
-        };
+        let births: Vec<Birth> =
+            (!self.spare).then(|| birth(self.id, founders)).into_iter().collect();
         let config = NodeConfig {
             node: NodeId(self.id),
             cluster: 7,
@@ -151,14 +149,13 @@ impl Host {
                 salt: self.id,
             },
         };
-        let opened = Node::open(config, engine, log.clone(), &recovered, &[birth], pages, clock)
+        let opened = Node::open(config, engine, log.clone(), &recovered, &births, pages, clock)
             .map_err(|error| format!("open the node: {error}"))?;
         if let Some(refused) = opened.refused.first() {
             return Err(format!("a replica is refused: {}", refused.reason));
         }
         let node = opened.node;
-        let shared = node.shared(id::DEFAULT_GROUP).ok_or("the group is not here")?;
-        let hub = Hub::new(node.store().clone(), shared.published.clone());
+        let hub = hub_of(&node);
         self.process = Some(Process {
             node,
             log,
@@ -175,6 +172,28 @@ impl Host {
     pub fn clock(&self, now: u64) -> u64 {
         now + self.ahead_ms + 1000
     }
+}
+
+/// How a replica of the group comes to a node.
+pub fn birth(replica: u64, founders: u64) -> Birth {
+    let member = |n: u64| Member {
+        id: n + 1,
+        name: format!("n{}", n + 1),
+        peer_ur_ls: vec![format!("http://n{}", n + 1)],
+        ..Default::default()
+    };
+    Birth {
+        group: id::DEFAULT_GROUP,
+        replica,
+        members: (0..founders).map(member).collect(),
+        cluster_id: 7,
+    }
+}
+
+/// A hub for the group's replica on a node, if it has one.
+pub fn hub_of(node: &Node) -> Option<Hub> {
+    let shared = node.shared(id::DEFAULT_GROUP)?;
+    Some(Hub::new(node.store().clone(), shared.published.clone()))
 }
 
 /// A client stream's end at a hub: bounded, emptied by the client when it likes.

@@ -6,19 +6,20 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use proto::cluster::group::{LinearizeRequest, refusal};
+use proto::cluster::group::{DescribeRequest, LinearizeRequest, refusal};
 use proto::cluster::raft::PeerMessage;
 use proto::etcd::{
     HashKvRequest, Member, MemberAddRequest, MemberListRequest, MemberPromoteRequest,
-    MemberRemoveRequest,
+    MemberRemoveRequest, MoveLeaderRequest,
 };
 use proto::group::{GroupError, Reply, Request, WatchOutput, WatchSpec as HubSpec, own_request};
-use proto::{KeyRange, NodeId, id, mvccpb};
+use proto::{Error, KeyRange, NodeId, id, mvccpb};
 use shard::access;
 use shard::node::{Answer, Input, Output, Persist};
 
 use super::client::Client;
-use super::host::{ELECTION_TICKS, Host, Sink, TICK_MS};
+use super::host::{self, ELECTION_TICKS, Host, Sink, TICK_MS};
+use super::moves::Moves;
 use super::random::Random;
 use crate::check::history::{Heard, History, OpId, Outcome as Answered, WatchId, WatchSpec};
 use crate::check::{self, leases, linear};
@@ -52,6 +53,8 @@ struct Weather {
     forgetful: Option<usize>,
     /// An operator adds a fourth member, learner first, and removes one of the others.
     grows: bool,
+    /// Placement moves the group between the nodes and a fourth one, to and fro.
+    moves: bool,
     /// Values from this length on stand in extents.
     large_bytes: usize,
 }
@@ -92,6 +95,7 @@ impl Weather {
             commands: random.between(10, 400),
             forgetful,
             grows: hosts == 3 && spice.permille(250),
+            moves: false,
             large_bytes: usize::MAX,
         }
     }
@@ -115,6 +119,7 @@ enum Event {
     Jump,
     Watchers,
     Operator,
+    Placement,
 }
 
 /// What a ticket was for.
@@ -131,6 +136,10 @@ enum Waiting {
     },
     /// The operator.
     Operator,
+    /// Placement, which looks at the group's leader.
+    Placement,
+    /// Placement, which asked for a change of the members.
+    Step,
 }
 
 struct Watcher {
@@ -147,6 +156,8 @@ struct Watcher {
 struct World {
     random: Random,
     spice: Random,
+    /// Placement's.
+    placer: Random,
     weather: Weather,
     seed: u64,
     now: u64,
@@ -163,6 +174,7 @@ struct World {
     cuts: Vec<(u64, u64)>,
     history: History,
     watchers: Vec<Watcher>,
+    moves: Moves,
     faults: u64,
     ops: u64,
     trace: u64,
@@ -187,24 +199,36 @@ pub struct Outcome {
     pub violations: Vec<String>,
 }
 
-/// Runs one seed. With `tell` the outcome has the run's text.
-pub fn run(seed: u64, tell: bool) -> Outcome {
-    // Values of clients have five bytes and more: all of them, some, or none are large.
-    let large_bytes = [1, 6, 6, usize::MAX][(seed % 4) as usize];
-    run_with(seed, tell, large_bytes)
+/// Length from which on a seed's values stand in extents: clients' have five bytes and more, so
+/// all of them, some, or none.
+pub fn large_bytes(seed: u64) -> usize {
+    [1, 6, 6, usize::MAX][(seed % 4) as usize]
 }
 
-/// As [`run`], with values from this length on in extents.
-pub fn run_with(seed: u64, tell: bool, large_bytes: usize) -> Outcome {
+/// Runs one seed. With `tell` the outcome has the run's text.
+pub fn run(seed: u64, tell: bool) -> Outcome {
+    run_with(seed, tell, large_bytes(seed), true)
+}
+
+/// As [`run`], with values from this length on in extents, and with placement if it `may_move`
+/// the group.
+pub fn run_with(seed: u64, tell: bool, large_bytes: usize, may_move: bool) -> Outcome {
     let mut random = Random::new(seed);
     // What was added later is drawn apart, so that kept seeds still tell their old story.
     let mut spice = Random::new(!seed);
-    let weather = Weather { large_bytes, ..Weather::of(&mut random, &mut spice) };
-    let hosts = (0..weather.hosts).map(Host::new).collect();
+    let mut placer = Random::new(seed.rotate_left(32));
+    let mut weather = Weather { large_bytes, ..Weather::of(&mut random, &mut spice) };
+    let movable = weather.hosts == 3 && !weather.grows;
+    weather.moves = may_move && movable && placer.permille(500);
+    let mut hosts: Vec<Host> = (0..weather.hosts).map(Host::new).collect();
+    if weather.moves {
+        hosts.push(Host::spare(hosts.len()));
+    }
     let clients = weather.clients;
     let mut world = World {
         random,
         spice,
+        placer,
         seed,
         now: 0,
         order: 0,
@@ -220,6 +244,7 @@ pub fn run_with(seed: u64, tell: bool, large_bytes: usize) -> Outcome {
         cuts: Vec::new(),
         history: History::new(),
         watchers: Vec::new(),
+        moves: Moves::new(weather.hosts as u64),
         faults: 0,
         ops: 0,
         trace: 0,
@@ -272,6 +297,10 @@ impl World {
         if self.weather.grows {
             let at = self.spice.between(500, 8000);
             self.schedule(at, Event::Operator);
+        }
+        if self.weather.moves {
+            let at = self.placer.between(300, 3000);
+            self.schedule(at, Event::Placement);
         }
         let kinds = [
             (self.weather.crash_ms, Event::Crash),
@@ -371,6 +400,11 @@ impl World {
                 }
                 let at = self.now + self.spice.between(100, 1200);
                 self.schedule(at, Event::Operator);
+            }
+            Event::Placement => {
+                self.place();
+                let at = self.now + self.placer.between(50, 600);
+                self.schedule(at, Event::Placement);
             }
             _ if self.calm => {}
             Event::Crash => {
@@ -546,7 +580,7 @@ impl World {
                     events.events.iter().map(|e| mvccpb::Event::clone(&e.event)).collect();
                 self.history.committed(from, self.now, events.revision, &told);
                 if let Some(process) = &mut self.hosts[host].process {
-                    process.hub.feed(&events);
+                    process.hub.iter_mut().for_each(|hub| hub.feed(&events));
                 }
                 self.note(&format!("n{from} applies {} ({})", events.revision, told.len()));
             }
@@ -554,7 +588,7 @@ impl World {
                 if let Some(process) = &mut self.hosts[host].process {
                     let shared = process.node.shared(id::DEFAULT_GROUP);
                     let revision = shared.map_or(0, |shared| shared.published.revision());
-                    process.hub.behind(revision);
+                    process.hub.iter_mut().for_each(|hub| hub.behind(revision));
                 }
                 self.note(&format!("n{from} restored from a snapshot"));
             }
@@ -567,12 +601,67 @@ impl World {
                 self.schedule(at, Event::Written { host, life });
             }
             Output::Members { .. } => {}
-            Output::Removed { .. } => self.removed(host),
+            Output::Born { .. } => {
+                if let Some(process) = &mut self.hosts[host].process {
+                    process.hub = host::hub_of(&process.node);
+                }
+                self.note(&format!("the group comes to n{from}"));
+            }
+            Output::Gone { .. } => {
+                if let Some(mut hub) = self.hosts[host].process.as_mut().and_then(|p| p.hub.take())
+                {
+                    hub.shut();
+                }
+                self.note(&format!("the group leaves n{from}"));
+                self.leave_watches(host);
+            }
+            Output::Retired { .. } => self.removed(host),
         }
     }
 
     fn host_of(&self, id: u64) -> Option<usize> {
         self.hosts.iter().position(|host| host.id == id)
+    }
+
+    // === placement ===
+
+    /// Looks at the group's leader, brings replicas to nodes, and takes the next step.
+    fn place(&mut self) {
+        let host = self.placer.below(self.hosts.len() as u64) as usize;
+        let Some(process) = &self.hosts[host].process else { return };
+        let group = process.node.group(id::DEFAULT_GROUP);
+        let leads = group.is_some_and(|group| group.is_leader());
+        if group.is_none()
+            && let Some(replica) = self.moves.replica_on(self.hosts[host].id)
+        {
+            let first = self.weather.hosts as u64;
+            let is_first = replica == self.hosts[host].id && replica <= first;
+            let birth = host::birth(replica, if is_first { first } else { 0 });
+            self.note(&format!("placement wants replica {replica} on n{}", host + 1));
+            return self.step(host, Input::Births(vec![birth]));
+        }
+        if leads {
+            self.request(host, Waiting::Placement, Request::Describe(DescribeRequest {}));
+        }
+        let end = self.now > FAULTS_MS;
+        if let Some(request) = self.moves.next(&mut self.placer, end) {
+            let text = format!("placement asks: {request:?}");
+            self.note(&text);
+            self.faults += 1;
+            let host = self.placer.below(self.hosts.len() as u64) as usize;
+            if self.hosts[host].process.is_some() {
+                self.request(host, Waiting::Step, request);
+            }
+        }
+    }
+
+    /// Watches at a host whose replica left are to be made anew elsewhere.
+    fn leave_watches(&mut self, host: usize) {
+        for watcher in &mut self.watchers {
+            if watcher.at.is_some_and(|(at, _)| at == host) {
+                watcher.at = None;
+            }
+        }
     }
 
     // === the operator ===
@@ -772,6 +861,18 @@ impl World {
                 Ok(Answer::Reply(Reply::MemberAdd(added))) => self.operate(&added.members),
                 _ => {}
             },
+            Waiting::Placement => {
+                if let Ok(Answer::Reply(Reply::Describe(told))) = answer {
+                    self.moves.hear(&told);
+                }
+            }
+            Waiting::Step => {
+                if let Err(GroupError { error: Error::NotSupportedForLeader, .. }) = answer
+                    && let Some(heir) = self.moves.heir(&mut self.placer)
+                {
+                    self.order(Request::MoveLeader(MoveLeaderRequest { target_id: heir }));
+                }
+            }
             Waiting::Watcher { watcher } => {
                 if let Ok(Answer::Reply(Reply::Linearize(header))) = answer {
                     self.create_watch(watcher, host, header.revision);
@@ -867,8 +968,10 @@ impl World {
         self.history.hear(watch, self.now, heard);
         if let Some(process) = &mut self.hosts[host].process {
             let id = number as u64 + 1;
-            process.hub.open(id, sink.clone());
-            process.hub.create(id, spec);
+            if let Some(hub) = &mut process.hub {
+                hub.open(id, sink.clone());
+                hub.create(id, spec);
+            }
             process.sinks.insert(id, sink);
         }
         self.note(&format!("w{number} at n{} from {start}", host + 1));
@@ -904,13 +1007,14 @@ impl World {
         // A client that does not read for a while fills its sink.
         let lazy = !self.calm && self.random.permille(400);
         let Some(process) = &mut self.hosts[host].process else { return };
-        process.hub.flush();
-        if let Err(error) = process.hub.catch_up() {
+        let Some(hub) = &mut process.hub else { return };
+        hub.flush();
+        if let Err(error) = hub.catch_up() {
             self.broken.push(error.to_string());
             return;
         }
         if ask {
-            process.hub.progress(id);
+            hub.progress(id);
         }
         if lazy {
             return;
@@ -1003,6 +1107,9 @@ impl World {
                 }
                 continue;
             };
+            if self.weather.moves && !self.moves.is_settled_on(host.id, &process.node) {
+                violations.push(format!("n{} does not have what placement wants", host.id));
+            }
             let Some(group) = process.node.group(id::DEFAULT_GROUP) else { continue };
             if let Err(wrong) = process.node.store().audit() {
                 violations.push(format!("n{}: {wrong}", host.id));

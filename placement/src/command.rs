@@ -1,0 +1,252 @@
+//! What an operator may ask of placement, and what comes back. Travels as JSON, so that scripts
+//! can read it; the command line prints it as tables.
+
+use serde::{Deserialize, Serialize};
+
+use crate::record::{NodeState, OperatorState, TenantState, hex};
+
+/// A command.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Command {
+    /// A new tenant, with an etcd of its own.
+    TenantCreate {
+        /// Its name: a DNS label.
+        name: String,
+        /// Replicas of its groups; 0 for the service's default.
+        #[serde(default)]
+        replicas: usize,
+        /// Port of its own at every router, 0 for none.
+        #[serde(default)]
+        port: u16,
+    },
+    /// All tenants.
+    TenantList,
+    /// One tenant.
+    TenantShow {
+        /// Which.
+        name: String,
+    },
+    /// Clients of the tenant are refused until it is thawed.
+    TenantFreeze {
+        /// Which.
+        name: String,
+    },
+    /// Ends a freeze.
+    TenantThaw {
+        /// Which.
+        name: String,
+    },
+    /// Refuses clients; the data goes when the grace is over.
+    TenantDelete {
+        /// Which.
+        name: String,
+    },
+    /// Takes a deletion back.
+    TenantUndelete {
+        /// Which.
+        name: String,
+    },
+    /// Changes the name, and nothing else.
+    TenantRename {
+        /// Which.
+        name: String,
+        /// The new name.
+        to: String,
+    },
+    /// Clients who name no tenant get this one.
+    TenantDefault {
+        /// Which; empty for none.
+        name: String,
+    },
+    /// A part of a tenant with its own placement.
+    NamespaceCreate {
+        /// The tenant.
+        tenant: String,
+        /// The part's name: a DNS label.
+        name: String,
+        /// Keys that begin so, for a part of the tenant's one key space; otherwise the part is a
+        /// second etcd.
+        #[serde(default)]
+        prefix: Option<String>,
+        /// Port of its own at every router, 0 for none.
+        #[serde(default)]
+        port: u16,
+    },
+    /// The parts of a tenant.
+    NamespaceList {
+        /// The tenant.
+        tenant: String,
+    },
+    /// All nodes.
+    NodeList,
+    /// Nothing new is put on the node.
+    NodeCordon {
+        /// Which.
+        name: String,
+    },
+    /// Ends a cordon or a drain.
+    NodeUncordon {
+        /// Which.
+        name: String,
+    },
+    /// Its share of new groups, against other nodes.
+    NodeWeight {
+        /// Which.
+        name: String,
+        /// 0 for none.
+        weight: u32,
+    },
+    /// The zone it is in.
+    NodeZone {
+        /// Which.
+        name: String,
+        /// Its name.
+        zone: String,
+    },
+    /// Moves everything away from the node, and puts nothing there.
+    NodeDrain {
+        /// Which.
+        name: String,
+    },
+    /// An empty node leaves for good.
+    NodeRemove {
+        /// Which.
+        name: String,
+    },
+    /// All groups.
+    GroupList,
+    /// Moves all groups of the tenant to these nodes.
+    TenantMove {
+        /// Which.
+        name: String,
+        /// Names or ids of nodes.
+        to: Vec<String>,
+    },
+    /// All operators, newest first.
+    OperatorList,
+    /// One operator.
+    OperatorShow {
+        /// Which.
+        id: u64,
+    },
+    /// Takes an operator back at its next safe point.
+    OperatorCancel {
+        /// Which.
+        id: u64,
+    },
+}
+
+/// What a command led to.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Answer {
+    /// It was done.
+    Done(String),
+    /// Tenants.
+    Tenants(Vec<TenantView>),
+    /// Nodes.
+    Nodes(Vec<NodeView>),
+    /// Groups.
+    Groups(Vec<GroupView>),
+    /// Operators.
+    Operators(Vec<OperatorView>),
+    /// It was not done, for this reason.
+    Refused(String),
+}
+
+/// A tenant, or one of its namespaces, as an operator sees it.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct TenantView {
+    /// Id of the tenant.
+    pub id: u64,
+    /// What clients call it.
+    pub name: String,
+    /// What clients may do.
+    pub state: TenantState,
+    /// Port of its own, 0 for none.
+    pub port: u16,
+    /// Id of its virtual cluster; 0 for a stretch of the tenant's keys.
+    #[serde(with = "hex")]
+    pub cluster_id: u64,
+    /// Keys that begin so, for a stretch of the tenant's keys.
+    pub prefix: Option<String>,
+    /// Its home group; 0 for a stretch of the tenant's keys.
+    pub group: u64,
+    /// Names of the nodes that have it.
+    pub nodes: Vec<String>,
+    /// When its data goes, in milliseconds since 1970; 0 if it stays.
+    pub purge_ms: u64,
+}
+
+/// A node as an operator sees it.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct NodeView {
+    /// Its id.
+    #[serde(with = "hex")]
+    pub id: u64,
+    /// What people call it.
+    pub name: String,
+    /// Its zone.
+    pub zone: String,
+    /// Its share of new groups.
+    pub weight: u32,
+    /// What may be put on it.
+    pub state: NodeState,
+    /// Replicas on it.
+    pub replicas: usize,
+    /// Where other nodes reach it.
+    pub peer_urls: Vec<String>,
+    /// Where clients reach it.
+    pub client_urls: Vec<String>,
+}
+
+/// A group as an operator sees it.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct GroupView {
+    /// Its id.
+    pub id: u64,
+    /// Whose keys it has.
+    pub of: String,
+    /// Names of the nodes that have it.
+    pub nodes: Vec<String>,
+    /// Its rows are being removed.
+    pub dead: bool,
+}
+
+/// An operator as people see it.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct OperatorView {
+    /// Its id.
+    pub id: u64,
+    /// The group it works on.
+    pub group: u64,
+    /// Names of the nodes where the group is to be.
+    pub target: Vec<String>,
+    /// What it is for.
+    pub why: String,
+    /// Where it stands.
+    pub state: OperatorState,
+    /// What is to be done next, in words.
+    pub step: String,
+    /// When it was begun, in milliseconds since 1970.
+    pub begun_ms: u64,
+    /// When it ended, 0 while it runs.
+    pub ended_ms: u64,
+}
+
+/// Why a command was not carried out, in words for an operator.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Nothing was changed, and trying again will not help.
+    #[error("{0}")]
+    Refused(String),
+    /// Placement cannot be reached now; whether a change was made is not known.
+    #[error("placement does not answer: {0}")]
+    Unreachable(String),
+}
+
+/// A refusal in words.
+pub fn refused(why: impl Into<String>) -> Refusal {
+    Refusal::Refused(why.into())
+}

@@ -1,0 +1,194 @@
+//! All records at one revision of the system group, and changes of them. Pure.
+//!
+//! A change is planned on a ledger and written as one transaction that compares `atoll/meta`'s
+//! revision with the ledger's: every change writes that row, so a change that was planned on an
+//! older ledger is refused as a whole, whoever planned it.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use proto::etcd::{
+    Compare, DeleteRangeRequest, PutRequest, RangeResponse, RequestOp, TxnRequest, compare,
+    request_op,
+};
+use proto::mvccpb::{Event, event::EventType};
+
+use crate::record::{Group, META_KEY, Meta, Node, Operator, Record, Tenant, Unreadable};
+
+/// See the module.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ledger {
+    /// Revision of the system group that this is.
+    pub revision: i64,
+    /// When `meta` was written last; 0 if never: nobody has founded the service yet.
+    pub meta_revision: i64,
+    /// Counters and settings.
+    pub meta: Option<Meta>,
+    /// Nodes by id.
+    pub nodes: BTreeMap<u64, Node>,
+    /// Tenants by id.
+    pub tenants: BTreeMap<u64, Tenant>,
+    /// Groups by id.
+    pub groups: BTreeMap<u64, Group>,
+    /// Operators by id.
+    pub operators: BTreeMap<u64, Operator>,
+}
+
+/// Rows to be written or removed together.
+#[derive(Clone, Debug, Default)]
+pub struct Change {
+    records: Vec<Record>,
+    removed: Vec<String>,
+}
+
+// === impl Ledger ===
+
+impl Ledger {
+    /// Reads all rows of an answer that covers the whole ledger.
+    pub fn read(answer: &RangeResponse) -> Result<Ledger, Unreadable> {
+        let revision = answer.header.as_ref().map_or(0, |header| header.revision);
+        let mut ledger = Ledger { revision, ..Default::default() };
+        for kv in &answer.kvs {
+            ledger.put(&kv.key, &kv.value, kv.mod_revision)?;
+        }
+        Ok(ledger)
+    }
+
+    /// Takes in what happened since.
+    pub fn follow(&mut self, revision: i64, events: &[&Event]) -> Result<(), Unreadable> {
+        for event in events {
+            let Some(kv) = &event.kv else { continue };
+            match event.r#type() {
+                EventType::Put => self.put(&kv.key, &kv.value, kv.mod_revision)?,
+                EventType::Delete => self.remove(&kv.key),
+            }
+        }
+        self.revision = self.revision.max(revision);
+        Ok(())
+    }
+
+    fn put(&mut self, key: &[u8], value: &[u8], revision: i64) -> Result<(), Unreadable> {
+        let key = String::from_utf8_lossy(key);
+        match Record::decode(&key, value)? {
+            Some(Record::Meta(meta)) => {
+                self.meta = Some(meta);
+                self.meta_revision = revision;
+            }
+            Some(Record::Node(node)) => {
+                self.nodes.insert(node.id, node);
+            }
+            Some(Record::Tenant(tenant)) => {
+                self.tenants.insert(tenant.id, tenant);
+            }
+            Some(Record::Group(group)) => {
+                self.groups.insert(group.id, group);
+            }
+            Some(Record::Operator(operator)) => {
+                self.operators.insert(operator.id, operator);
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
+    fn remove(&mut self, key: &[u8]) {
+        let key = String::from_utf8_lossy(key);
+        let Some((kind, id)) = key.strip_prefix(crate::record::PREFIX).and_then(|k| k.split_once('/'))
+        else {
+            return;
+        };
+        let Ok(id) = u64::from_str_radix(id, 16) else { return };
+        match kind {
+            "node" => drop(self.nodes.remove(&id)),
+            "tenant" => drop(self.tenants.remove(&id)),
+            "group" => drop(self.groups.remove(&id)),
+            "operator" => drop(self.operators.remove(&id)),
+            _ => {}
+        }
+    }
+
+    /// A tenant by its name.
+    pub fn tenant(&self, name: &str) -> Option<&Tenant> {
+        self.tenants.values().find(|tenant| tenant.name == name)
+    }
+
+    /// A node by its name, or by its id in hexadecimal.
+    pub fn node(&self, name: &str) -> Option<&Node> {
+        let by_name = self.nodes.values().find(|node| node.name == name);
+        by_name.or_else(|| self.nodes.get(&u64::from_str_radix(name, 16).ok()?))
+    }
+
+    /// The transaction that makes `change` if this is still the ledger.
+    pub fn transaction(&self, mut change: Change) -> TxnRequest {
+        if !change.records.iter().any(|record| matches!(record, Record::Meta(_)))
+            && let Some(meta) = &self.meta
+        {
+            change.records.push(Record::Meta(meta.clone()));
+        }
+        let unchanged = Compare {
+            result: compare::CompareResult::Equal as i32,
+            target: compare::CompareTarget::Mod as i32,
+            key: Bytes::from_static(META_KEY.as_bytes()),
+            target_union: Some(compare::TargetUnion::ModRevision(self.meta_revision)),
+            ..Default::default()
+        };
+        let put = |record: &Record| {
+            request_op::Request::RequestPut(PutRequest {
+                key: record.key().into(),
+                value: record.encode().into(),
+                ..Default::default()
+            })
+        };
+        let delete = |key: &String| {
+            request_op::Request::RequestDeleteRange(DeleteRangeRequest {
+                key: key.clone().into(),
+                ..Default::default()
+            })
+        };
+        let puts = change.records.iter().map(put);
+        let ops = puts.chain(change.removed.iter().map(delete));
+        TxnRequest {
+            compare: vec![unchanged],
+            success: ops.map(|request| RequestOp { request: Some(request) }).collect(),
+            failure: Vec::new(),
+        }
+    }
+}
+
+// === impl Change ===
+
+impl Change {
+    /// Writes a record, over the one with its key.
+    #[must_use]
+    pub fn put(mut self, record: Record) -> Change {
+        self.records.push(record);
+        self
+    }
+
+    /// Removes a row.
+    #[must_use]
+    pub fn remove(mut self, key: String) -> Change {
+        self.removed.push(key);
+        self
+    }
+
+    /// Is there nothing to be changed?
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty() && self.removed.is_empty()
+    }
+
+    /// The ledger as it would be, for tests and previews.
+    pub fn applied_to(&self, ledger: &Ledger) -> Ledger {
+        let mut after = ledger.clone();
+        after.revision += 1;
+        after.meta_revision = after.revision;
+        for record in &self.records {
+            let put = after.put(record.key().as_bytes(), &record.encode(), after.revision);
+            put.expect("what was just written can be read");
+        }
+        for key in &self.removed {
+            after.remove(key.as_bytes());
+        }
+        after
+    }
+}

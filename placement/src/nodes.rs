@@ -1,0 +1,161 @@
+//! Commands about nodes, and how the service is founded: what each would change in the ledger.
+//! Pure.
+
+use proto::id;
+
+use crate::command::{Answer, NodeView, Refusal, refused};
+use crate::ledger::{Change, Ledger};
+use crate::record::{
+    FORMAT, Founder, Group, Meta, Namespace, NamespaceKind, Node, NodeState, Record, Replica,
+    Tenant, TenantState,
+};
+use crate::tenants::Planned;
+
+/// Replicas of a group at most, unless its tenant says something else.
+const REPLICAS: usize = 3;
+
+/// The first ledger: the nodes that began together, the system group, and the tenant that clients
+/// get who name none, if there is to be one. `None` when the service is founded already.
+pub fn found(
+    ledger: &Ledger,
+    cluster: u64,
+    founders: &[Node],
+    default_tenant: bool,
+) -> Option<Change> {
+    if ledger.meta.is_some() {
+        return None;
+    }
+    let replicas = if founders.len() < REPLICAS { 1 } else { REPLICAS };
+    let meta = Meta {
+        format: FORMAT,
+        cluster,
+        next_tenant: id::DEFAULT_TENANT.0 + 1,
+        next_group: id::DEFAULT_GROUP.0 + 1,
+        next_operator: 1,
+        replicas,
+        default_tenant: if default_tenant { id::DEFAULT_TENANT.0 } else { 0 },
+    };
+    let kind =
+        NamespaceKind::Separate { cluster_id: cluster, port: 0, group: id::DEFAULT_GROUP.0 };
+    let tenant = Tenant {
+        id: id::DEFAULT_TENANT.0,
+        name: "default".to_owned(),
+        state: TenantState::Open,
+        deleted_ms: 0,
+        namespaces: vec![Namespace {
+            id: id::DEFAULT_NAMESPACE.0,
+            name: String::new(),
+            kind,
+        }],
+    };
+    let founder = |node: &Node| Founder {
+        node: node.id,
+        name: node.name.clone(),
+        peer_urls: node.peer_urls.clone(),
+    };
+    let group = |id: u64, tenant: u64| Group {
+        id,
+        tenant,
+        namespace: if tenant == 0 { 0 } else { id::DEFAULT_NAMESPACE.0 },
+        cluster_id: cluster,
+        founders: founders.iter().map(founder).collect(),
+        replicas: founders.iter().map(first_replica).collect(),
+        membership_version: 1,
+        dead: false,
+    };
+    let change = Change::default()
+        .put(Record::Meta(meta))
+        .put(Record::Tenant(tenant))
+        .put(Record::Group(group(id::SYSTEM_GROUP.0, 0)))
+        .put(Record::Group(group(id::DEFAULT_GROUP.0, id::DEFAULT_TENANT.0)));
+    Some(founders.iter().fold(change, |change, node| change.put(Record::Node(node.clone()))))
+}
+
+fn first_replica(node: &Node) -> Replica {
+    Replica { node: node.id, replica: node.id, learner: false }
+}
+
+/// A leader reports the members of its group. `None` when that is known.
+pub fn report(ledger: &Ledger, group: u64, version: u64, replicas: &[Replica]) -> Option<Change> {
+    let known = ledger.groups.get(&group)?;
+    (version > known.membership_version).then(|| {
+        let replicas = replicas.to_vec();
+        let group = Group { replicas, membership_version: version, ..known.clone() };
+        Change::default().put(Record::Group(group))
+    })
+}
+
+/// A node says who it is and where it is reached; what an operator has set stays. `None` when that
+/// is known.
+pub fn register(ledger: &Ledger, node: Node) -> Option<Change> {
+    let known = ledger.nodes.get(&node.id);
+    let node = match known {
+        Some(known) => Node {
+            zone: if node.zone.is_empty() { known.zone.clone() } else { node.zone },
+            weight: known.weight,
+            state: known.state,
+            ..node
+        },
+        None => node,
+    };
+    (known != Some(&node)).then(|| Change::default().put(Record::Node(node)))
+}
+
+fn find(ledger: &Ledger, name: &str) -> Result<Node, Refusal> {
+    let found = ledger.node(name).cloned();
+    found.ok_or_else(|| refused(format!("there is no node \"{name}\"")))
+}
+
+fn changed(ledger: &Ledger, node: Node) -> Planned {
+    let answer = Answer::Nodes(vec![view(ledger, &node)]);
+    Ok((Change::default().put(Record::Node(node)), answer))
+}
+
+/// What may be put on a node.
+pub fn set_state(ledger: &Ledger, name: &str, state: NodeState) -> Planned {
+    changed(ledger, Node { state, ..find(ledger, name)? })
+}
+
+/// A node that is empty leaves for good; its id is never given again.
+pub fn remove(ledger: &Ledger, name: &str) -> Planned {
+    let node = find(ledger, name)?;
+    let replicas = view(ledger, &node).replicas;
+    if replicas > 0 {
+        return Err(refused(format!(
+            "node \"{name}\" has {replicas} replicas: atoll node drain {name} moves them away"
+        )));
+    }
+    let said = format!("node \"{name}\" is removed: its process can be stopped");
+    let change = Change::default().remove(crate::record::node_key(node.id));
+    Ok((change, Answer::Done(said)))
+}
+
+/// A node's share of new groups.
+pub fn set_weight(ledger: &Ledger, name: &str, weight: u32) -> Planned {
+    changed(ledger, Node { weight, ..find(ledger, name)? })
+}
+
+/// The zone that a node is in.
+pub fn set_zone(ledger: &Ledger, name: &str, zone: &str) -> Planned {
+    changed(ledger, Node { zone: zone.to_owned(), ..find(ledger, name)? })
+}
+
+/// All nodes.
+pub fn list(ledger: &Ledger) -> Answer {
+    Answer::Nodes(ledger.nodes.values().map(|node| view(ledger, node)).collect())
+}
+
+fn view(ledger: &Ledger, node: &Node) -> NodeView {
+    let replicas = ledger.groups.values().filter(|group| !group.dead);
+    let replicas = replicas.flat_map(|group| &group.replicas);
+    NodeView {
+        id: node.id,
+        name: node.name.clone(),
+        zone: node.zone.clone(),
+        weight: node.weight,
+        state: node.state,
+        replicas: replicas.filter(|replica| replica.node == node.id).count(),
+        peer_urls: node.peer_urls.clone(),
+        client_urls: node.client_urls.clone(),
+    }
+}

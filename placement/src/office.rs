@@ -1,0 +1,266 @@
+//! Where commands are carried out: reads the ledger, asks the pure planners what would change,
+//! and writes that if the ledger is still the same.
+//!
+//! Any node's office will do, at any time: the system group's transactions are what keeps two of
+//! them apart. The same file follows the ledger, so that a node always has a recent one: a read of
+//! all rows, then a watch from there on; whatever breaks the watch leads to a read anew.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use proto::cluster::group::GroupRequest;
+use proto::etcd::{RangeRequest, TxnRequest};
+use proto::group::{GroupError, Groups, Reply, Request, WatchOutput, WatchSink, WatchSpec};
+use proto::mvccpb::Event;
+use proto::{GroupId, KeyRange, TenantId, id};
+use tokio::sync::{mpsc, watch};
+
+use crate::command::{Answer, Command, Refusal};
+use crate::ledger::{Change, Ledger};
+use crate::record::{END, Node, NodeState, PREFIX, Replica};
+use crate::tenants::{self, Planned};
+use crate::{nodes, operators};
+
+/// Tries before a change that always meets another one is given up.
+const TRIES: usize = 20;
+/// Outputs of the watch that may wait for us.
+const SINK_DEPTH: usize = 1024;
+/// Pause before the ledger is read anew, at most.
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// See the module.
+#[derive(Clone)]
+pub struct Office {
+    pub(crate) groups: Arc<dyn Groups>,
+}
+
+fn unreachable(error: GroupError) -> Refusal {
+    Refusal::Unreachable(error.error.to_string())
+}
+
+fn request(body: Request) -> GroupRequest {
+    GroupRequest {
+        group: id::SYSTEM_GROUP.0,
+        range_version: 1,
+        body: Some(body),
+        ..Default::default()
+    }
+}
+
+fn whole() -> KeyRange {
+    KeyRange::parse(&Bytes::from_static(PREFIX.as_bytes()), &Bytes::from_static(END.as_bytes()))
+}
+
+// === impl Office ===
+
+impl Office {
+    /// An office that reaches the system group through `groups`.
+    pub fn new(groups: Arc<dyn Groups>) -> Office {
+        Office { groups }
+    }
+
+    /// Reads the ledger as it is now.
+    pub async fn read(&self) -> Result<Ledger, Refusal> {
+        let range = whole();
+        let ask = RangeRequest {
+            key: range.start.clone(),
+            range_end: range.end.clone().unwrap_or_default(),
+            ..Default::default()
+        };
+        match self.groups.call(request(Request::Range(ask))).await.map_err(unreachable)? {
+            Reply::Range(answer) => {
+                Ledger::read(&answer).map_err(|error| Refusal::Unreachable(error.to_string()))
+            }
+            _ => Err(Refusal::Unreachable("it gives another answer".to_owned())),
+        }
+    }
+
+    /// Makes what `plan` says of the newest ledger, if it says anything.
+    async fn change(&self, plan: impl Fn(&Ledger) -> Planned) -> Result<Answer, Refusal> {
+        for _ in 0..TRIES {
+            let ledger = self.read().await?;
+            let (change, answer) = plan(&ledger)?;
+            if change.is_empty() || self.write(ledger.transaction(change)).await? {
+                return Ok(answer);
+            }
+        }
+        Err(Refusal::Unreachable("others change the ledger all the time".to_owned()))
+    }
+
+    /// Says whether the ledger was still the one that the change was planned on.
+    async fn write(&self, txn: TxnRequest) -> Result<bool, Refusal> {
+        match self.groups.call(request(Request::Txn(txn))).await.map_err(unreachable)? {
+            Reply::Txn(answer) => Ok(answer.succeeded),
+            _ => Err(Refusal::Unreachable("it gives another answer".to_owned())),
+        }
+    }
+
+    /// Makes a change that needs no answer, until it is made or known not to be needed.
+    pub(crate) async fn insist(&self, plan: impl Fn(&Ledger) -> Option<Change>) -> Result<(), Refusal> {
+        let plan = |ledger: &Ledger| {
+            Ok((plan(ledger).unwrap_or_default(), Answer::Done(String::new())))
+        };
+        self.change(plan).await.map(drop)
+    }
+
+    /// Founds the service, if nobody has.
+    pub async fn found(
+        &self,
+        cluster: u64,
+        founders: &[Node],
+        default_tenant: bool,
+    ) -> Result<(), Refusal> {
+        self.insist(|ledger| nodes::found(ledger, cluster, founders, default_tenant)).await
+    }
+
+    /// Tells who this node is.
+    pub async fn register(&self, node: &Node) -> Result<(), Refusal> {
+        self.insist(|ledger| {
+            ledger.meta.as_ref()?;
+            nodes::register(ledger, node.clone())
+        })
+        .await
+    }
+
+    /// Tells the members of a group, as its leader knows them.
+    pub async fn report(
+        &self,
+        group: GroupId,
+        version: u64,
+        replicas: &[Replica],
+    ) -> Result<(), Refusal> {
+        self.insist(|ledger| nodes::report(ledger, group.0, version, replicas)).await
+    }
+
+    /// Does what time alone asks for.
+    pub async fn keep(&self, now_ms: u64) -> Result<(), Refusal> {
+        self.insist(|ledger| tenants::purge(ledger, now_ms)).await
+    }
+
+    /// Carries out an operator's command.
+    pub async fn run(&self, command: &Command, now_ms: u64) -> Answer {
+        match self.try_run(command, now_ms).await {
+            Ok(answer) => answer,
+            Err(refusal) => Answer::Refused(refusal.to_string()),
+        }
+    }
+
+    async fn try_run(&self, command: &Command, now_ms: u64) -> Result<Answer, Refusal> {
+        match command {
+            Command::TenantList => tenants::show(&self.read().await?, None),
+            Command::TenantShow { name } => tenants::show(&self.read().await?, Some(name)),
+            Command::NamespaceList { tenant } => tenants::show(&self.read().await?, Some(tenant)),
+            Command::NodeList => Ok(nodes::list(&self.read().await?)),
+            Command::GroupList => Ok(tenants::groups(&self.read().await?)),
+            Command::OperatorList => operators::show(&self.read().await?, None),
+            Command::OperatorShow { id } => operators::show(&self.read().await?, Some(*id)),
+            changing => self.change(|ledger| plan(ledger, changing, now_ms)).await,
+        }
+    }
+
+    /// Follows the ledger for ever: the receiver always has the newest one that is known here.
+    pub fn follow(&self) -> watch::Receiver<Arc<Ledger>> {
+        let (sender, receiver) = watch::channel(Arc::new(Ledger::default()));
+        let office = self.clone();
+        tokio::spawn(async move {
+            let mut pause = Duration::from_millis(50);
+            while !sender.is_closed() {
+                match office.follow_once(&sender).await {
+                    Ok(()) => pause = Duration::from_millis(50),
+                    Err(error) => tracing::debug!(%error, "the ledger cannot be followed"),
+                }
+                tokio::time::sleep(pause).await;
+                pause = (2 * pause).min(PAUSE_MAX);
+            }
+        });
+        receiver
+    }
+
+    /// Reads, then watches until that ends.
+    async fn follow_once(&self, sender: &watch::Sender<Arc<Ledger>>) -> Result<(), Refusal> {
+        let mut ledger = self.read().await?;
+        let (sink, mut outputs) = mpsc::channel(SINK_DEPTH);
+        let control = self.groups.watch(id::SYSTEM_GROUP, Arc::new(Sink(sink)));
+        control.create(WatchSpec {
+            tenant: TenantId(0),
+            group: id::SYSTEM_GROUP,
+            key: 1,
+            range: whole(),
+            start_revision: ledger.revision + 1,
+            prev_kv: false,
+            no_put: false,
+            no_delete: false,
+        });
+        show(sender, &ledger);
+        while let Some(output) = outputs.recv().await {
+            match output {
+                WatchOutput::Events { revision, events, .. } => {
+                    let events: Vec<&Event> = events.iter().map(|event| &***event).collect();
+                    ledger
+                        .follow(revision, &events)
+                        .map_err(|error| Refusal::Unreachable(error.to_string()))?;
+                    show(sender, &ledger);
+                }
+                WatchOutput::Progress { .. } | WatchOutput::WatchProgress { .. } => {}
+                WatchOutput::Compacted { .. } | WatchOutput::Closed { .. } => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn show(sender: &watch::Sender<Arc<Ledger>>, ledger: &Ledger) {
+    if sender.borrow().revision <= ledger.revision {
+        sender.send_replace(Arc::new(ledger.clone()));
+    }
+}
+
+/// What a changing command would change.
+fn plan(ledger: &Ledger, command: &Command, now_ms: u64) -> Planned {
+    match command {
+        Command::TenantCreate { name, replicas, port } => {
+            tenants::create(ledger, name, *replicas, *port)
+        }
+        Command::TenantFreeze { name } => tenants::set_frozen(ledger, name, true),
+        Command::TenantThaw { name } => tenants::set_frozen(ledger, name, false),
+        Command::TenantDelete { name } => tenants::delete(ledger, name, now_ms),
+        Command::TenantUndelete { name } => tenants::undelete(ledger, name),
+        Command::TenantRename { name, to } => tenants::rename(ledger, name, to),
+        Command::TenantDefault { name } => tenants::set_default(ledger, name),
+        Command::NamespaceCreate { tenant, name, prefix, port } => {
+            tenants::create_namespace(ledger, tenant, name, prefix.as_deref(), *port)
+        }
+        Command::NodeCordon { name } => nodes::set_state(ledger, name, NodeState::Cordoned),
+        Command::NodeUncordon { name } => nodes::set_state(ledger, name, NodeState::Up),
+        Command::NodeWeight { name, weight } => nodes::set_weight(ledger, name, *weight),
+        Command::NodeZone { name, zone } => nodes::set_zone(ledger, name, zone),
+        Command::NodeDrain { name } => nodes::set_state(ledger, name, NodeState::Draining),
+        Command::NodeRemove { name } => nodes::remove(ledger, name),
+        Command::TenantMove { name, to } => operators::move_tenant(ledger, name, to, now_ms),
+        Command::OperatorCancel { id } => operators::cancel(ledger, *id),
+        Command::TenantList
+        | Command::TenantShow { .. }
+        | Command::NamespaceList { .. }
+        | Command::NodeList
+        | Command::OperatorList
+        | Command::OperatorShow { .. }
+        | Command::GroupList => Ok((Change::default(), Answer::Done(String::new()))),
+    }
+}
+
+/// The watch's queue. When it is full the hub waits with what it has.
+struct Sink(mpsc::Sender<WatchOutput>);
+
+impl WatchSink for Sink {
+    fn offer(&self, output: WatchOutput) -> Result<(), WatchOutput> {
+        self.0.try_send(output).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(output) => output,
+            mpsc::error::TrySendError::Closed(output) => output,
+        })
+    }
+
+    fn is_closed(&self) -> bool {
+        self.0.is_closed()
+    }
+}

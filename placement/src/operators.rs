@@ -1,0 +1,390 @@
+//! Operators: fenced work on one group, towards the nodes where it is to be. Pure.
+//!
+//! An operator says only where the group is to end up. Its next step is read off the group's
+//! members as their leader last reported them, never off memory: whoever executes, and however
+//! often, goes on from what is. A step is refused by the group when its members are others than
+//! the step was made for.
+//!
+//! ```text
+//!   a learner that is wanted       -> promote it        (refused until it has caught up)
+//!   a learner that is not          -> remove it
+//!   more voters than wanted        -> remove one that is not wanted
+//!   a wanted node without replica  -> add a learner there
+//!   otherwise                      -> done
+//! ```
+//!
+//! So a group never has more than one voter above its number, and never fewer.
+
+use std::collections::BTreeSet;
+
+use crate::command::{Answer, OperatorView, Refusal, refused};
+use crate::ledger::{Change, Ledger};
+use crate::record::{
+    Group, Meta, Node, NodeState, Operator, OperatorState, Priority, Record, Replica, TenantState,
+};
+use crate::ring;
+use crate::tenants::Planned;
+
+/// Operators that may run at a time.
+pub const RUNNING_MAX: usize = 8;
+/// Finished operators that are kept to be shown.
+const KEPT: usize = 500;
+
+/// What is to be done next for an operator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Give the node a learner.
+    Add(u64),
+    /// Make a learner a voter.
+    Promote(Replica),
+    /// Remove a replica.
+    Remove(Replica),
+    /// Nothing: the group is where it is to be.
+    Done,
+    /// Nothing: the group is no more.
+    Void,
+}
+
+/// The next step of an operator.
+pub fn next_step(ledger: &Ledger, operator: &Operator) -> Step {
+    let Some(group) = ledger.groups.get(&operator.group).filter(|group| !group.dead) else {
+        return Step::Void;
+    };
+    let is_wanted = |replica: &&Replica| operator.target.contains(&replica.node);
+    if let Some(learner) = group.replicas.iter().find(|replica| replica.learner) {
+        let learner = learner.clone();
+        let wanted = is_wanted(&&learner);
+        return if wanted { Step::Promote(learner) } else { Step::Remove(learner) };
+    }
+    if group.replicas.len() > operator.target.len()
+        && let Some(extra) = group.replicas.iter().find(|replica| !is_wanted(replica))
+    {
+        return Step::Remove(extra.clone());
+    }
+    let has = |node: u64| group.replicas.iter().any(|replica| replica.node == node);
+    match operator.target.iter().find(|node| !has(**node)) {
+        Some(node) => Step::Add(*node),
+        None => Step::Done,
+    }
+}
+
+/// The operators that are to be worked on now, strongest first.
+pub fn running(ledger: &Ledger) -> Vec<&Operator> {
+    let mut running: Vec<&Operator> = ledger
+        .operators
+        .values()
+        .filter(|operator| operator.state == OperatorState::Running)
+        .collect();
+    running.sort_by_key(|operator| (operator.priority, operator.id));
+    running.truncate(RUNNING_MAX);
+    running
+}
+
+fn holder(ledger: &Ledger, group: u64) -> Option<&Operator> {
+    let running = |o: &&Operator| o.state == OperatorState::Running && o.group == group;
+    ledger.operators.values().find(running)
+}
+
+fn begin(
+    meta: &mut Meta,
+    group: &Group,
+    target: Vec<u64>,
+    priority: Priority,
+    why: String,
+    now_ms: u64,
+) -> Operator {
+    let id = meta.next_operator;
+    meta.next_operator += 1;
+    Operator {
+        id,
+        group: group.id,
+        target,
+        priority,
+        why,
+        state: OperatorState::Running,
+        begun_ms: now_ms,
+        ended_ms: 0,
+    }
+}
+
+/// An operator has done its work, or there is nothing left to work on.
+pub fn finish(ledger: &Ledger, id: u64, void: bool, now_ms: u64) -> Option<Change> {
+    let operator = ledger.operators.get(&id)?;
+    let state = match (&operator.state, void) {
+        (OperatorState::Running, true) => OperatorState::Void,
+        (OperatorState::Running, false) if operator.cancelled() => OperatorState::Cancelled,
+        (OperatorState::Running, false) => OperatorState::Done,
+        _ => return None,
+    };
+    let ended = Operator { state, ended_ms: now_ms, ..operator.clone() };
+    let mut change = Change::default().put(Record::Operator(ended));
+    let is_over = |o: &&Operator| o.state != OperatorState::Running;
+    let over: Vec<u64> = ledger.operators.values().filter(is_over).map(|o| o.id).collect();
+    for old in over.iter().take(over.len().saturating_sub(KEPT)) {
+        change = change.remove(crate::record::operator_key(*old));
+    }
+    Some(change)
+}
+
+/// Takes an operator back: the group stays with the voters that it has.
+pub fn cancel(ledger: &Ledger, id: u64) -> Planned {
+    let operator = ledger.operators.get(&id);
+    let operator = operator.ok_or_else(|| refused(format!("there is no operator {id}")))?;
+    if operator.state != OperatorState::Running {
+        return Err(refused(format!("operator {id} is over")));
+    }
+    let group = ledger.groups.get(&operator.group);
+    let voters = group.into_iter().flat_map(|group| &group.replicas).filter(|r| !r.learner);
+    let mut target: Vec<u64> = voters.map(|replica| replica.node).collect();
+    // One voter too many is the one that was to go.
+    while target.len() > operator.target.len() {
+        let extra = target.iter().rposition(|node| !operator.target.contains(node));
+        target.remove(extra.unwrap_or(target.len() - 1));
+    }
+    let why = format!("{}{}", operator.why, Operator::CANCELLED);
+    let operator = Operator { target, why, ..operator.clone() };
+    let answer = Answer::Operators(vec![view(ledger, &operator)]);
+    Ok((Change::default().put(Record::Operator(operator)), answer))
+}
+
+/// Moves all groups of a tenant to the nodes that are named.
+pub fn move_tenant(ledger: &Ledger, name: &str, to: &[String], now_ms: u64) -> Planned {
+    let mut meta = ledger.meta.clone().ok_or(refused("the service is not set up yet"))?;
+    let tenant = ledger.tenant(name);
+    let tenant = tenant.ok_or_else(|| refused(format!("there is no tenant \"{name}\"")))?;
+    if tenant.state == TenantState::Deleted {
+        return Err(refused(format!("tenant \"{name}\" is deleted")));
+    }
+    let target = chosen(ledger, to)?;
+    let mut change = Change::default();
+    let mut views = Vec::new();
+    for group in ledger.groups.values().filter(|g| g.tenant == tenant.id && !g.dead) {
+        if let Some(holder) = holder(ledger, group.id) {
+            let (id, why) = (holder.id, &holder.why);
+            let group = group.id;
+            return Err(refused(format!("operator {id} works on group {group}: {why}")));
+        }
+        let target: Vec<u64> = target.iter().copied().collect();
+        let why = format!("move tenant {name}");
+        let operator = begin(&mut meta, group, target, Priority::User, why, now_ms);
+        if next_step(ledger, &operator) != Step::Done {
+            views.push(view(ledger, &operator));
+            change = change.put(Record::Operator(operator));
+        }
+    }
+    if views.is_empty() {
+        return Ok((Change::default(), Answer::Done(format!("tenant {name} is there already"))));
+    }
+    Ok((change.put(Record::Meta(meta)), Answer::Operators(views)))
+}
+
+fn chosen(ledger: &Ledger, names: &[String]) -> Result<BTreeSet<u64>, Refusal> {
+    let mut target = BTreeSet::new();
+    for name in names {
+        let node = ledger.node(name);
+        let node = node.ok_or_else(|| refused(format!("there is no node \"{name}\"")))?;
+        if node.state != NodeState::Up {
+            return Err(refused(format!("node \"{name}\" takes nothing new: uncordon it first")));
+        }
+        target.insert(node.id);
+    }
+    if target.len().is_multiple_of(2) || target.len() > 7 {
+        let count = target.len();
+        return Err(refused(format!("{count} different nodes are named: name 1, 3, 5 or 7")));
+    }
+    Ok(target)
+}
+
+/// What drained nodes ask for: each group that is on one, and that nobody works on, goes where the
+/// ring proposes. `None` when there is nothing to begin.
+pub fn plan_drains(ledger: &Ledger, now_ms: u64) -> Option<Change> {
+    let draining = |node: u64| {
+        ledger.nodes.get(&node).is_some_and(|node| node.state == NodeState::Draining)
+    };
+    let mut room = RUNNING_MAX.saturating_sub(running(ledger).len());
+    let mut meta = ledger.meta.clone()?;
+    let mut change = Change::default();
+    for group in ledger.groups.values().filter(|group| !group.dead) {
+        let leaving = group.replicas.iter().find(|replica| draining(replica.node));
+        let Some(leaving) = leaving.filter(|_| room > 0) else { continue };
+        if holder(ledger, group.id).is_some() {
+            continue;
+        }
+        let Some(target) = without(ledger, group, leaving.node) else { continue };
+        let node = ledger.nodes.get(&leaving.node).map_or("", |node| &node.name);
+        let why = format!("drain node {node}");
+        let operator = begin(&mut meta, group, target, Priority::Drain, why, now_ms);
+        change = change.put(Record::Operator(operator));
+        room -= 1;
+    }
+    (!change.is_empty()).then(|| change.put(Record::Meta(meta)))
+}
+
+/// The group's nodes with another one in the place of `node`; `None` if there is no other.
+fn without(ledger: &Ledger, group: &Group, node: u64) -> Option<Vec<u64>> {
+    let stay: Vec<u64> =
+        group.replicas.iter().map(|replica| replica.node).filter(|n| *n != node).collect();
+    let zones: BTreeSet<&str> =
+        stay.iter().filter_map(|id| ledger.nodes.get(id)).map(|n| n.zone.as_str()).collect();
+    let others = ledger.nodes.values().filter(|n| !stay.contains(&n.id));
+    let proposed = ring::propose(others, group.id, ledger.nodes.len());
+    let apart = |node: &&&Node| node.zone.is_empty() || !zones.contains(node.zone.as_str());
+    let next = proposed.iter().find(apart).or(proposed.first())?.id;
+    Some(stay.into_iter().chain([next]).collect())
+}
+
+/// One operator, or all.
+pub fn show(ledger: &Ledger, id: Option<u64>) -> Result<Answer, Refusal> {
+    let shown: Vec<&Operator> = match id {
+        Some(id) => {
+            let found = ledger.operators.get(&id);
+            vec![found.ok_or_else(|| refused(format!("there is no operator {id}")))?]
+        }
+        None => ledger.operators.values().rev().collect(),
+    };
+    Ok(Answer::Operators(shown.into_iter().map(|operator| view(ledger, operator)).collect()))
+}
+
+fn view(ledger: &Ledger, operator: &Operator) -> OperatorView {
+    let name = |node: &u64| match ledger.nodes.get(node) {
+        Some(node) => node.name.clone(),
+        None => format!("{node:x}"),
+    };
+    let step = match next_step(ledger, operator) {
+        _ if operator.state != OperatorState::Running => String::new(),
+        Step::Add(node) => format!("add a learner on {}", name(&node)),
+        Step::Promote(replica) => format!("let {} catch up and vote", name(&replica.node)),
+        Step::Remove(replica) => format!("remove {}", name(&replica.node)),
+        Step::Done | Step::Void => "finish".to_owned(),
+    };
+    OperatorView {
+        id: operator.id,
+        group: operator.group,
+        target: operator.target.iter().map(name).collect(),
+        why: operator.why.clone(),
+        state: operator.state,
+        step,
+        begun_ms: operator.begun_ms,
+        ended_ms: operator.ended_ms,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tenants::tests::founded;
+    use crate::{nodes, tenants};
+
+    /// Does to the group what a step says, as its leader would report it.
+    fn carry_out(ledger: &Ledger, operator: &Operator, step: &Step) -> Ledger {
+        let group = &ledger.groups[&operator.group];
+        let mut replicas = group.replicas.clone();
+        match step {
+            Step::Add(node) => {
+                let number = replicas.iter().map(|r| r.replica).max().unwrap_or(0) + 1;
+                replicas.push(Replica { node: *node, replica: number, learner: true });
+            }
+            Step::Promote(which) => {
+                let found = replicas.iter_mut().find(|r| r.replica == which.replica);
+                found.expect("it is a replica").learner = false;
+            }
+            Step::Remove(which) => replicas.retain(|r| r.replica != which.replica),
+            Step::Done | Step::Void => return ledger.clone(),
+        }
+        let version = group.membership_version + 1;
+        let change = nodes::report(ledger, group.id, version, &replicas);
+        change.expect("it is newer").applied_to(ledger)
+    }
+
+    /// Executes all operators to their end; gives the number of steps.
+    fn execute(ledger: &mut Ledger) -> usize {
+        for steps in 0..200 {
+            let Some(operator) = running(ledger).first().map(|o| (*o).clone()) else {
+                return steps;
+            };
+            let step = next_step(ledger, &operator);
+            let group = &ledger.groups[&operator.group];
+            let voters = group.replicas.iter().filter(|replica| !replica.learner).count();
+            assert!((3..=4).contains(&voters), "{voters} voters before {step:?}");
+            if step == Step::Done {
+                let change = finish(ledger, operator.id, false, 7).expect("it was running");
+                *ledger = change.applied_to(ledger);
+            } else {
+                *ledger = carry_out(ledger, &operator, &step);
+            }
+        }
+        panic!("operators do not come to an end");
+    }
+
+    fn nodes_of(ledger: &Ledger, group: u64) -> Vec<u64> {
+        let mut nodes: Vec<u64> = ledger.groups[&group].replicas.iter().map(|r| r.node).collect();
+        nodes.sort_unstable();
+        nodes
+    }
+
+    #[test]
+    fn a_tenant_moves_one_replica_at_a_time() {
+        let ledger = founded();
+        let mut ledger = tenants::create(&ledger, "acme", 0, 0).unwrap().0.applied_to(&ledger);
+        let group = *ledger.groups.keys().last().unwrap();
+        for to in [["n1", "n2", "n4"], ["n4", "n3", "n2"], ["n1", "n2", "n3"]] {
+            let names: Vec<String> = to.iter().map(|name| (*name).to_owned()).collect();
+            let (change, _) = move_tenant(&ledger, "acme", &names, 5).expect("it can move");
+            ledger = change.applied_to(&ledger);
+            execute(&mut ledger);
+            let mut wanted: Vec<u64> =
+                names.iter().map(|name| ledger.node(name).unwrap().id).collect();
+            wanted.sort_unstable();
+            assert_eq!(nodes_of(&ledger, group), wanted);
+        }
+    }
+
+    #[test]
+    fn a_drained_node_is_empty_in_the_end() {
+        let mut ledger = founded();
+        for name in ["a", "b", "c"] {
+            ledger = tenants::create(&ledger, name, 0, 0).unwrap().0.applied_to(&ledger);
+        }
+        let (change, _) = nodes::set_state(&ledger, "n2", NodeState::Draining).unwrap();
+        ledger = change.applied_to(&ledger);
+        while let Some(change) = plan_drains(&ledger, 5) {
+            ledger = change.applied_to(&ledger);
+            execute(&mut ledger);
+        }
+        let left = ledger.groups.values().flat_map(|g| &g.replicas).filter(|r| r.node == 2);
+        assert_eq!(left.count(), 0);
+        assert!(ledger.groups.values().all(|group| group.replicas.len() == 3));
+    }
+
+    #[test]
+    fn a_cancelled_move_keeps_the_voters_it_has() {
+        let ledger = founded();
+        let mut ledger = tenants::create(&ledger, "acme", 0, 0).unwrap().0.applied_to(&ledger);
+        let group = *ledger.groups.keys().last().unwrap();
+        let before = nodes_of(&ledger, group);
+        let there: Vec<String> = (1..=4).filter(|id| *id != before[0]).map(|id| format!("n{id}")).collect();
+        let (change, _) = move_tenant(&ledger, "acme", &there, 5).unwrap();
+        ledger = change.applied_to(&ledger);
+        let operator = running(&ledger)[0].clone();
+        ledger = carry_out(&ledger, &operator, &next_step(&ledger, &operator));
+        ledger = cancel(&ledger, operator.id).unwrap().0.applied_to(&ledger);
+        execute(&mut ledger);
+        assert_eq!(nodes_of(&ledger, group), before);
+        assert_eq!(ledger.operators[&operator.id].state, OperatorState::Cancelled);
+    }
+
+    #[test]
+    fn two_operators_do_not_hold_one_group() {
+        let ledger = founded();
+        let ledger = tenants::create(&ledger, "acme", 0, 0).unwrap().0.applied_to(&ledger);
+        let names = |list: [&str; 3]| list.map(str::to_owned).to_vec();
+        let all = [names(["n1", "n2", "n3"]), names(["n2", "n3", "n4"])];
+        let moved = all.iter().find_map(|to| {
+            let (change, _) = move_tenant(&ledger, "acme", to, 5).ok()?;
+            (!change.is_empty()).then(|| change.applied_to(&ledger))
+        });
+        let ledger = moved.expect("one of the two is another place");
+        let again = all.iter().map(|to| move_tenant(&ledger, "acme", to, 5));
+        assert!(again.into_iter().all(|planned| planned.is_err()));
+    }
+}

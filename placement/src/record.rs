@@ -1,0 +1,431 @@
+//! What the ledger holds: one JSON value a key of the system group, so that an operator in need
+//! can read it with any etcd client.
+//!
+//! ```text
+//!   atoll/meta              counters; written with every change
+//!   atoll/node/<id>         a node
+//!   atoll/tenant/<id>       a tenant with its namespaces
+//!   atoll/group/<id>        a group and its replicas
+//!   atoll/operator/<id>     work on a group, under way or over
+//! ```
+//!
+//! Ids stand in keys and values as sixteen hexadecimal digits: they need all 64 bits, which JSON's
+//! numbers do not have. Unknown fields are kept out of old programs by `Meta::format`.
+
+use serde::{Deserialize, Serialize};
+
+/// All keys begin with this.
+pub const PREFIX: &str = "atoll/";
+/// All keys are below this.
+pub const END: &str = "atoll0";
+/// Key of [`Meta`].
+pub const META_KEY: &str = "atoll/meta";
+/// Format that this program writes and the newest it reads.
+pub const FORMAT: u32 = 1;
+
+/// Sixteen hexadecimal digits for an id.
+pub mod hex {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    /// Writes an id.
+    pub fn serialize<S: Serializer>(id: &u64, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&format!("{id:016x}"))
+    }
+
+    /// Reads an id.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        u64::from_str_radix(&text, 16).map_err(D::Error::custom)
+    }
+}
+
+/// The same for a list of ids.
+pub mod hex_list {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    /// Writes ids.
+    pub fn serialize<S: Serializer>(ids: &[u64], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(ids.iter().map(|id| format!("{id:016x}")))
+    }
+
+    /// Reads ids.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u64>, D::Error> {
+        let texts = Vec::<String>::deserialize(deserializer)?;
+        let read = |text: &String| u64::from_str_radix(text, 16).map_err(D::Error::custom);
+        texts.iter().map(read).collect()
+    }
+}
+
+/// Counters and settings of the whole.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Meta {
+    /// See [`FORMAT`].
+    pub format: u32,
+    /// Id of the service's own cluster.
+    #[serde(with = "hex")]
+    pub cluster: u64,
+    /// The next tenant's id.
+    pub next_tenant: u64,
+    /// The next group's id.
+    pub next_group: u64,
+    /// The next operator's id.
+    pub next_operator: u64,
+    /// Replicas of a group whose tenant says nothing else.
+    pub replicas: usize,
+    /// Clients who name no tenant get this one's default namespace; 0 for none.
+    pub default_tenant: u64,
+}
+
+/// A server process with its data directory.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Node {
+    /// Its id.
+    #[serde(with = "hex")]
+    pub id: u64,
+    /// What people call it.
+    pub name: String,
+    /// Where other nodes reach it.
+    pub peer_urls: Vec<String>,
+    /// Where clients reach it.
+    pub client_urls: Vec<String>,
+    /// Nodes of one zone fail together: replicas of a group go to different ones.
+    #[serde(default)]
+    pub zone: String,
+    /// Its share of new groups, against other nodes; 0 for none.
+    pub weight: u32,
+    /// What may be put there.
+    #[serde(default)]
+    pub state: NodeState,
+}
+
+/// What may be put on a node.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeState {
+    /// Everything.
+    #[default]
+    Up,
+    /// Nothing new; what is there stays.
+    Cordoned,
+    /// Nothing new, and what is there moves away.
+    Draining,
+}
+
+/// One customer.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Tenant {
+    /// Its id.
+    pub id: u64,
+    /// Its name, unique among those that are not purged.
+    pub name: String,
+    /// What its clients may do.
+    #[serde(default)]
+    pub state: TenantState,
+    /// When it was deleted, in milliseconds since 1970; 0 if it was not.
+    #[serde(default)]
+    pub deleted_ms: u64,
+    /// Its virtual etcds: the default one first.
+    pub namespaces: Vec<Namespace>,
+}
+
+/// What clients of a tenant may do.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TenantState {
+    /// Everything.
+    #[default]
+    Open,
+    /// Nothing, until it is thawed.
+    Frozen,
+    /// Nothing; it can be undeleted until its grace is over.
+    Deleted,
+}
+
+/// A part of a tenant's keys.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Namespace {
+    /// Its id within the tenant; 1 is the default one.
+    pub id: u64,
+    /// Its name; empty for the default one.
+    pub name: String,
+    /// What it is.
+    pub kind: NamespaceKind,
+}
+
+/// What a namespace is.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NamespaceKind {
+    /// A virtual etcd of its own: own revisions, endpoint and group.
+    Separate {
+        /// Id of its virtual cluster.
+        #[serde(with = "hex")]
+        cluster_id: u64,
+        /// Port of its own at every router, 0 for none.
+        #[serde(default)]
+        port: u16,
+        /// Its home group.
+        group: u64,
+    },
+    /// A stretch of the tenant's one key space that may be placed by itself.
+    Shared {
+        /// Keys that begin so.
+        prefix: String,
+    },
+}
+
+/// A Raft group.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Group {
+    /// Its id.
+    pub id: u64,
+    /// Whose keys; 0 for the system group.
+    pub tenant: u64,
+    /// Which namespace of the tenant.
+    pub namespace: u64,
+    /// Id of the virtual cluster.
+    #[serde(with = "hex")]
+    pub cluster_id: u64,
+    /// Who began it. Never changes: their first state must be the same on all.
+    pub founders: Vec<Founder>,
+    /// Where it is, as its leader last reported.
+    pub replicas: Vec<Replica>,
+    /// Changes of membership that `replicas` has seen.
+    #[serde(default)]
+    pub membership_version: u64,
+    /// Its rows are to be removed everywhere.
+    #[serde(default)]
+    pub dead: bool,
+}
+
+/// A node that a group began on. Its replica has the node's number.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Founder {
+    /// The node.
+    #[serde(with = "hex")]
+    pub node: u64,
+    /// What it was called.
+    pub name: String,
+    /// Where other nodes reached it.
+    pub peer_urls: Vec<String>,
+}
+
+/// A replica of a group.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Replica {
+    /// Its node.
+    #[serde(with = "hex")]
+    pub node: u64,
+    /// Its number.
+    #[serde(with = "hex")]
+    pub replica: u64,
+    /// It does not vote.
+    #[serde(default)]
+    pub learner: bool,
+}
+
+/// Work on one group: where it is to be. See `operators.rs`.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Operator {
+    /// Its id.
+    pub id: u64,
+    /// The group.
+    pub group: u64,
+    /// The nodes where the group is to be in the end.
+    #[serde(with = "hex_list")]
+    pub target: Vec<u64>,
+    /// What it may push aside.
+    pub priority: Priority,
+    /// What it is for, in words.
+    pub why: String,
+    /// Where it stands.
+    pub state: OperatorState,
+    /// When it was begun, in milliseconds since 1970.
+    pub begun_ms: u64,
+    /// When it ended, 0 while it runs.
+    pub ended_ms: u64,
+}
+
+impl Operator {
+    /// What `why` ends with when the operator was taken back.
+    pub const CANCELLED: &str = " (taken back)";
+
+    /// Was it taken back?
+    pub fn cancelled(&self) -> bool {
+        self.why.ends_with(Operator::CANCELLED)
+    }
+}
+
+/// What an operator is for; the strongest first.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Priority {
+    /// A replica is lost.
+    Repair,
+    /// A node is to be empty.
+    Drain,
+    /// Somebody asked for it.
+    User,
+    /// The load is uneven.
+    Balance,
+}
+
+/// Where an operator stands.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OperatorState {
+    /// It is worked on.
+    Running,
+    /// The group is where it was to be.
+    Done,
+    /// It was taken back.
+    Cancelled,
+    /// Its group is no more.
+    Void,
+}
+
+/// A row of the ledger.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Record {
+    /// Counters.
+    Meta(Meta),
+    /// A node.
+    Node(Node),
+    /// A tenant.
+    Tenant(Tenant),
+    /// A group.
+    Group(Group),
+    /// An operator.
+    Operator(Operator),
+}
+
+/// A row that cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("the ledger's row {key} cannot be read: {why}")]
+pub struct Unreadable {
+    /// Its key.
+    pub key: String,
+    /// Why.
+    pub why: String,
+}
+
+// === impl Record ===
+
+impl Record {
+    /// The key that a record of this kind and id has.
+    pub fn key(&self) -> String {
+        match self {
+            Record::Meta(_) => META_KEY.to_owned(),
+            Record::Node(node) => node_key(node.id),
+            Record::Tenant(tenant) => tenant_key(tenant.id),
+            Record::Group(group) => group_key(group.id),
+            Record::Operator(operator) => operator_key(operator.id),
+        }
+    }
+
+    /// Its bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let written = match self {
+            Record::Meta(meta) => serde_json::to_vec(meta),
+            Record::Node(node) => serde_json::to_vec(node),
+            Record::Tenant(tenant) => serde_json::to_vec(tenant),
+            Record::Group(group) => serde_json::to_vec(group),
+            Record::Operator(operator) => serde_json::to_vec(operator),
+        };
+        written.expect("records have nothing that JSON cannot say")
+    }
+
+    /// Reads a row; `None` for a key of no kind that this program knows.
+    pub fn decode(key: &str, value: &[u8]) -> Result<Option<Record>, Unreadable> {
+        let why = |error: serde_json::Error| Unreadable { key: key.into(), why: error.to_string() };
+        let Some(rest) = key.strip_prefix(PREFIX) else { return Ok(None) };
+        let kind = rest.split('/').next().unwrap_or_default();
+        let record = match kind {
+            "meta" => {
+                let meta: Meta = serde_json::from_slice(value).map_err(why)?;
+                if meta.format > FORMAT {
+                    let why = format!("it has format {}, run a newer program", meta.format);
+                    return Err(Unreadable { key: key.into(), why });
+                }
+                Record::Meta(meta)
+            }
+            "node" => Record::Node(serde_json::from_slice(value).map_err(why)?),
+            "tenant" => Record::Tenant(serde_json::from_slice(value).map_err(why)?),
+            "group" => Record::Group(serde_json::from_slice(value).map_err(why)?),
+            "operator" => Record::Operator(serde_json::from_slice(value).map_err(why)?),
+            _ => return Ok(None),
+        };
+        Ok(Some(record))
+    }
+}
+
+/// Key of a node.
+pub fn node_key(id: u64) -> String {
+    format!("{PREFIX}node/{id:016x}")
+}
+
+/// Key of a tenant.
+pub fn tenant_key(id: u64) -> String {
+    format!("{PREFIX}tenant/{id:016x}")
+}
+
+/// Key of a group.
+pub fn group_key(id: u64) -> String {
+    format!("{PREFIX}group/{id:016x}")
+}
+
+/// Key of an operator.
+pub fn operator_key(id: u64) -> String {
+    format!("{PREFIX}operator/{id:016x}")
+}
+
+// === impl Tenant ===
+
+impl Tenant {
+    /// Name by which clients choose a namespace of it.
+    pub fn full_name(&self, namespace: &Namespace) -> String {
+        match namespace.name.as_str() {
+            "" => self.name.clone(),
+            name => format!("{}/{name}", self.name),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_is_read_as_it_was_written() {
+        let group = Group {
+            id: 3,
+            tenant: 2,
+            namespace: 1,
+            cluster_id: u64::MAX,
+            founders: vec![Founder { node: 7, name: "n".into(), peer_urls: vec!["u".into()] }],
+            replicas: vec![Replica { node: 7, replica: u64::MAX - 1, learner: true }],
+            membership_version: 3,
+            dead: false,
+        };
+        let shared = NamespaceKind::Shared { prefix: "/registry/events/".into() };
+        let tenant = Tenant {
+            id: 2,
+            name: "acme".into(),
+            state: TenantState::Frozen,
+            deleted_ms: 0,
+            namespaces: vec![Namespace { id: 2, name: "events".into(), kind: shared }],
+        };
+        for record in [Record::Group(group), Record::Tenant(tenant)] {
+            let read = Record::decode(&record.key(), &record.encode()).expect("it can be read");
+            assert_eq!(read, Some(record));
+        }
+    }
+
+    #[test]
+    fn what_a_newer_program_wrote_is_not_taken_for_something_else() {
+        assert_eq!(Record::decode("atoll/hat/1", b"{}").expect("not ours"), None);
+        let newer = br#"{"format":2,"cluster":"1","next_tenant":1,"next_group":1,"next_operator":1,"replicas":3,"default_tenant":1}"#;
+        assert!(Record::decode(META_KEY, newer).is_err());
+        assert!(Record::decode("atoll/node/1", b"{").is_err());
+    }
+}

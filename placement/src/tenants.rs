@@ -1,0 +1,436 @@
+//! Commands about tenants and namespaces: what each would change in the ledger. Pure.
+//!
+//! A tenant's id, cluster id and groups never change; its name does. An id is never given twice,
+//! so what was said about a tenant that is gone can never be taken for another of its name.
+
+use crate::command::{Answer, GroupView, Refusal, TenantView, refused};
+use crate::ledger::{Change, Ledger};
+use crate::record::{
+    Founder, Group, Meta, Namespace, NamespaceKind, Node, Record, Replica, Tenant, TenantState,
+};
+use crate::ring;
+
+/// How long a deleted tenant can be undeleted.
+pub const GRACE_MS: u64 = 24 * 3600 * 1000;
+/// Longest name: a DNS label.
+const NAME_BYTES: usize = 63;
+
+/// A change, and what the operator hears when it is made.
+pub type Planned = Result<(Change, Answer), Refusal>;
+
+/// Id of a tenant's default namespace.
+const DEFAULT_NAMESPACE: u64 = 1;
+
+fn meta(ledger: &Ledger) -> Result<Meta, Refusal> {
+    ledger.meta.clone().ok_or(refused("the service is not set up yet: try again in a moment"))
+}
+
+fn tenant(ledger: &Ledger, name: &str) -> Result<Tenant, Refusal> {
+    let found = ledger.tenant(name).cloned();
+    found.ok_or_else(|| refused(format!("there is no tenant \"{name}\"")))
+}
+
+/// Is this a name that can stand in host names?
+fn check_name(name: &str) -> Result<(), Refusal> {
+    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let good = !name.is_empty()
+        && name.len() <= NAME_BYTES
+        && name.bytes().all(|byte| inner(byte) || byte == b'-')
+        && name.bytes().next().is_some_and(inner)
+        && name.bytes().last().is_some_and(inner);
+    let rule = "names have 1 to 63 of a-z, 0-9 and -, and begin and end without -";
+    if good { Ok(()) } else { Err(refused(format!("\"{name}\" is no name: {rule}"))) }
+}
+
+fn check_port(ledger: &Ledger, port: u16) -> Result<(), Refusal> {
+    for tenant in ledger.tenants.values().filter(|_| port != 0) {
+        for namespace in &tenant.namespaces {
+            if matches!(namespace.kind, NamespaceKind::Separate { port: taken, .. } if taken == port)
+            {
+                let whose = tenant.full_name(namespace);
+                return Err(refused(format!("port {port} belongs to \"{whose}\"")));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Mixes numbers into an id that looks like nothing.
+fn mixed(numbers: &[u64]) -> u64 {
+    let mut z = 0x9e37_79b9_7f4a_7c15u64;
+    for number in numbers {
+        z = (z ^ number).wrapping_add(0x9e37_79b9_7f4a_7c15);
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^= z >> 31;
+    }
+    z.max(1)
+}
+
+/// A new group for a namespace, on nodes that the ring proposes.
+fn new_group(
+    ledger: &Ledger,
+    meta: &mut Meta,
+    owner: (u64, u64),
+    replicas: usize,
+) -> Result<Group, Refusal> {
+    let id = meta.next_group;
+    let count = if replicas == 0 { meta.replicas } else { replicas };
+    if count.is_multiple_of(2) || count > 7 {
+        return Err(refused(format!("{count} replicas: say 1, 3, 5 or 7")));
+    }
+    let homes = ring::propose(ledger.nodes.values(), id, count);
+    if homes.len() < count {
+        let usable = homes.len();
+        return Err(refused(format!("{count} replicas are asked for, {usable} nodes can take one")));
+    }
+    meta.next_group += 1;
+    let founder = |node: &&Node| Founder {
+        node: node.id,
+        name: node.name.clone(),
+        peer_urls: node.peer_urls.clone(),
+    };
+    let mut founders: Vec<Founder> = homes.iter().map(founder).collect();
+    founders.sort_by_key(|founder| founder.node);
+    let replica = |founder: &Founder| Replica {
+        node: founder.node,
+        replica: founder.node,
+        learner: false,
+    };
+    Ok(Group {
+        id,
+        tenant: owner.0,
+        namespace: owner.1,
+        cluster_id: mixed(&[meta.cluster, owner.0, owner.1, id]),
+        replicas: founders.iter().map(replica).collect(),
+        founders,
+        membership_version: 1,
+        dead: false,
+    })
+}
+
+fn separate(group: &Group, name: &str, port: u16) -> Namespace {
+    let kind = NamespaceKind::Separate { cluster_id: group.cluster_id, port, group: group.id };
+    Namespace { id: group.namespace, name: name.to_owned(), kind }
+}
+
+/// A new tenant.
+pub fn create(ledger: &Ledger, name: &str, replicas: usize, port: u16) -> Planned {
+    let mut meta = meta(ledger)?;
+    check_name(name)?;
+    if ledger.tenant(name).is_some() {
+        return Err(refused(format!("there is a tenant \"{name}\" already")));
+    }
+    check_port(ledger, port)?;
+    let id = meta.next_tenant;
+    meta.next_tenant += 1;
+    let group = new_group(ledger, &mut meta, (id, DEFAULT_NAMESPACE), replicas)?;
+    let tenant = Tenant {
+        id,
+        name: name.to_owned(),
+        state: TenantState::Open,
+        deleted_ms: 0,
+        namespaces: vec![separate(&group, "", port)],
+    };
+    let change = Change::default()
+        .put(Record::Meta(meta))
+        .put(Record::Tenant(tenant.clone()))
+        .put(Record::Group(group));
+    let answer = Answer::Tenants(views(&change.applied_to(ledger), &tenant));
+    Ok((change, answer))
+}
+
+/// A new part of a tenant.
+pub fn create_namespace(
+    ledger: &Ledger,
+    of: &str,
+    name: &str,
+    prefix: Option<&str>,
+    port: u16,
+) -> Planned {
+    let mut meta = meta(ledger)?;
+    let mut tenant = tenant(ledger, of)?;
+    check_name(name)?;
+    if tenant.state == TenantState::Deleted {
+        return Err(refused(format!("tenant \"{of}\" is deleted")));
+    }
+    if tenant.namespaces.iter().any(|namespace| namespace.name == name) {
+        return Err(refused(format!("tenant \"{of}\" has a namespace \"{name}\" already")));
+    }
+    let id = tenant.namespaces.iter().map(|namespace| namespace.id).max().unwrap_or(0) + 1;
+    let mut change = Change::default();
+    match prefix {
+        Some(prefix) => {
+            check_prefix(&tenant, prefix, port)?;
+            let kind = NamespaceKind::Shared { prefix: prefix.to_owned() };
+            tenant.namespaces.push(Namespace { id, name: name.to_owned(), kind });
+        }
+        None => {
+            check_port(ledger, port)?;
+            let group = new_group(ledger, &mut meta, (tenant.id, id), 0)?;
+            tenant.namespaces.push(separate(&group, name, port));
+            change = change.put(Record::Group(group));
+        }
+    }
+    let change = change.put(Record::Meta(meta)).put(Record::Tenant(tenant.clone()));
+    let answer = Answer::Tenants(views(&change.applied_to(ledger), &tenant));
+    Ok((change, answer))
+}
+
+fn check_prefix(tenant: &Tenant, prefix: &str, port: u16) -> Result<(), Refusal> {
+    if prefix.is_empty() {
+        return Err(refused("an empty prefix is the whole tenant"));
+    }
+    if port != 0 {
+        return Err(refused("a stretch of the tenant's keys has the tenant's port"));
+    }
+    for namespace in &tenant.namespaces {
+        if let NamespaceKind::Shared { prefix: other } = &namespace.kind
+            && (other.starts_with(prefix) || prefix.starts_with(other.as_str()))
+        {
+            let name = &namespace.name;
+            return Err(refused(format!("the prefix overlaps with \"{other}\" of \"{name}\"")));
+        }
+    }
+    Ok(())
+}
+
+fn changed(ledger: &Ledger, tenant: Tenant) -> Planned {
+    let change = Change::default().put(Record::Tenant(tenant.clone()));
+    let answer = Answer::Tenants(views(&change.applied_to(ledger), &tenant));
+    Ok((change, answer))
+}
+
+/// Refuses the clients of a tenant, or takes them again.
+pub fn set_frozen(ledger: &Ledger, name: &str, frozen: bool) -> Planned {
+    let mut tenant = tenant(ledger, name)?;
+    let state = if frozen { TenantState::Frozen } else { TenantState::Open };
+    if tenant.state == TenantState::Deleted {
+        return Err(refused(format!("tenant \"{name}\" is deleted")));
+    }
+    tenant.state = state;
+    changed(ledger, tenant)
+}
+
+/// Deletes a tenant: its data goes when the grace is over.
+pub fn delete(ledger: &Ledger, name: &str, now_ms: u64) -> Planned {
+    let mut tenant = tenant(ledger, name)?;
+    if tenant.state == TenantState::Deleted {
+        return Err(refused(format!("tenant \"{name}\" is deleted already")));
+    }
+    if meta(ledger)?.default_tenant == tenant.id {
+        return Err(refused(format!(
+            "tenant \"{name}\" is what clients get who name none: choose another one first"
+        )));
+    }
+    tenant.state = TenantState::Deleted;
+    tenant.deleted_ms = now_ms.max(1);
+    changed(ledger, tenant)
+}
+
+/// Takes a deletion back.
+pub fn undelete(ledger: &Ledger, name: &str) -> Planned {
+    let mut tenant = tenant(ledger, name)?;
+    if tenant.state != TenantState::Deleted {
+        return Err(refused(format!("tenant \"{name}\" is not deleted")));
+    }
+    tenant.state = TenantState::Open;
+    tenant.deleted_ms = 0;
+    changed(ledger, tenant)
+}
+
+/// Changes a tenant's name.
+pub fn rename(ledger: &Ledger, name: &str, to: &str) -> Planned {
+    let mut tenant = tenant(ledger, name)?;
+    check_name(to)?;
+    if ledger.tenant(to).is_some() {
+        return Err(refused(format!("there is a tenant \"{to}\" already")));
+    }
+    tenant.name = to.to_owned();
+    changed(ledger, tenant)
+}
+
+/// Chooses the tenant of clients who name none.
+pub fn set_default(ledger: &Ledger, name: &str) -> Planned {
+    let mut meta = meta(ledger)?;
+    let said = match name {
+        "" => {
+            meta.default_tenant = 0;
+            "clients who name no tenant are refused".to_owned()
+        }
+        name => {
+            let tenant = tenant(ledger, name)?;
+            if tenant.state == TenantState::Deleted {
+                return Err(refused(format!("tenant \"{name}\" is deleted")));
+            }
+            meta.default_tenant = tenant.id;
+            format!("clients who name no tenant get \"{name}\"")
+        }
+    };
+    Ok((Change::default().put(Record::Meta(meta)), Answer::Done(said)))
+}
+
+/// What is to go for good because its grace is over; `None` if nothing is.
+pub fn purge(ledger: &Ledger, now_ms: u64) -> Option<Change> {
+    let over = |tenant: &&Tenant| {
+        tenant.state == TenantState::Deleted && now_ms >= tenant.deleted_ms + GRACE_MS
+    };
+    let mut change = Change::default();
+    for tenant in ledger.tenants.values().filter(over) {
+        change = change.remove(crate::record::tenant_key(tenant.id));
+        for group in ledger.groups.values().filter(|group| group.tenant == tenant.id) {
+            change = change.put(Record::Group(Group { dead: true, ..group.clone() }));
+        }
+    }
+    (!change.is_empty()).then_some(change)
+}
+
+/// One tenant, or all.
+pub fn show(ledger: &Ledger, name: Option<&str>) -> Result<Answer, Refusal> {
+    let tenants: Vec<Tenant> = match name {
+        Some(name) => vec![tenant(ledger, name)?],
+        None => ledger.tenants.values().cloned().collect(),
+    };
+    Ok(Answer::Tenants(tenants.iter().flat_map(|tenant| views(ledger, tenant)).collect()))
+}
+
+fn views(ledger: &Ledger, tenant: &Tenant) -> Vec<TenantView> {
+    let view = |namespace: &Namespace| {
+        let (cluster_id, port, group, prefix) = match &namespace.kind {
+            NamespaceKind::Separate { cluster_id, port, group } => {
+                (*cluster_id, *port, *group, None)
+            }
+            NamespaceKind::Shared { prefix } => (0, 0, 0, Some(prefix.clone())),
+        };
+        let deleted = tenant.state == TenantState::Deleted;
+        TenantView {
+            id: tenant.id,
+            name: tenant.full_name(namespace),
+            state: tenant.state,
+            port,
+            cluster_id,
+            prefix,
+            group,
+            nodes: ledger.groups.get(&group).map_or_else(Vec::new, |g| node_names(ledger, g)),
+            purge_ms: if deleted { tenant.deleted_ms + GRACE_MS } else { 0 },
+        }
+    };
+    tenant.namespaces.iter().map(view).collect()
+}
+
+fn node_names(ledger: &Ledger, group: &Group) -> Vec<String> {
+    let name = |replica: &Replica| match ledger.nodes.get(&replica.node) {
+        Some(node) => node.name.clone(),
+        None => format!("{:016x}", replica.node),
+    };
+    group.replicas.iter().map(name).collect()
+}
+
+/// All groups.
+pub fn groups(ledger: &Ledger) -> Answer {
+    let view = |group: &Group| {
+        let tenant = ledger.tenants.get(&group.tenant);
+        let namespace =
+            tenant.and_then(|t| t.namespaces.iter().find(|n| n.id == group.namespace));
+        let of = match (tenant, namespace) {
+            (Some(tenant), Some(namespace)) => tenant.full_name(namespace),
+            _ if group.tenant == 0 => "(placement)".to_owned(),
+            _ => "(gone)".to_owned(),
+        };
+        GroupView { id: group.id, of, nodes: node_names(ledger, group), dead: group.dead }
+    };
+    Answer::Groups(ledger.groups.values().map(view).collect())
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::nodes;
+
+    /// Four nodes, of which three began together.
+    pub(crate) fn founded() -> Ledger {
+        let node = |id: u64| Node {
+            id,
+            name: format!("n{id}"),
+            peer_urls: vec![format!("http://n{id}:2380")],
+            client_urls: vec![format!("http://n{id}:2379")],
+            zone: String::new(),
+            weight: 1,
+            state: Default::default(),
+        };
+        let nodes: Vec<Node> = (1..=4).map(node).collect();
+        let founders: Vec<Node> = nodes.iter().take(3).cloned().collect();
+        let change = nodes::found(&Ledger::default(), 9, &founders, true);
+        let ledger = change.expect("nothing is there yet").applied_to(&Ledger::default());
+        nodes::register(&ledger, nodes[3].clone()).expect("it is new").applied_to(&ledger)
+    }
+
+    fn done(ledger: &Ledger, planned: Planned) -> Ledger {
+        planned.expect("it is allowed").0.applied_to(ledger)
+    }
+
+    fn why(planned: Planned) -> String {
+        planned.expect_err("it is refused").to_string()
+    }
+
+    #[test]
+    fn every_tenant_has_ids_of_its_own() {
+        let ledger = founded();
+        let ledger = done(&ledger, create(&ledger, "acme", 0, 4001));
+        let ledger = done(&ledger, create(&ledger, "beta", 1, 0));
+        let (acme, beta) = (ledger.tenant("acme").unwrap(), ledger.tenant("beta").unwrap());
+        assert_ne!(acme.id, beta.id);
+        let groups: Vec<_> = ledger.groups.values().filter(|g| g.tenant > 1).collect();
+        assert_eq!(groups.len(), 2);
+        assert_ne!(groups[0].cluster_id, groups[1].cluster_id);
+        assert_eq!((groups[0].replicas.len(), groups[1].replicas.len()), (3, 1));
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_in_words() {
+        let ledger = founded();
+        let ledger = done(&ledger, create(&ledger, "acme", 0, 4001));
+        assert!(why(create(&ledger, "acme", 0, 0)).contains("already"));
+        assert!(why(create(&ledger, "beta", 0, 4001)).contains("port 4001 belongs to \"acme\""));
+        assert!(why(create(&ledger, "beta", 5, 0)).contains("4 nodes can take one"));
+        assert!(why(create(&ledger, "beta", 2, 0)).contains("say 1, 3, 5 or 7"));
+        for name in ["", "-a", "a-", "A", "a.b", "a/b", &"a".repeat(64)] {
+            assert!(why(create(&ledger, name, 0, 0)).contains("is no name"), "{name}");
+        }
+        assert!(why(delete(&ledger, "default", 5)).contains("choose another one first"));
+        assert!(why(set_frozen(&ledger, "nobody", true)).contains("no tenant \"nobody\""));
+    }
+
+    #[test]
+    fn a_deleted_tenant_comes_back_until_its_grace_is_over() {
+        let ledger = founded();
+        let ledger = done(&ledger, create(&ledger, "acme", 0, 0));
+        let deleted = done(&ledger, delete(&ledger, "acme", 1000));
+        assert!(purge(&deleted, 1000 + GRACE_MS - 1).is_none());
+        let back = done(&deleted, undelete(&deleted, "acme"));
+        assert_eq!(back.tenant("acme"), ledger.tenant("acme"));
+        let purged = purge(&deleted, 1000 + GRACE_MS).expect("it is time").applied_to(&deleted);
+        assert!(purged.tenant("acme").is_none());
+        assert!(purged.groups.values().any(|group| group.dead));
+        // The name is free, the ids are not.
+        let anew = done(&purged, create(&purged, "acme", 0, 0));
+        assert_ne!(anew.tenant("acme").unwrap().id, ledger.tenant("acme").unwrap().id);
+    }
+
+    #[test]
+    fn namespaces_are_stretches_or_etcds_of_their_own() {
+        let ledger = founded();
+        let ledger = done(&ledger, create(&ledger, "acme", 0, 0));
+        let events = create_namespace(&ledger, "acme", "events", None, 4002);
+        let ledger = done(&ledger, events);
+        let shared = create_namespace(&ledger, "acme", "leases", Some("/registry/leases/"), 0);
+        let ledger = done(&ledger, shared);
+        let overlap = create_namespace(&ledger, "acme", "more", Some("/registry/leases/x"), 0);
+        assert!(why(overlap).contains("overlaps"));
+        let Ok(Answer::Tenants(shown)) = show(&ledger, Some("acme")) else { panic!("tenants") };
+        let names: Vec<_> = shown.iter().map(|view| view.name.as_str()).collect();
+        assert_eq!(names, ["acme", "acme/events", "acme/leases"]);
+        assert_ne!(shown[0].cluster_id, shown[1].cluster_id);
+        assert_eq!(shown[2].prefix.as_deref(), Some("/registry/leases/"));
+    }
+}

@@ -1,0 +1,113 @@
+//! What others are told of a ledger: the map for routers, and for each node the replicas that it
+//! is to have. Pure.
+
+use proto::etcd::Member;
+use proto::map::{PlacementMap, RouterPlace, Standing, Target, VirtualEtcd};
+use proto::{GroupId, NamespaceId, NodeId, TenantId};
+
+use crate::ledger::Ledger;
+use crate::record::{Founder, Group, NamespaceKind, Replica, Tenant, TenantState};
+
+/// A replica that a node is to have.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Wanted {
+    /// The group.
+    pub group: GroupId,
+    /// The replica.
+    pub replica: u64,
+    /// The group's first members, if this replica is one; otherwise it gets all by snapshot.
+    pub founders: Vec<Member>,
+    /// Id of the virtual cluster.
+    pub cluster_id: u64,
+}
+
+/// What a node is to have, and what it must have no more.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Duties {
+    /// Replicas to have.
+    pub wanted: Vec<Wanted>,
+    /// Groups whose rows are to go.
+    pub dead: Vec<GroupId>,
+}
+
+/// The map.
+pub fn map(ledger: &Ledger) -> PlacementMap {
+    let mut map = PlacementMap::default();
+    map.version = ledger.revision.max(0) as u64;
+    for tenant in ledger.tenants.values() {
+        for etcd in etcds(tenant) {
+            map = map.with(etcd);
+        }
+    }
+    let default = ledger.meta.as_ref().map_or(0, |meta| meta.default_tenant);
+    if let Some(first) = ledger.tenants.get(&default).and_then(|t| t.namespaces.first()) {
+        map = map.with_default(TenantId(default), NamespaceId(first.id));
+    }
+    for group in ledger.groups.values().filter(|group| !group.dead) {
+        let nodes = group.replicas.iter().map(|replica| NodeId(replica.node)).collect();
+        map = map.with_replicas(GroupId(group.id), nodes);
+    }
+    let router = |node: &crate::record::Node| RouterPlace {
+        node: NodeId(node.id),
+        name: node.name.clone(),
+        client_urls: node.client_urls.clone(),
+    };
+    map.with_routers(ledger.nodes.values().map(router).collect())
+}
+
+fn etcds(tenant: &Tenant) -> impl Iterator<Item = VirtualEtcd> {
+    let standing = match tenant.state {
+        TenantState::Open => Standing::Open,
+        TenantState::Frozen => Standing::Frozen,
+        TenantState::Deleted => Standing::Deleted,
+    };
+    tenant.namespaces.iter().filter_map(move |namespace| {
+        let NamespaceKind::Separate { cluster_id, port, group } = namespace.kind else {
+            return None;
+        };
+        let home = Target {
+            tenant: TenantId(tenant.id),
+            namespace: NamespaceId(namespace.id),
+            group: GroupId(group),
+            range_version: 1,
+        };
+        let mut etcd = VirtualEtcd::unsplit(&tenant.full_name(namespace), cluster_id, home);
+        etcd.port = port;
+        etcd.standing = standing;
+        Some(etcd)
+    })
+}
+
+/// What `node` is to have.
+pub fn duties(ledger: &Ledger, node: NodeId) -> Duties {
+    let mut duties = Duties::default();
+    for group in ledger.groups.values() {
+        let here = group.replicas.iter().find(|replica| replica.node == node.0);
+        match here {
+            _ if group.dead => duties.dead.push(GroupId(group.id)),
+            Some(replica) => duties.wanted.push(Wanted {
+                group: GroupId(group.id),
+                replica: replica.replica,
+                founders: founders(group, replica),
+                cluster_id: group.cluster_id,
+            }),
+            None => {}
+        }
+    }
+    duties
+}
+
+/// The first members of a group; none if `replica` is not of one of them.
+fn founders(group: &Group, replica: &Replica) -> Vec<Member> {
+    let is_first = |f: &Founder| f.node == replica.node && f.node == replica.replica;
+    if !group.founders.iter().any(is_first) {
+        return Vec::new();
+    }
+    let member = |founder: &Founder| Member {
+        id: founder.node,
+        name: founder.name.clone(),
+        peer_ur_ls: founder.peer_urls.clone(),
+        ..Default::default()
+    };
+    group.founders.iter().map(member).collect()
+}

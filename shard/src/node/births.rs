@@ -1,0 +1,157 @@
+//! Replicas that come to a running node, and that leave it.
+//!
+//! *Birth*: the replica's first state is part of a checkpoint, which is forced; it speaks only
+//! when that is durable. *Crash before: there is no such replica; after: it is opened like any
+//! other.* A replica that was here once never comes again under its number: its group's
+//! tombstone, its quarantine, or its rows say so.
+//!
+//! *Departure*: a replica that is no member any more stops at the end of the round. Its tombstone
+//! goes into the log, and no checkpoint is taken before that is durable; so the engine drops its
+//! rows only when the log knows why. *Crash before: the replica is opened, hears that it is no
+//! member, and leaves again.* Pages that its entries hold are free when the tombstone is durable.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use proto::group::GroupError;
+use proto::{Error, GroupId};
+
+use super::open::{BIRTH, Judged, birth_record, first_state, group_key};
+use super::rounds::let_go;
+use super::{Birth, Node, NodeError, Output};
+use crate::group::Group;
+use crate::group::core::PersistId;
+use crate::group::large::Slot;
+use crate::log::{Record, ReplicaKey};
+use crate::machine::state::State;
+
+/// A replica whose first state is not durable yet.
+pub(super) struct Newborn {
+    key: ReplicaKey,
+    state: State,
+    /// It is in the checkpoint on its way.
+    frozen: bool,
+}
+
+/// A replica whose tombstone is not durable yet.
+pub(super) struct Departure {
+    persist: PersistId,
+    held: BTreeMap<u64, Vec<Slot>>,
+}
+
+impl Node {
+    /// Takes in that a replica is to be here.
+    pub(super) fn conceive(&mut self, birth: &Birth) {
+        let id = birth.group;
+        let quarantined = |group: &&Group| group.stopped.is_some();
+        if let Some(group) = self.groups.get(&id).filter(quarantined)
+            && birth.replica > group.core.key().replica
+        {
+            // A new one takes the place of the damaged one, as soon as that is gone.
+            self.leaving.insert(id);
+        }
+        let is_here = self.groups.contains_key(&id);
+        let comes = self.newborns.iter().any(|newborn| newborn.key.group == id.0);
+        let dead = self.tombstones.get(&id.0).is_some_and(|lowest| birth.replica < *lowest);
+        if is_here || comes || dead {
+            return;
+        }
+        if let Some((old, shelf)) = self.shut.get(&id).copied() {
+            if birth.replica <= old {
+                return;
+            }
+            let key = ReplicaKey { group: id.0, replica: old };
+            self.bury(key, birth.replica);
+            self.dropped.insert(shelf);
+            self.shut.remove(&id);
+        }
+        let key = ReplicaKey { group: id.0, replica: birth.replica };
+        let state = first_state(birth, self.take_shelf(), false);
+        self.newborns.push(Newborn { key, state, frozen: false });
+        self.checkpoints.forced = true;
+        self.checkpoints.first_write_ms.get_or_insert(self.now_ms);
+    }
+
+    /// Writes that no replica below `lowest` is ever to be here again.
+    fn bury(&mut self, key: ReplicaKey, lowest: u64) {
+        self.records.push(Record::Tombstone { group: key.group, lowest_replica: lowest });
+        self.tombstones.insert(key.group, lowest);
+        self.bygone.push(group_key(key));
+        self.checkpoints.not_before = self.next_persist;
+        self.checkpoints.first_write_ms.get_or_insert(self.now_ms);
+    }
+
+    /// Rows of replicas that come or went, for the checkpoint that is frozen now.
+    pub(super) fn newborn_rows(&mut self) -> Vec<(Bytes, Option<Bytes>)> {
+        let gone = std::mem::take(&mut self.bygone).into_iter().map(|key| (key, None));
+        let mut rows: Vec<_> = gone.collect();
+        for newborn in &mut self.newborns {
+            newborn.frozen = true;
+            rows.push((group_key(newborn.key), Some(super::encode(&newborn.state))));
+        }
+        rows
+    }
+
+    /// A checkpoint is durable: the replicas that are in it begin to live.
+    pub(super) fn deliver(&mut self) -> Result<(), NodeError> {
+        let born: Vec<Newborn> =
+            self.newborns.extract_if(.., |newborn| newborn.frozen).collect();
+        if !self.newborns.is_empty() {
+            self.checkpoints.forced = true;
+            self.checkpoints.first_write_ms.get_or_insert(self.now_ms);
+        }
+        for Newborn { key, state, .. } in born {
+            let id = GroupId(key.group);
+            if state.applied_index == BIRTH.0 {
+                self.records.push(birth_record(key, &state));
+            }
+            match self.open_replica(key, Judged::newborn(state), BTreeMap::new())? {
+                Ok(group) => {
+                    self.groups.insert(id, group);
+                    self.touched.insert(id);
+                    self.outputs.push(Output::Born { group: id });
+                }
+                Err(reason) => return Err(NodeError::Damaged(reason)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops the replicas that are no members any more.
+    pub(super) fn depart(&mut self) {
+        for id in std::mem::take(&mut self.leaving) {
+            self.abandon(id);
+            self.transfers.forget(id);
+            self.step_down(id);
+            let Some(mut group) = self.groups.remove(&id) else { continue };
+            self.touched.remove(&id);
+            let elsewhere = GroupError::not_done(Error::NoLeader, None);
+            for (ticket, _) in group.reads.take_all() {
+                self.answer(ticket, Err(elsewhere));
+            }
+            let unknown = GroupError::unknown(Error::LeaderChanged);
+            let proposed = std::mem::take(&mut group.proposals).into_values().flatten();
+            let waiting = proposed.filter_map(|then| then.ticket());
+            let swept = group.sweeping.iter().map(|(ticket, ..)| *ticket);
+            let moved = group.transfer.iter().map(|transfer| transfer.ticket);
+            let tickets: Vec<_> = waiting.chain(swept).chain(moved).collect();
+            for ticket in tickets {
+                self.answer(ticket, Err(unknown));
+            }
+            let key = group.core.key();
+            self.bury(key, key.replica.saturating_add(1));
+            self.dropped.insert(group.machine.shelf());
+            self.departures.push(Departure { persist: self.next_persist, held: group.held });
+            self.outputs.push(Output::Gone { group: id });
+        }
+    }
+
+    /// A write is durable: pages that replicas held who left are free.
+    pub(super) fn departed(&mut self) {
+        let persisted = self.persisted;
+        let known = self.departures.extract_if(.., |departure| departure.persist <= persisted);
+        for departure in known.collect::<Vec<_>>() {
+            let_go(&self.store, departure.held);
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! What ties a node to placement: it says who it is, follows the ledger, has the replicas that the
+//! ledger wants here, tells its router and its connections where everything is, and reports the
+//! members of the groups that it leads.
+//!
+//! Everything here is done over and over towards what the ledger says, never once in reaction to
+//! an event: a step that was lost in a crash is simply still to be done.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use placement::record::{Node, Replica};
+use placement::view::{self, Wanted};
+use placement::{Ledger, Office};
+use proto::cluster::group::{DescribeRequest, GroupRequest};
+use proto::group::{Reply, Request};
+use proto::{GroupId, NodeId, id};
+use router::Router;
+use shard::local::LocalGroups;
+use shard::node::{Answer, Birth, Input};
+use shard::transport::Peers;
+use shard::worker::NodeHandle;
+
+use crate::admin::now_ms;
+
+/// Pause before placement is told again what it did not hear.
+const RETRY: Duration = Duration::from_millis(200);
+/// How often what is here is compared with what the ledger says, without a change of it.
+const LOOK: Duration = Duration::from_millis(500);
+/// Looks between two rounds of what time alone asks for.
+const LOOKS_PER_KEEP: u32 = 20;
+
+/// See the module.
+pub(crate) struct Steward {
+    pub(crate) office: Office,
+    pub(crate) handle: NodeHandle,
+    pub(crate) groups: Arc<LocalGroups>,
+    pub(crate) peers: Arc<Peers>,
+    pub(crate) router: Router,
+    /// This node.
+    pub(crate) node: Node,
+    /// The nodes that began together; empty for one that came later.
+    pub(crate) founders: Vec<Node>,
+    /// Id of the cluster.
+    pub(crate) cluster: u64,
+}
+
+// === impl Steward ===
+
+impl Steward {
+    /// Runs for ever.
+    pub(crate) async fn run(self) {
+        let mut ledger = self.office.follow();
+        self.settle().await;
+        let mut looks = 0u32;
+        loop {
+            let _ = tokio::time::timeout(LOOK, ledger.changed()).await;
+            let now = ledger.borrow_and_update().clone();
+            if now.meta.is_some() {
+                self.tell(&now);
+                self.fulfil(&now).await;
+                self.report(&now).await;
+            }
+            looks += 1;
+            if self.leads(id::SYSTEM_GROUP) {
+                self.office.execute(&now, now_ms()).await;
+                if looks.is_multiple_of(LOOKS_PER_KEEP) {
+                    self.keep(&now).await;
+                }
+            }
+        }
+    }
+
+    /// Founds the service if this is the beginning, and says who this node is.
+    async fn settle(&self) {
+        loop {
+            let founded = match self.founders.as_slice() {
+                [] => Ok(()),
+                founders => self.office.found(self.cluster, founders, true).await,
+            };
+            let done = match founded {
+                Ok(()) => self.office.register(&self.node).await,
+                Err(error) => Err(error),
+            };
+            match done {
+                Ok(()) => return,
+                Err(error) => tracing::debug!(%error, "placement has not heard of this node yet"),
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    fn leads(&self, group: GroupId) -> bool {
+        let view = self.handle.group(group);
+        view.is_some_and(|view| view.shared.leader() == Some(self.node.id))
+    }
+
+    /// Tells the router and the connections where everything is.
+    fn tell(&self, ledger: &Ledger) {
+        for node in ledger.nodes.values() {
+            if let Some(url) = node.peer_urls.first() {
+                self.peers.introduce(NodeId(node.id), url);
+            }
+        }
+        let map = view::map(ledger);
+        self.groups.locate(Arc::new(map.clone()));
+        self.router.place(map);
+    }
+
+    /// Has the replicas that the ledger wants here, and has no more what is dead.
+    async fn fulfil(&self, ledger: &Ledger) {
+        let node = NodeId(self.node.id);
+        let lacks = |wanted: &Wanted| self.handle.group(wanted.group).is_none();
+        let duties = view::duties(ledger, node);
+        let dead: Vec<GroupId> =
+            duties.dead.into_iter().filter(|id| self.handle.group(*id).is_some()).collect();
+        if !dead.is_empty() {
+            self.handle.input(Input::Deaths(dead));
+        }
+        if !duties.wanted.iter().any(lacks) {
+            return;
+        }
+        // What is followed may be old: a replica is begun only on what placement says now.
+        let Ok(newest) = self.office.read().await else { return };
+        let wanted = view::duties(&newest, node).wanted;
+        let births: Vec<Birth> = wanted.into_iter().filter(lacks).map(birth).collect();
+        if !births.is_empty() {
+            self.handle.input(Input::Births(births));
+        }
+    }
+
+    /// Reports the members of the groups that are led here, where placement does not know them.
+    async fn report(&self, ledger: &Ledger) {
+        for group in ledger.groups.values() {
+            let id = GroupId(group.id);
+            let newer = self.handle.group(id).is_some_and(|view| {
+                view.shared.leader() == Some(self.node.id)
+                    && view.shared.membership_version() > group.membership_version
+            });
+            if !newer {
+                continue;
+            }
+            let request = GroupRequest {
+                group: group.id,
+                range_version: 1,
+                body: Some(Request::Describe(DescribeRequest {})),
+                ..Default::default()
+            };
+            let answer = self.handle.request(request).await;
+            let Ok(Answer::Reply(Reply::Describe(told))) = answer else { continue };
+            let replicas: Vec<Replica> = told
+                .replicas
+                .iter()
+                .map(|r| Replica { node: r.node, replica: r.replica, learner: r.is_learner })
+                .collect();
+            let reported = self.office.report(id, told.membership_version, &replicas).await;
+            if let Err(error) = reported {
+                tracing::debug!(%error, group = %id, "placement has not heard of its members yet");
+            }
+        }
+    }
+
+    async fn keep(&self, ledger: &Ledger) {
+        let has_deleted = ledger.tenants.values().any(|tenant| tenant.deleted_ms != 0);
+        if has_deleted && let Err(error) = self.office.keep(now_ms()).await {
+            tracing::debug!(%error, "placement does not answer");
+        }
+    }
+}
+
+fn birth(wanted: Wanted) -> Birth {
+    Birth {
+        group: wanted.group,
+        replica: wanted.replica,
+        members: wanted.founders,
+        cluster_id: wanted.cluster_id,
+    }
+}
