@@ -18,17 +18,18 @@ mod watch;
 
 use std::{pin::Pin, sync::Arc};
 
-use http::{Request, Response};
+use http::{Request, Response, request::Parts};
 use hyper::body::Incoming;
 use prost::Message;
-use proto::Error;
+use proto::{Error, etcd::AuthenticateRequest};
 use tokio::task::JoinSet;
 use tonic::Status;
 
 use crate::{
     caller::Caller,
-    door::Connection,
+    connection::Connection,
     grpc::{self, Reply, inbound::Inbound, live::Outlet},
+    metadata::Metadata,
     metrics::Rpc,
     validate,
 };
@@ -44,7 +45,11 @@ pub(crate) fn call(connection: Arc<Connection>, request: Request<Incoming>) -> A
     };
     connection.door.metrics.started(rpc);
     let (parts, body) = request.into_parts();
-    let caller = match Caller::new(connection.clone(), &parts.headers) {
+    if rpc == Rpc::Authenticate {
+        return log_in(connection, parts, body);
+    }
+    let metadata = Metadata::read(&parts.uri, &parts.headers);
+    let caller = match Caller::new(connection.clone(), &metadata) {
         Ok(caller) => caller,
         Err(status) => {
             return Box::pin(async move { grpc::refuse(&connection.door, rpc, status) });
@@ -87,7 +92,6 @@ pub(crate) fn call(connection: Arc<Connection>, request: Request<Incoming>) -> A
         Rpc::MemberList => incoming.unary(cluster::list),
         Rpc::MemberPromote => incoming.unary(cluster::promote),
         Rpc::AuthStatus => incoming.unary(auth::status),
-        Rpc::Authenticate => incoming.unary(auth::authenticate),
         Rpc::AuthDisable => incoming.unary(auth::disable),
         Rpc::Lock => incoming.unary(lock::lock),
         Rpc::Unlock => incoming.unary(lock::unlock),
@@ -98,7 +102,9 @@ pub(crate) fn call(connection: Arc<Connection>, request: Request<Incoming>) -> A
         Rpc::Observe => incoming.server_stream(|_, _| Ok(()), election::observe),
         Rpc::HealthCheck => incoming.unary(health::check),
         Rpc::HealthWatch => incoming.server_stream(|_, _| Ok(()), health::watch),
-        Rpc::AuthEnable
+        // Authenticate has been answered above.
+        Rpc::Authenticate
+        | Rpc::AuthEnable
         | Rpc::UserAdd
         | Rpc::UserGet
         | Rpc::UserList
@@ -113,6 +119,22 @@ pub(crate) fn call(connection: Arc<Connection>, request: Request<Incoming>) -> A
         | Rpc::RoleGrantPermission
         | Rpc::RoleRevokePermission => incoming.unary(auth::unavailable),
     }
+}
+
+/// Authenticate, the only call that may be what names an etcd, and so the only one that is read
+/// before it is let in.
+fn log_in(connection: Arc<Connection>, parts: Parts, body: Incoming) -> Answer {
+    let rpc = Rpc::Authenticate;
+    Box::pin(async move {
+        let unanswered = Unanswered { connection: connection.clone(), rpc, answered: false };
+        let limit = connection.door.config.max_message_bytes();
+        let message = Inbound::<AuthenticateRequest>::new(body, limit).only().await;
+        unanswered.answer(message.and_then(|(message, _)| {
+            connection.door.metrics.received(rpc);
+            let metadata = Metadata::read(&parts.uri, &parts.headers);
+            auth::authenticate(connection, &metadata, &message)
+        }))
+    })
 }
 
 /// The status of a path that names no call, in the words of Go's gRPC server.
