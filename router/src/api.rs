@@ -21,7 +21,7 @@ use std::{pin::Pin, sync::Arc};
 use http::{Request, Response, request::Parts};
 use hyper::body::Incoming;
 use prost::Message;
-use proto::{Error, etcd::AuthenticateRequest};
+use proto::Error;
 use tokio::task::JoinSet;
 use tonic::Status;
 
@@ -45,21 +45,20 @@ pub(crate) fn call(connection: Arc<Connection>, request: Request<Incoming>) -> A
     };
     connection.door.metrics.started(rpc);
     let (parts, body) = request.into_parts();
-    if rpc == Rpc::Authenticate {
-        return log_in(connection, parts, body);
+    match rpc {
+        Rpc::Authenticate => return outside(connection, rpc, parts, body, auth::authenticate),
+        Rpc::HealthCheck => return outside(connection, rpc, parts, body, health::check),
+        _ => {}
     }
     let metadata = Metadata::read(&parts.uri, &parts.headers);
     let caller = match Caller::new(connection.clone(), &metadata) {
         Ok(caller) => caller,
-        Err(status) => {
-            return Box::pin(async move { grpc::refuse(&connection.door, rpc, status) });
+        Err(error) => {
+            return Box::pin(async move { grpc::refuse(&connection.door, rpc, error.into()) });
         }
     };
     // etcd's door for learners (server/etcdserver/api/v3rpc/util.go); ranges are judged by kv.rs.
-    let for_learners = matches!(
-        rpc,
-        Rpc::Range | Rpc::Status | Rpc::Snapshot | Rpc::HealthCheck | Rpc::HealthWatch
-    );
+    let for_learners = matches!(rpc, Rpc::Range | Rpc::Status | Rpc::Snapshot | Rpc::HealthWatch);
     if !for_learners && caller.is_learner() {
         let status = Error::NotSupportedForLearner.into();
         return Box::pin(async move { grpc::refuse(&connection.door, rpc, status) });
@@ -100,10 +99,10 @@ pub(crate) fn call(connection: Arc<Connection>, request: Request<Incoming>) -> A
         Rpc::Leader => incoming.unary(election::leader),
         Rpc::Resign => incoming.unary(election::resign),
         Rpc::Observe => incoming.server_stream(|_, _| Ok(()), election::observe),
-        Rpc::HealthCheck => incoming.unary(health::check),
         Rpc::HealthWatch => incoming.server_stream(|_, _| Ok(()), health::watch),
-        // Authenticate has been answered above.
+        // The first two have been answered above.
         Rpc::Authenticate
+        | Rpc::HealthCheck
         | Rpc::AuthEnable
         | Rpc::UserAdd
         | Rpc::UserGet
@@ -121,18 +120,26 @@ pub(crate) fn call(connection: Arc<Connection>, request: Request<Incoming>) -> A
     }
 }
 
-/// Authenticate, the only call that may be what names an etcd, and so the only one that is read
-/// before it is let in.
-fn log_in(connection: Arc<Connection>, parts: Parts, body: Incoming) -> Answer {
-    let rpc = Rpc::Authenticate;
+/// A call that may come before its client has named an etcd, and so is read before it is let in.
+/// Such calls ask no group.
+fn outside<I, O>(
+    connection: Arc<Connection>,
+    rpc: Rpc,
+    parts: Parts,
+    body: Incoming,
+    handler: fn(Arc<Connection>, &Metadata<'_>, &I) -> Result<O, Status>,
+) -> Answer
+where
+    I: Message + Default + 'static,
+    O: Message + 'static,
+{
     Box::pin(async move {
         let unanswered = Unanswered { connection: connection.clone(), rpc, answered: false };
         let limit = connection.door.config.max_message_bytes();
-        let message = Inbound::<AuthenticateRequest>::new(body, limit).only().await;
+        let message = Inbound::<I>::new(body, limit).only().await;
         unanswered.answer(message.and_then(|(message, _)| {
             connection.door.metrics.received(rpc);
-            let metadata = Metadata::read(&parts.uri, &parts.headers);
-            auth::authenticate(connection, &metadata, &message)
+            handler(connection, &Metadata::read(&parts.uri, &parts.headers), &message)
         }))
     })
 }

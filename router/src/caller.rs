@@ -56,9 +56,9 @@ impl Caller {
     pub(crate) fn new(
         connection: Arc<Connection>,
         metadata: &Metadata<'_>,
-    ) -> Result<Caller, Status> {
+    ) -> Result<Caller, Error> {
         if metadata.client_api_version.is_some_and(|it| std::str::from_utf8(it).is_err()) {
-            return Err(Error::InvalidClientApiVersion.into());
+            return Err(Error::InvalidClientApiVersion);
         }
         let admission = connection.admit(&metadata.evidence)?;
         let longest = connection.door.config.request_timeout();
@@ -68,7 +68,7 @@ impl Caller {
         let home = admission.etcd.home();
         let caller = Caller { connection, admission, require_leader, timeout_ms, message_bytes: 0 };
         if require_leader && caller.door().groups.leaderless(home.group) {
-            return Err(Error::NoLeader.into());
+            return Err(Error::NoLeader);
         }
         Ok(caller)
     }

@@ -14,7 +14,7 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use proto::{
-    Error,
+    Code, Error,
     cluster::group::{DescribeRequest, Description},
     etcd::{AlarmType, RangeRequest},
     group::{Reply as Answer, Request as Ask},
@@ -49,13 +49,11 @@ pub(crate) async fn page<B>(connection: Arc<Connection>, request: &Request<B>) -
     let metadata = Metadata::of_page(request.uri(), request.headers());
     match Caller::new(connection.clone(), &metadata) {
         Ok(caller) => page_of_etcd(&caller, path, &query).await,
-        Err(status) if status.message() == Error::NoTenant.text() => {
-            page_of_process(&connection.door, path)
-        }
-        Err(status) => {
-            let denied = status.code() == tonic::Code::PermissionDenied;
+        Err(Error::NoTenant) => page_of_process(&connection.door, path),
+        Err(error) => {
+            let denied = error.code() == Code::PermissionDenied;
             let code = if denied { StatusCode::FORBIDDEN } else { StatusCode::SERVICE_UNAVAILABLE };
-            respond(code, TEXT, format!("{}\n", status.message()))
+            respond(code, TEXT, format!("{error}\n"))
         }
     }
 }

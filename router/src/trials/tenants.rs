@@ -139,6 +139,14 @@ async fn without_a_default_a_request_must_name_its_etcd() {
     for path in ["/version", "/health", "/livez", "/readyz", "/metrics"] {
         assert_eq!(house.http("GET", path).await.0, 200, "{path}");
     }
+    // gRPC's health service as well; its messages are as simple as these.
+    let mut client = tonic::client::Grpc::new(house.channel.clone());
+    client.ready().await.unwrap();
+    let path = "/grpc.health.v1.Health/Check".parse().unwrap();
+    let codec = tonic_prost::ProstCodec::<etcd::StatusRequest, etcd::LeaseRevokeRequest>::default();
+    let request = tonic::Request::new(etcd::StatusRequest {});
+    let answer = client.unary(request, path, codec).await.unwrap();
+    assert_eq!(answer.into_inner().id, 1);
 }
 
 #[tokio::test]
