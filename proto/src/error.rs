@@ -4,6 +4,11 @@
 //! by the code. So the texts are an interface; they are etcd's to the letter (api/v3rpc/
 //! rpctypes) where etcd has the condition, and begin with `atoll: ` where it has not.
 //! Two rows carry code Unknown on purpose: etcd lets them leave the server as plain errors.
+//!
+//! The rows about tenants have codes that etcd's clients hand to their user at once, streams
+//! included. Not Unavailable: reads, watches and keepalives would be tried again without end and
+//! without a word, and nothing changes before an operator acts. Not NotFound: clients take that
+//! for a lease that has ended.
 
 use std::fmt;
 
@@ -116,7 +121,13 @@ table! {
     StaleRange = 51, Unavailable, "atoll: the range has moved";
     Quarantined = 52, DataLoss, "atoll: this replica is quarantined, its data is damaged";
     DamagedValue = 53, DataLoss, "atoll: a value is damaged on the disk of this member";
-    NotSupportedForLeader = 70, FailedPrecondition, "atoll: a leader does not remove itself";
+    UnknownTenant = 54, PermissionDenied, "atoll: no such tenant";
+    TenantMismatch = 55, PermissionDenied, "atoll: the request names more than one tenant";
+    NoTenant = 56, PermissionDenied, "atoll: the request names no tenant";
+    TenantFrozen = 57, FailedPrecondition, "atoll: the tenant is frozen";
+    TenantDeleted = 58, FailedPrecondition, "atoll: the tenant is deleted";
+    MembersFixed = 59, PermissionDenied, "atoll: members are nodes of the service; ask its operator";
+    NotSupportedForLeader = 60, FailedPrecondition, "atoll: a leader does not remove itself";
 }
 
 impl Error {

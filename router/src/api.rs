@@ -18,7 +18,7 @@ mod watch;
 
 use std::{pin::Pin, sync::Arc};
 
-use http::{Request, Response};
+use http::{Request, Response, request::Parts};
 use hyper::body::Incoming;
 use prost::Message;
 use proto::Error;
@@ -27,8 +27,9 @@ use tonic::Status;
 
 use crate::{
     caller::Caller,
-    door::Connection,
+    connection::Connection,
     grpc::{self, Reply, inbound::Inbound, live::Outlet},
+    metadata::Metadata,
     metrics::Rpc,
     validate,
 };
@@ -44,17 +45,20 @@ pub(crate) fn call(connection: Arc<Connection>, request: Request<Incoming>) -> A
     };
     connection.door.metrics.started(rpc);
     let (parts, body) = request.into_parts();
-    let caller = match Caller::new(connection.clone(), &parts.headers) {
+    match rpc {
+        Rpc::Authenticate => return outside(connection, rpc, parts, body, auth::authenticate),
+        Rpc::HealthCheck => return outside(connection, rpc, parts, body, health::check),
+        _ => {}
+    }
+    let metadata = Metadata::read(&parts.uri, &parts.headers);
+    let caller = match Caller::new(connection.clone(), &metadata) {
         Ok(caller) => caller,
-        Err(status) => {
-            return Box::pin(async move { grpc::refuse(&connection.door, rpc, status) });
+        Err(error) => {
+            return Box::pin(async move { grpc::refuse(&connection.door, rpc, error.into()) });
         }
     };
     // etcd's door for learners (server/etcdserver/api/v3rpc/util.go); ranges are judged by kv.rs.
-    let for_learners = matches!(
-        rpc,
-        Rpc::Range | Rpc::Status | Rpc::Snapshot | Rpc::HealthCheck | Rpc::HealthWatch
-    );
+    let for_learners = matches!(rpc, Rpc::Range | Rpc::Status | Rpc::Snapshot | Rpc::HealthWatch);
     if !for_learners && caller.is_learner() {
         let status = Error::NotSupportedForLearner.into();
         return Box::pin(async move { grpc::refuse(&connection.door, rpc, status) });
@@ -87,7 +91,6 @@ pub(crate) fn call(connection: Arc<Connection>, request: Request<Incoming>) -> A
         Rpc::MemberList => incoming.unary(cluster::list),
         Rpc::MemberPromote => incoming.unary(cluster::promote),
         Rpc::AuthStatus => incoming.unary(auth::status),
-        Rpc::Authenticate => incoming.unary(auth::authenticate),
         Rpc::AuthDisable => incoming.unary(auth::disable),
         Rpc::Lock => incoming.unary(lock::lock),
         Rpc::Unlock => incoming.unary(lock::unlock),
@@ -96,9 +99,11 @@ pub(crate) fn call(connection: Arc<Connection>, request: Request<Incoming>) -> A
         Rpc::Leader => incoming.unary(election::leader),
         Rpc::Resign => incoming.unary(election::resign),
         Rpc::Observe => incoming.server_stream(|_, _| Ok(()), election::observe),
-        Rpc::HealthCheck => incoming.unary(health::check),
         Rpc::HealthWatch => incoming.server_stream(|_, _| Ok(()), health::watch),
-        Rpc::AuthEnable
+        // The first two have been answered above.
+        Rpc::Authenticate
+        | Rpc::HealthCheck
+        | Rpc::AuthEnable
         | Rpc::UserAdd
         | Rpc::UserGet
         | Rpc::UserList
@@ -113,6 +118,30 @@ pub(crate) fn call(connection: Arc<Connection>, request: Request<Incoming>) -> A
         | Rpc::RoleGrantPermission
         | Rpc::RoleRevokePermission => incoming.unary(auth::unavailable),
     }
+}
+
+/// A call that may come before its client has named an etcd, and so is read before it is let in.
+/// Such calls ask no group.
+fn outside<I, O>(
+    connection: Arc<Connection>,
+    rpc: Rpc,
+    parts: Parts,
+    body: Incoming,
+    handler: fn(Arc<Connection>, &Metadata<'_>, &I) -> Result<O, Status>,
+) -> Answer
+where
+    I: Message + Default + 'static,
+    O: Message + 'static,
+{
+    Box::pin(async move {
+        let unanswered = Unanswered { connection: connection.clone(), rpc, answered: false };
+        let limit = connection.door.config.max_message_bytes();
+        let message = Inbound::<I>::new(body, limit).only().await;
+        unanswered.answer(message.and_then(|(message, _)| {
+            connection.door.metrics.received(rpc);
+            handler(connection, &Metadata::read(&parts.uri, &parts.headers), &message)
+        }))
+    })
 }
 
 /// The status of a path that names no call, in the words of Go's gRPC server.

@@ -2,27 +2,45 @@
 //!
 //! The only file that asks groups on behalf of clients. It stamps the route and the floor onto
 //! each request, turns refusals into statuses, and completes headers.
+//!
+//! *Where.* A request goes by the map that it was admitted with, and by the newest one if it
+//! lives longer than that map, as streams and waiting calls do. A group that refuses because
+//! the map is older than itself, or newer, has done nothing: the request waits here for another
+//! map, or a little, and goes again.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
-use http::HeaderMap;
 use proto::{
-    Error, GroupId, TenantId,
-    cluster::group::GroupRequest,
+    Error, GroupId, VirtualEtcd,
+    cluster::group::{GroupRequest, refusal::Outcome},
     etcd::ResponseHeader,
     group::{GroupError, Reply, Request},
+    map::Target,
+};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout_at},
 };
 use tonic::Status;
 
 use crate::{
-    door::{Connection, Door},
-    route::Target,
+    aim::aim,
+    connection::{Admission, Connection, Visit},
+    course::Course,
+    door::Door,
+    identify,
+    metadata::Metadata,
 };
+
+/// First and longest pause before a group that was ahead of us, or behind, is asked again
+/// though no other map has come.
+const STALE_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
 /// One request of one client.
 #[derive(Clone)]
 pub(crate) struct Caller {
     pub(crate) connection: Arc<Connection>,
+    admission: Arc<Admission>,
     /// The client wants no answer from a group that has no leader.
     pub(crate) require_leader: bool,
     /// How long the group may take; the client's own deadline if that is shorter.
@@ -34,21 +52,23 @@ pub(crate) struct Caller {
 // === impl Caller ===
 
 impl Caller {
-    /// Reads what etcd looks for in a request's metadata.
-    pub(crate) fn new(connection: Arc<Connection>, headers: &HeaderMap) -> Result<Caller, Status> {
-        if let Some(version) = headers.get("client-api-version")
-            && std::str::from_utf8(version.as_bytes()).is_err()
-        {
-            return Err(Error::InvalidClientApiVersion.into());
+    /// Lets a request in by what its metadata says, as far as etcd looks at that.
+    pub(crate) fn new(
+        connection: Arc<Connection>,
+        metadata: &Metadata<'_>,
+    ) -> Result<Caller, Error> {
+        if metadata.client_api_version.is_some_and(|it| std::str::from_utf8(it).is_err()) {
+            return Err(Error::InvalidClientApiVersion);
         }
-        let require_leader = headers.get("hasleader").is_some_and(|value| value == "true");
+        let admission = connection.admit(&metadata.evidence)?;
         let longest = connection.door.config.request_timeout();
-        let asked = headers.get("grpc-timeout").and_then(|value| deadline(value.as_bytes()));
-        let timeout = asked.map_or(longest, |asked| asked.min(longest));
+        let timeout = metadata.timeout.map_or(longest, |asked| asked.min(longest));
         let timeout_ms = (timeout.as_millis() as u64).max(1);
-        let caller = Caller { connection, require_leader, timeout_ms, message_bytes: 0 };
-        if require_leader && caller.door().groups.leaderless(caller.home()?.group) {
-            return Err(Error::NoLeader.into());
+        let require_leader = metadata.require_leader;
+        let home = admission.etcd.home();
+        let caller = Caller { connection, admission, require_leader, timeout_ms, message_bytes: 0 };
+        if require_leader && caller.door().groups.leaderless(home.group) {
+            return Err(Error::NoLeader);
         }
         Ok(caller)
     }
@@ -64,88 +84,180 @@ impl Caller {
         &self.connection.door
     }
 
-    pub(crate) fn tenant(&self) -> TenantId {
-        self.connection.tenant
+    /// What the client's connection has to do with the etcd.
+    pub(crate) fn visit(&self) -> &Visit {
+        &self.admission.visit
     }
 
-    /// The group that has `key`.
-    pub(crate) fn place(&self, key: &[u8]) -> Result<Target, Status> {
-        let map = self.door().map.load();
-        map.lookup(self.tenant(), key).ok_or_else(|| Error::PermissionDenied.into())
+    /// The etcd as it was when the request came in.
+    pub(crate) fn etcd(&self) -> &VirtualEtcd {
+        &self.admission.etcd
+    }
+
+    /// Is it the etcd of clients who name none?
+    pub(crate) fn is_default(&self) -> bool {
+        let map = self.door().map();
+        map.default_etcd().is_some_and(|etcd| identify::id(etcd) == self.visit().etcd)
     }
 
     /// Is this node's replica of the home group a learner?
     pub(crate) fn is_learner(&self) -> bool {
-        self.home().is_ok_and(|home| self.door().groups.is_learner(home.group))
+        self.door().groups.is_learner(self.etcd().home().group)
     }
 
-    /// The tenant's home group.
-    pub(crate) fn home(&self) -> Result<Target, Status> {
-        let map = self.door().map.load();
-        map.home(self.tenant()).ok_or_else(|| Error::PermissionDenied.into())
+    /// What `ask` finds in the etcd as it is now, and the number of the map that says so.
+    fn now<T>(&self, ask: impl FnOnce(&VirtualEtcd) -> T) -> Result<(T, u64), Error> {
+        let placed = self.door().placed.load();
+        if placed.number == self.admission.number {
+            return Ok((ask(self.etcd()), placed.number));
+        }
+        let (tenant, namespace) = self.visit().etcd;
+        let etcd = placed.map.etcd(tenant, namespace).ok_or(Error::UnknownTenant)?;
+        identify::admit(etcd)?;
+        Ok((ask(etcd), placed.number))
     }
 
-    /// Asks `target`.
-    pub(crate) async fn ask(&self, target: Target, body: Request) -> Result<Reply, GroupError> {
+    /// The group that has `key`.
+    pub(crate) fn place(&self, key: &[u8]) -> Result<Target, Error> {
+        self.now(|etcd| etcd.lookup(key)).map(|(target, _)| target)
+    }
+
+    /// The home group.
+    pub(crate) fn home(&self) -> Result<Target, Error> {
+        self.now(VirtualEtcd::home).map(|(target, _)| target)
+    }
+
+    /// Asks the group that answers `body`.
+    pub(crate) async fn ask(&self, body: Request) -> Result<Reply, Status> {
+        self.try_ask(body).await.map_err(|error| error.error.into())
+    }
+
+    /// Asks the group that answers `body`, and says what a refusal means.
+    pub(crate) async fn try_ask(&self, body: Request) -> Result<Reply, GroupError> {
+        let (target, number) = self.aim(&body)?;
+        let begun = Instant::now();
+        let spare = body.clone();
+        match self.send(target, self.timeout_ms, body).await {
+            Err(error) if is_stale(error) => Box::pin(self.ask_anew(spare, number, begun)).await,
+            answer => answer,
+        }
+    }
+
+    /// Asks again by another map, until the time of a request begun at `begun` is up.
+    async fn ask_anew(
+        &self,
+        body: Request,
+        mut number: u64,
+        begun: Instant,
+    ) -> Result<Reply, GroupError> {
+        let deadline = begun + Duration::from_millis(self.timeout_ms);
+        let mut maps = self.door().placements();
+        let mut pause = STALE_PAUSE.0;
+        loop {
+            let until = deadline.min(Instant::now() + pause);
+            let newer = timeout_at(until, maps.wait_for(|newest| *newest != number)).await.is_ok();
+            pause = if newer { STALE_PAUSE.0 } else { (pause * 2).min(STALE_PAUSE.1) };
+            let left = deadline.saturating_duration_since(Instant::now()).as_millis() as u64;
+            if left == 0 {
+                return Err(GroupError::not_done(Error::StaleRange, None));
+            }
+            let (target, now) = self.aim(&body)?;
+            number = now;
+            match self.send(target, left, body.clone()).await {
+                Err(error) if is_stale(error) => {}
+                answer => return answer,
+            }
+        }
+    }
+
+    fn aim(&self, body: &Request) -> Result<(Target, u64), GroupError> {
+        self.now(|etcd| aim(etcd, body)).map_err(|error| GroupError::not_done(error, None))
+    }
+
+    async fn send(
+        &self,
+        target: Target,
+        timeout_ms: u64,
+        body: Request,
+    ) -> Result<Reply, GroupError> {
         let request = GroupRequest {
             tenant: target.tenant.0,
             namespace: target.namespace.0,
             group: target.group.0,
             range_version: target.range_version,
-            floor: self.connection.floor(),
-            timeout_ms: self.timeout_ms,
+            floor: self.visit().floor(),
+            timeout_ms,
             body: Some(body),
         };
         self.door().groups.call(request).await
     }
 
-    /// Asks the group that has `key`.
-    pub(crate) async fn ask_about(&self, key: &[u8], body: Request) -> Result<Reply, Status> {
-        self.ask(self.place(key)?, body).await.map_err(status)
-    }
-
-    /// Asks the home group.
-    pub(crate) async fn ask_home(&self, body: Request) -> Result<Reply, Status> {
-        self.ask(self.home()?, body).await.map_err(status)
-    }
-
     /// Completes the header of an answer that the client is about to see.
     pub(crate) fn fill(&self, header: Option<ResponseHeader>) -> Option<ResponseHeader> {
         let header = header.unwrap_or_default();
-        self.connection.show(header.revision);
-        Some(self.sign(header))
+        self.visit().show(header.revision);
+        Some(self.visit().sign(header))
     }
 
     /// Completes the header of an answer about members, which carries no revision.
     pub(crate) fn fill_member(&self, header: Option<ResponseHeader>) -> Option<ResponseHeader> {
-        Some(self.sign(ResponseHeader { revision: 0, ..header.unwrap_or_default() }))
+        Some(self.visit().sign(ResponseHeader { revision: 0, ..header.unwrap_or_default() }))
     }
 
-    /// Puts the ids of cluster and member into `header`.
-    pub(crate) fn sign(&self, header: ResponseHeader) -> ResponseHeader {
-        let identity = self.door().groups.identity();
-        ResponseHeader { cluster_id: identity.cluster_id, member_id: identity.member_id, ..header }
-    }
-
-    /// Resolves when `group` has had no leader for too long, if the client minds, or when the
-    /// server stops; with the status that ends the stream.
+    /// What ends a stream that goes by `group` from outside.
     pub(crate) fn interruption(&self, group: GroupId) -> Interruption {
         let leaderless = self.require_leader.then(|| self.door().leadership.follow(group));
-        Interruption { leaderless, closing: self.door().closing.subscribe() }
+        let course = self.door().course(self.visit().etcd);
+        Interruption { leaderless, course, closing: self.connection.closing() }
+    }
+
+    /// Resolves when the etcd is frozen or gone; with the status that says so.
+    pub(crate) async fn refused(&self) -> Status {
+        refused(&mut self.door().course(self.visit().etcd)).await
+    }
+
+    /// Resolves when the etcd's home is another group than `from`.
+    pub(crate) fn moved(&self, from: GroupId) -> Moved {
+        let mut course = self.door().course(self.visit().etcd);
+        Box::pin(async move {
+            let elsewhere = |now: &Course| now.is_ok_and(|home| home.group != from);
+            if course.wait_for(elsewhere).await.is_err() {
+                std::future::pending().await
+            }
+        })
+    }
+}
+
+/// See [`Caller::moved`].
+pub(crate) type Moved = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+fn is_stale(error: GroupError) -> bool {
+    error.error == Error::StaleRange && error.outcome == Outcome::NotDone
+}
+
+async fn refused(course: &mut watch::Receiver<Course>) -> Status {
+    let refusal = course.wait_for(Result::is_err).await.ok().and_then(|course| course.err());
+    match refusal {
+        Some(error) => error.into(),
+        // Cannot happen: what is followed is kept.
+        None => std::future::pending().await,
     }
 }
 
 /// What ends a stream from outside.
 pub(crate) struct Interruption {
-    leaderless: Option<tokio::sync::watch::Receiver<bool>>,
-    closing: tokio::sync::watch::Receiver<bool>,
+    leaderless: Option<watch::Receiver<bool>>,
+    course: watch::Receiver<Course>,
+    closing: watch::Receiver<bool>,
 }
 
 // === impl Interruption ===
 
 impl Interruption {
-    /// Waits for it; may be dropped and called again.
-    pub(crate) async fn wait(&mut self) -> Status {
+    /// Resolves when the group has had no leader for too long, if the client minds, when the
+    /// etcd is frozen or gone, or when the listener stops; with the status that ends the
+    /// stream. Pin it once for a whole loop: each call joins three queues of waiters.
+    pub(crate) async fn wait(mut self) -> Status {
         let no_leader = async {
             match &mut self.leaderless {
                 Some(signal) => signal.wait_for(|leaderless| *leaderless).await.is_ok(),
@@ -153,15 +265,11 @@ impl Interruption {
             }
         };
         tokio::select! {
+            status = refused(&mut self.course) => status,
             _ = no_leader => Error::NoLeader.into(),
             _ = self.closing.wait_for(|closing| *closing) => Error::Stopped.into(),
         }
     }
-}
-
-/// The status of a group's refusal.
-pub(crate) fn status(error: GroupError) -> Status {
-    error.error.into()
 }
 
 /// A reply of a kind that was not asked for: a defect of the group, told as one.
@@ -179,43 +287,3 @@ macro_rules! answer {
     };
 }
 pub(crate) use answer;
-
-/// Reads a `grpc-timeout`: up to eight digits and a unit.
-fn deadline(value: &[u8]) -> Option<Duration> {
-    let (unit, digits) = value.split_last()?;
-    if digits.is_empty() || digits.len() > 8 {
-        return None;
-    }
-    let number: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
-    Some(match unit {
-        b'H' => Duration::from_secs(number * 3600),
-        b'M' => Duration::from_secs(number * 60),
-        b'S' => Duration::from_secs(number),
-        b'm' => Duration::from_millis(number),
-        b'u' => Duration::from_micros(number),
-        b'n' => Duration::from_nanos(number),
-        _ => return None,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn deadlines_are_read_in_all_units() {
-        assert_eq!(deadline(b"2H"), Some(Duration::from_secs(7200)));
-        assert_eq!(deadline(b"3M"), Some(Duration::from_secs(180)));
-        assert_eq!(deadline(b"10S"), Some(Duration::from_secs(10)));
-        assert_eq!(deadline(b"99999999m"), Some(Duration::from_millis(99_999_999)));
-        assert_eq!(deadline(b"5u"), Some(Duration::from_micros(5)));
-        assert_eq!(deadline(b"7n"), Some(Duration::from_nanos(7)));
-    }
-
-    #[test]
-    fn a_malformed_deadline_is_no_deadline() {
-        for bad in [&b""[..], b"S", b"10", b"123456789S", b"-1S", b"1x"] {
-            assert_eq!(deadline(bad), None, "{bad:?}");
-        }
-    }
-}

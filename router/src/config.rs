@@ -25,6 +25,9 @@ pub struct RouterConfig {
     pub keepalive_interval: Duration,
     /// How long a ping may stay unanswered before the connection is closed.
     pub keepalive_timeout: Duration,
+    /// Domains under which a host names a tenant: `acme.<domain>`. The first is the one that
+    /// clients are told, unless it is `localhost`, which means another machine to each of them.
+    pub tenant_domains: Vec<String>,
     /// Version of etcd that clients are told; feature detection goes by it.
     pub server_version: String,
     /// Cluster version that clients are told.
@@ -46,6 +49,7 @@ impl Default for RouterConfig {
             max_concurrent_streams: u32::MAX,
             keepalive_interval: Duration::from_secs(7200),
             keepalive_timeout: Duration::from_secs(20),
+            tenant_domains: vec!["localhost".to_owned()],
             server_version: "3.7.1".to_owned(),
             cluster_version: "3.7.0".to_owned(),
             storage_version: "3.7.0".to_owned(),

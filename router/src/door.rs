@@ -1,34 +1,44 @@
-//! What all requests of one router share, and what all requests of one connection share.
+//! What all requests of one router share.
 //!
-//! [`Door`] is made once and never changes except through its parts (the map is swapped, the
-//! counters count). [`Connection`] lives as long as a client's socket.
+//! Made once; never changes except through its parts (the map is swapped, the counters count).
+//! Each map that comes gets the next *number* here, whatever its version says: what was looked
+//! up is as old as the number that it was looked up under.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicI64, AtomicU64, Ordering},
-};
+use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use proto::{TenantId, group::Groups, id};
+use proto::{Error, PlacementMap, VirtualEtcd, group::Groups};
 use tokio::sync::watch;
 
 use crate::{
     RouterConfig,
+    course::{Course, Courses},
+    identify::{Entrance, EtcdId, Evidence, admit, identify},
     leadership::Leadership,
+    lease_ids::LeaseIds,
     metrics::{Metrics, StatusSource},
-    route::PlacementMap,
 };
+
+/// A map that routers go by, or went by.
+pub(crate) struct Placed {
+    /// How many maps came before it.
+    pub(crate) number: u64,
+    pub(crate) map: Arc<PlacementMap>,
+}
 
 /// The router's shared state.
 pub(crate) struct Door {
     pub(crate) config: RouterConfig,
     pub(crate) groups: Arc<dyn Groups>,
     pub(crate) status: Arc<dyn StatusSource>,
-    pub(crate) map: ArcSwap<PlacementMap>,
     pub(crate) metrics: Metrics,
     pub(crate) leadership: Arc<Leadership>,
-    /// Becomes true once, when the server stops: streams end then.
-    pub(crate) closing: watch::Sender<bool>,
+    /// This node's id, in the headers of all answers.
+    pub(crate) member_id: u64,
+    pub(crate) placed: ArcSwap<Placed>,
+    /// The number of the newest map.
+    placements: watch::Sender<u64>,
+    courses: Courses,
     lease_ids: LeaseIds,
 }
 
@@ -41,91 +51,62 @@ impl Door {
         status: Arc<dyn StatusSource>,
     ) -> Arc<Door> {
         let leadership = Arc::new(Leadership::new(groups.clone(), config.election_timeout));
-        let lease_ids = LeaseIds::new(groups.identity().member_id);
+        let identity = groups.identity();
+        let map = Arc::new(PlacementMap::embedded(identity.cluster_id));
         Arc::new(Door {
             config,
             groups,
             status,
-            map: ArcSwap::from_pointee(PlacementMap::embedded()),
             metrics: Metrics::default(),
             leadership,
-            closing: watch::Sender::new(false),
-            lease_ids,
+            member_id: identity.member_id,
+            placed: ArcSwap::from_pointee(Placed { number: 0, map }),
+            placements: watch::Sender::new(0),
+            courses: Courses::default(),
+            lease_ids: LeaseIds::new(identity.member_id),
         })
+    }
+
+    /// Goes by `map` from now on.
+    pub(crate) fn place(&self, map: Arc<PlacementMap>) {
+        // Under the sender's lock, so that two maps that come at once get their own numbers.
+        self.placements.send_modify(|number| {
+            *number += 1;
+            self.placed.store(Arc::new(Placed { number: *number, map }));
+        });
+        self.courses.change(|| self.map());
+    }
+
+    /// The newest map.
+    pub(crate) fn map(&self) -> Arc<PlacementMap> {
+        self.placed.load().map.clone()
+    }
+
+    /// The number of the newest map, whenever one comes.
+    pub(crate) fn placements(&self) -> watch::Receiver<u64> {
+        self.placements.subscribe()
+    }
+
+    /// The course of an etcd from now on.
+    pub(crate) fn course(&self, etcd: EtcdId) -> watch::Receiver<Course> {
+        self.courses.follow(etcd, || self.map())
+    }
+
+    /// The etcd that a request is for, if its clients may do anything.
+    pub(crate) fn whose<'m>(
+        &self,
+        map: &'m PlacementMap,
+        entrance: Entrance,
+        evidence: &Evidence<'_>,
+    ) -> Result<&'m Arc<VirtualEtcd>, Error> {
+        let named = identify(map, &self.config.tenant_domains, entrance, evidence)?;
+        let etcd = named.or(map.default_etcd()).ok_or(Error::NoTenant)?;
+        admit(etcd)?;
+        Ok(etcd)
     }
 
     /// An id for a lease whose client left the choice to us.
     pub(crate) fn new_lease_id(&self) -> i64 {
         self.lease_ids.next()
-    }
-}
-
-/// One client's socket.
-pub(crate) struct Connection {
-    pub(crate) door: Arc<Door>,
-    pub(crate) tenant: TenantId,
-    /// Highest revision that any answer on this connection has shown.
-    floor: AtomicI64,
-}
-
-// === impl Connection ===
-
-impl Connection {
-    pub(crate) fn new(door: Arc<Door>) -> Arc<Connection> {
-        Arc::new(Connection { door, tenant: id::DEFAULT_TENANT, floor: AtomicI64::new(0) })
-    }
-
-    pub(crate) fn floor(&self) -> i64 {
-        self.floor.load(Ordering::Relaxed)
-    }
-
-    /// Notes that the client is about to see `revision`.
-    pub(crate) fn show(&self, revision: i64) {
-        if revision > self.floor.load(Ordering::Relaxed) {
-            self.floor.fetch_max(revision, Ordering::Relaxed);
-        }
-    }
-}
-
-/// Gives out lease ids as etcd does: some bits of the member, the time of the start, a count.
-/// Two routers, or one before and after a restart, do not give the same id; if they ever did,
-/// the group would refuse the grant as existing and nothing would be harmed.
-struct LeaseIds {
-    prefix: u64,
-    count: AtomicU64,
-}
-
-// === impl LeaseIds ===
-
-impl LeaseIds {
-    const COUNT_BITS: u32 = 48;
-
-    fn new(member: u64) -> LeaseIds {
-        let elapsed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        let start_ms = elapsed.map(|time| time.as_millis() as u64).unwrap_or(0);
-        // Fifteen bits of the member: the sign bit stays clear.
-        let member = (member ^ (member >> 15) ^ (member >> 30) ^ (member >> 45)) & 0x7fff;
-        LeaseIds { prefix: member << Self::COUNT_BITS, count: AtomicU64::new(start_ms << 8) }
-    }
-
-    fn next(&self) -> i64 {
-        let count = self.count.fetch_add(1, Ordering::Relaxed) + 1;
-        let id = (self.prefix | (count & ((1 << Self::COUNT_BITS) - 1))) as i64;
-        assert!(id >= 0, "the sign bit of a lease id is clear");
-        // Zero means "choose for me" and can come up once in 2^48.
-        if id == 0 { self.next() } else { id }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lease_ids_are_positive_and_differ() {
-        let ids = LeaseIds::new(u64::MAX);
-        let (a, b) = (ids.next(), ids.next());
-        assert!(a > 0 && b > 0 && a != b);
-        assert_ne!(LeaseIds::new(1).next() >> 48, LeaseIds::new(2).next() >> 48);
     }
 }

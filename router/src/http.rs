@@ -2,6 +2,9 @@
 //!
 //! Bodies and codes are etcd's. /health says why it is not healthy in JSON; /livez and /readyz
 //! run named checks, each also reachable by its own path, and list them when asked or failed.
+//!
+//! A page is about one etcd, named as in gRPC by port, host or header. /metrics shows the
+//! process and its node to clients of the default etcd; a tenant sees its own home group only.
 
 use std::{
     fmt::Write,
@@ -9,14 +12,17 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use proto::{
+    Code, Error,
     cluster::group::{DescribeRequest, Description},
     etcd::{AlarmType, RangeRequest},
     group::{Reply as Answer, Request as Ask},
 };
 
-use crate::{caller::Caller, door::Connection, grpc::Reply, metrics};
+use crate::{
+    caller::Caller, connection::Connection, door::Door, grpc::Reply, metadata::Metadata, metrics,
+};
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -40,21 +46,43 @@ pub(crate) async fn page<B>(connection: Arc<Connection>, request: &Request<B>) -
         response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET"));
         return response;
     }
-    let caller = match Caller::new(connection, &HeaderMap::new()) {
-        Ok(caller) => caller,
-        Err(status) => {
-            let text = format!("{}\n", status.message());
-            return respond(StatusCode::SERVICE_UNAVAILABLE, TEXT, text);
+    let metadata = Metadata::of_page(request.uri(), request.headers());
+    match Caller::new(connection.clone(), &metadata) {
+        Ok(caller) => page_of_etcd(&caller, path, &query).await,
+        Err(Error::NoTenant) => page_of_process(&connection.door, path),
+        Err(error) => {
+            let denied = error.code() == Code::PermissionDenied;
+            let code = if denied { StatusCode::FORBIDDEN } else { StatusCode::SERVICE_UNAVAILABLE };
+            respond(code, TEXT, format!("{error}\n"))
         }
-    };
+    }
+}
+
+async fn page_of_etcd(caller: &Caller, path: &str, query: &Query<'_>) -> Response<Reply> {
     match path {
-        "/version" => version(&caller),
-        "/health" => health(&caller, &query).await,
+        "/version" => version(caller.door()),
+        "/health" => health(caller, query).await,
         "/metrics" => {
-            let home = describe(&caller).await.ok();
-            respond(StatusCode::OK, METRICS, metrics::page(caller.door(), home.as_ref()))
+            let home = describe(caller).await.ok();
+            let page = if caller.is_default() {
+                metrics::page(caller.door(), home.as_ref())
+            } else {
+                metrics::tenant_page(caller.door(), home.as_ref())
+            };
+            respond(StatusCode::OK, METRICS, page)
         }
-        path => checks(&caller, checks_of(path).unwrap_or_default(), &query).await,
+        path => checks(caller, checks_of(path).unwrap_or_default(), query).await,
+    }
+}
+
+/// The pages of a service without a default etcd, asked for by whom names none: probes and
+/// scrapers of the process itself. It answers, so it lives.
+fn page_of_process(door: &Door, path: &str) -> Response<Reply> {
+    match path {
+        "/version" => version(door),
+        "/health" => respond(StatusCode::OK, TEXT, r#"{"health":"true","reason":""}"#),
+        "/metrics" => respond(StatusCode::OK, METRICS, metrics::page(door, None)),
+        _ => respond(StatusCode::OK, TEXT, "ok\n"),
     }
 }
 
@@ -69,8 +97,8 @@ fn respond(code: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Resp
     response
 }
 
-fn version(caller: &Caller) -> Response<Reply> {
-    let config = &caller.door().config;
+fn version(door: &Door) -> Response<Reply> {
+    let config = &door.config;
     // Written by hand: the order of the keys is etcd's.
     let body = format!(
         r#"{{"etcdserver":"{}","etcdcluster":"{}","storage":"{}"}}"#,
@@ -80,7 +108,7 @@ fn version(caller: &Caller) -> Response<Reply> {
 }
 
 async fn describe(caller: &Caller) -> Result<Description, String> {
-    match caller.ask_home(Ask::Describe(DescribeRequest {})).await {
+    match caller.ask(Ask::Describe(DescribeRequest {})).await {
         Ok(Answer::Describe(description)) => Ok(description),
         Ok(_) => Err("unexpected reply".to_owned()),
         Err(status) => Err(status.message().to_owned()),
@@ -96,7 +124,7 @@ async fn read(caller: &Caller, serializable: bool) -> Result<(), String> {
         serializable,
         ..Default::default()
     };
-    match caller.ask_home(Ask::Range(request)).await {
+    match caller.ask(Ask::Range(request)).await {
         Ok(_) => Ok(()),
         Err(status) => Err(status.message().to_owned()),
     }

@@ -11,7 +11,7 @@ mod page;
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
-pub(crate) use page::page;
+pub(crate) use page::{page, tenant_page};
 use tonic::Code;
 
 /// A histogram as it stands now.

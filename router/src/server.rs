@@ -5,8 +5,9 @@
 //! HTTP/1.1 or HTTP/2 without TLS. Windows are wide and stream limits high, as etcd's: a single client may
 //! have ten thousand watches on one connection. Pings of clients are never punished.
 //!
-//! *Ending*: listeners close first, streams are told (`Door::closing`), then each connection
-//! finishes what it has begun; what is not finished in time is dropped.
+//! *Ending*: listeners close first, the streams that came through them are told, then each
+//! connection finishes what it has begun; what is not finished in time is dropped. Listeners
+//! that are served by another call go on.
 
 mod exchanges;
 mod socket;
@@ -23,17 +24,20 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::conn::auto,
 };
-use proto::group::Groups;
+use proto::{NamespaceId, PlacementMap, TenantId, group::Groups};
 use tokio::{
     net::{TcpListener, TcpStream},
+    sync::{oneshot, watch},
     task::JoinSet,
 };
 
 use crate::{
-    PlacementMap, RouterConfig, StatusSource, api,
-    door::{Connection, Door},
+    RouterConfig, StatusSource, api,
+    connection::Connection,
+    door::Door,
     grpc::Reply,
     http as pages,
+    identify::{Entrance, EtcdId},
 };
 use exchanges::{Begun, Exchanges};
 use socket::Socket;
@@ -50,6 +54,47 @@ const SEND_BUFFER_BYTES: usize = 1 << 20;
 const GRACE: Duration = Duration::from_secs(3);
 /// Pause after an accept that failed, usually for lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// A listener and whom its clients are for.
+pub(crate) struct Entry {
+    listener: TcpListener,
+    entrance: Entrance,
+    /// Dropped with the listener, so that others know when the port is free.
+    _release: Option<oneshot::Sender<()>>,
+}
+
+// === impl Entry ===
+
+impl Entry {
+    /// A listener whose clients say whom they mean, if not by its port.
+    fn shared(listener: TcpListener) -> Entry {
+        Entry::new(listener, None, None)
+    }
+
+    /// A listener that was opened for one etcd.
+    pub(crate) fn of_etcd(
+        listener: TcpListener,
+        etcd: EtcdId,
+        release: Option<oneshot::Sender<()>>,
+    ) -> Entry {
+        Entry::new(listener, Some(etcd), release)
+    }
+
+    fn new(
+        listener: TcpListener,
+        etcd: Option<EtcdId>,
+        _release: Option<oneshot::Sender<()>>,
+    ) -> Entry {
+        let port = listener.local_addr().map_or(0, |address| address.port());
+        Entry { listener, entrance: Entrance { port, etcd }, _release }
+    }
+
+    async fn accept(&self) -> io::Result<(TcpStream, Entrance)> {
+        let (stream, _peer) = self.listener.accept().await?;
+        stream.set_nodelay(true)?;
+        Ok((stream, self.entrance))
+    }
+}
 
 /// The router: made once, serves any number of listeners.
 #[derive(Clone)]
@@ -70,25 +115,63 @@ impl Router {
         Router { door: Door::new(config, groups, status) }
     }
 
-    /// Replaces the placement map; requests that come from now on go by it.
-    pub fn place(&self, map: PlacementMap) {
-        self.door.map.store(Arc::new(map));
+    /// Replaces the placement map: requests that come from now on go by it, and open streams of
+    /// etcds that it moves, freezes or does not have are told. Whether `map` is newer than the
+    /// one before it is for the caller to know.
+    pub fn place(&self, map: impl Into<Arc<PlacementMap>>) {
+        self.door.place(map.into());
+    }
+
+    /// The map that requests go by now.
+    pub fn map(&self) -> Arc<PlacementMap> {
+        self.door.map()
+    }
+
+    /// Changes with each map.
+    pub(crate) fn placements(&self) -> watch::Receiver<u64> {
+        self.door.placements()
     }
 
     /// Answers clients of `listeners` until `shutdown` resolves and open calls have ended (or
-    /// had their time). Other clones of the router end their streams with it.
+    /// had their time). Whom a client means is seen from its requests.
     pub async fn serve(
         &self,
         listeners: Vec<TcpListener>,
         shutdown: impl Future<Output = ()> + Send,
     ) -> io::Result<()> {
+        self.receive(listeners.into_iter().map(Entry::shared).collect(), shutdown).await;
+        Ok(())
+    }
+
+    /// The same for a listener whose clients all mean one etcd, whatever port it has.
+    pub async fn serve_etcd(
+        &self,
+        tenant: TenantId,
+        namespace: NamespaceId,
+        listener: TcpListener,
+        shutdown: impl Future<Output = ()> + Send,
+    ) -> io::Result<()> {
+        let entry = Entry::of_etcd(listener, (tenant, namespace), None);
+        self.receive(vec![entry], shutdown).await;
+        Ok(())
+    }
+
+    /// Takes connections until `shutdown` resolves, and ends them in order.
+    pub(crate) async fn receive(
+        &self,
+        entries: Vec<Entry>,
+        shutdown: impl Future<Output = ()> + Send,
+    ) {
         let mut connections = JoinSet::new();
         let mut shutdown = pin!(shutdown);
+        let (closing, closed) = watch::channel(false);
         loop {
             tokio::select! {
-                accepted = accept(&listeners) => match accepted {
-                    Ok(stream) => {
-                        connections.spawn(converse(self.door.clone(), stream));
+                accepted = accept(&entries) => match accepted {
+                    Ok((stream, entrance)) => {
+                        let door = self.door.clone();
+                        let connection = Connection::new(door, entrance, closed.clone());
+                        connections.spawn(converse(connection, stream));
                     }
                     Err(error) => {
                         tracing::warn!(%error, "a connection could not be accepted");
@@ -99,27 +182,24 @@ impl Router {
                 () = &mut shutdown => break,
             }
         }
-        drop(listeners);
-        self.door.closing.send_replace(true);
+        drop(entries);
+        closing.send_replace(true);
         let finish = async { while connections.join_next().await.is_some() {} };
         if tokio::time::timeout(GRACE, finish).await.is_err() {
             tracing::info!("dropping connections that did not finish in time");
         }
-        Ok(())
     }
 }
 
 /// The next connection of any listener.
-async fn accept(listeners: &[TcpListener]) -> io::Result<TcpStream> {
+async fn accept(entries: &[Entry]) -> io::Result<(TcpStream, Entrance)> {
     let waiting: Vec<BoxFuture<'_, _>> =
-        listeners.iter().map(|listener| Box::pin(listener.accept()) as BoxFuture<'_, _>).collect();
+        entries.iter().map(|entry| Box::pin(entry.accept()) as BoxFuture<'_, _>).collect();
     if waiting.is_empty() {
         return std::future::pending().await;
     }
     let (accepted, _, _) = futures::future::select_all(waiting).await;
-    let (stream, _peer): (TcpStream, std::net::SocketAddr) = accepted?;
-    stream.set_nodelay(true)?;
-    Ok(stream)
+    accepted
 }
 
 fn protocols(door: &Door, begun: Begun) -> auto::Builder<Begun> {
@@ -143,10 +223,10 @@ fn protocols(door: &Door, begun: Begun) -> auto::Builder<Begun> {
 }
 
 /// One client's connection, from its first byte to its last.
-async fn converse(door: Arc<Door>, stream: TcpStream) {
-    let mut closing = door.closing.subscribe();
+async fn converse(connection: Arc<Connection>, stream: TcpStream) {
+    let door = connection.door.clone();
+    let mut closing = connection.closing();
     let mut closing = pin!(closing.wait_for(|closing| *closing));
-    let connection = Connection::new(door.clone());
     let service = service_fn(move |request| answer(connection.clone(), request));
     let mut exchanges = Exchanges::default();
     let builder = protocols(&door, exchanges.begun());

@@ -1,7 +1,9 @@
 //! The whole door over a real socket: the generated client on one side, a group in memory on
 //! the other. Named by what a client sees.
 
+mod escape;
 mod fake;
+mod tenants;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -31,6 +33,7 @@ use fake::{CLUSTER, Fake, MEMBER};
 /// A router that serves, and what is behind it.
 struct House {
     fake: Arc<Fake>,
+    router: Router,
     address: SocketAddr,
     channel: Channel,
     stop: Option<oneshot::Sender<()>>,
@@ -43,13 +46,14 @@ async fn house_with(config: RouterConfig) -> House {
     let address = listener.local_addr().unwrap();
     let router = Router::new(config, fake.clone(), Arc::new(NoStatus));
     let (stop, stopped) = oneshot::channel::<()>();
+    let serving = router.clone();
     let served = tokio::spawn(async move {
         let shutdown = async { drop(stopped.await) };
-        router.serve(vec![listener], shutdown).await
+        serving.serve(vec![listener], shutdown).await
     });
     let channel =
         Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
-    House { fake, address, channel, stop: Some(stop), served }
+    House { fake, router, address, channel, stop: Some(stop), served }
 }
 
 async fn house() -> House {
@@ -80,18 +84,20 @@ impl House {
         metadata: &[(&'static str, &'static str)],
     ) -> Result<WatchStream, Status> {
         let (requests, queue) = mpsc::channel(64);
-        let mut request = tonic::Request::new(ReceiverStream::new(queue));
-        for (name, value) in metadata {
-            request.metadata_mut().insert(*name, value.parse().unwrap());
-        }
+        let request = with(ReceiverStream::new(queue), metadata);
         let responses = WatchClient::new(self.channel.clone()).watch(request).await?.into_inner();
         Ok(WatchStream { requests, responses })
     }
 
     /// Sends one HTTP/1.1 request; status line, headers and body as text.
     async fn http(&self, method: &str, path: &str) -> (u16, String, String) {
+        self.http_of("h", method, path).await
+    }
+
+    async fn http_of(&self, host: &str, method: &str, path: &str) -> (u16, String, String) {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
-        let request = format!("{method} {path} HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n");
+        let request =
+            format!("{method} {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();
@@ -125,6 +131,15 @@ impl WatchStream {
         let next = tokio::time::timeout(Duration::from_secs(5), self.responses.message());
         next.await.expect("an end in time").expect_err("the stream ends")
     }
+}
+
+/// A request with metadata.
+fn with<T>(message: T, metadata: &[(&'static str, &'static str)]) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    for (name, value) in metadata {
+        request.metadata_mut().append(*name, value.parse().unwrap());
+    }
+    request
 }
 
 fn b(text: &str) -> Bytes {

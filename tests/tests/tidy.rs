@@ -24,7 +24,10 @@ const PURE: &[&str] = &[
     "shard/src/store/",
     "shard/src/watch/hub.rs",
     "shard/src/lease.rs",
-    "router/src/route.rs",
+    "proto/src/map.rs",
+    "router/src/aim.rs",
+    "router/src/identify.rs",
+    "router/src/api/cluster/addresses.rs",
     "router/src/validate.rs",
     "router/src/api/watch/watchers.rs",
 ];

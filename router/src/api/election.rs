@@ -1,5 +1,7 @@
 //! The service Election: the oldest key under a name leads, its value is the proclamation.
 
+use std::pin::pin;
+
 use proto::{
     Error, KeyRange,
     etcd::{ResponseHeader, TxnRequest},
@@ -124,17 +126,19 @@ pub(super) async fn observe(
     request: LeaderRequest,
     outlet: Outlet,
 ) -> Result<(), Status> {
-    let mut interruption = caller.interruption(caller.home()?.group);
+    let mut interruption = pin!(caller.interruption(caller.home()?.group).wait());
+    let visitor = caller.clone();
     let prefix = session::prefix(&request.name);
     let mut observer = Observer { caller, prefix, leading: None };
     loop {
         let (header, kv) = tokio::select! {
             seen = observer.next() => match seen {
                 Ok(seen) => seen,
-                // etcd ends the stream without an error when its own watch ends.
-                Err(_) => return Ok(()),
+                // etcd ends the stream without an error when its own watch ends. An etcd that was
+                // taken away is another matter.
+                Err(_) => return visitor.home().map(drop).map_err(Status::from),
             },
-            status = interruption.wait() => return Err(status),
+            status = &mut interruption => return Err(status),
         };
         let response = LeaderResponse { header: Some(header), kv: Some(kv) };
         outlet.send(grpc::frame(&response), 1).await;
@@ -203,7 +207,7 @@ impl Observer {
         Ok((header, kv))
     }
 
-    async fn first_put(&self, start: i64) -> Result<KeyValue, Status> {
+    async fn first_put(&mut self, start: i64) -> Result<KeyValue, Status> {
         let range = session::prefix_range(&self.prefix);
         let mut follow = Follow::new(self.caller.clone(), range, start);
         loop {

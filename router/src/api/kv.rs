@@ -6,8 +6,7 @@ use proto::{
     Error,
     etcd::{
         CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest,
-        PutResponse, RangeRequest, RangeResponse, RequestOp, TxnRequest, TxnResponse,
-        request_op::Request as Op,
+        PutResponse, RangeRequest, RangeResponse, TxnRequest, TxnResponse,
     },
     group::Request,
 };
@@ -23,9 +22,7 @@ pub(super) async fn range(caller: Caller, request: RangeRequest) -> Result<Range
         return Err(Error::NotSupportedForLearner.into());
     }
     validate::range(&request)?;
-    let target = caller.place(&request.key)?;
-    let reply = caller.ask(target, Request::Range(request)).await.map_err(crate::caller::status)?;
-    let mut response = answer!(reply, Range);
+    let mut response = answer!(caller.ask(Request::Range(request)).await?, Range);
     response.header = caller.fill(response.header);
     Ok(response)
 }
@@ -38,9 +35,7 @@ pub(super) fn is_long_range(request: &RangeRequest) -> bool {
 pub(super) async fn put(caller: Caller, request: PutRequest) -> Result<PutResponse, Status> {
     validate::put(&request)?;
     check_size(&caller)?;
-    let target = caller.place(&request.key)?;
-    let reply = caller.ask(target, Request::Put(request)).await.map_err(crate::caller::status)?;
-    let mut response = answer!(reply, Put);
+    let mut response = answer!(caller.ask(Request::Put(request)).await?, Put);
     response.header = caller.fill(response.header);
     Ok(response)
 }
@@ -51,9 +46,7 @@ pub(super) async fn delete_range(
 ) -> Result<DeleteRangeResponse, Status> {
     validate::delete_range(&request)?;
     check_size(&caller)?;
-    let target = caller.place(&request.key)?;
-    let reply = caller.ask(target, Request::DeleteRange(request)).await;
-    let mut response = answer!(reply.map_err(crate::caller::status)?, DeleteRange);
+    let mut response = answer!(caller.ask(Request::DeleteRange(request)).await?, DeleteRange);
     response.header = caller.fill(response.header);
     Ok(response)
 }
@@ -63,12 +56,7 @@ pub(super) async fn txn(caller: Caller, request: TxnRequest) -> Result<TxnRespon
     if !validate::reads_only(&request) {
         check_size(&caller)?;
     }
-    let target = match first_key(&request) {
-        Some(key) => caller.place(key)?,
-        None => caller.home()?,
-    };
-    let reply = caller.ask(target, Request::Txn(request)).await;
-    let mut response = answer!(reply.map_err(crate::caller::status)?, Txn);
+    let mut response = answer!(caller.ask(Request::Txn(request)).await?, Txn);
     response.header = caller.fill(response.header);
     Ok(response)
 }
@@ -77,28 +65,11 @@ pub(super) async fn compact(
     caller: Caller,
     request: CompactionRequest,
 ) -> Result<CompactionResponse, Status> {
-    let mut response = answer!(caller.ask_home(Request::Compact(request)).await?, Compact);
+    let mut response = answer!(caller.ask(Request::Compact(request)).await?, Compact);
     response.header = caller.fill(response.header);
     Ok(response)
 }
 
 fn check_size(caller: &Caller) -> Result<(), Status> {
     Ok(validate::size(caller.message_bytes, caller.door().config.max_request_bytes)?)
-}
-
-/// Some key that the transaction names: an unsplit tenant has all keys in one group.
-fn first_key(request: &TxnRequest) -> Option<&[u8]> {
-    if let Some(compare) = request.compare.first() {
-        return Some(&compare.key);
-    }
-    request.success.iter().chain(&request.failure).find_map(op_key)
-}
-
-fn op_key(op: &RequestOp) -> Option<&[u8]> {
-    match op.request.as_ref()? {
-        Op::RequestRange(request) => Some(&request.key),
-        Op::RequestPut(request) => Some(&request.key),
-        Op::RequestDeleteRange(request) => Some(&request.key),
-        Op::RequestTxn(request) => first_key(request),
-    }
 }

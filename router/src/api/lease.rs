@@ -3,6 +3,8 @@
 //! Keepalives of one stream are asked for as they come and answered in their order; a client
 //! that keeps many leases alive need not wait a round for each.
 
+use std::pin::pin;
+
 use futures::{StreamExt, stream::FuturesOrdered};
 use proto::{
     Error,
@@ -31,7 +33,7 @@ pub(super) async fn grant(
     if request.id == 0 {
         request.id = caller.door().new_lease_id();
     }
-    let mut response = answer!(caller.ask_home(Request::LeaseGrant(request)).await?, LeaseGrant);
+    let mut response = answer!(caller.ask(Request::LeaseGrant(request)).await?, LeaseGrant);
     response.header = caller.fill(response.header);
     Ok(response)
 }
@@ -40,7 +42,7 @@ pub(super) async fn revoke(
     caller: Caller,
     request: LeaseRevokeRequest,
 ) -> Result<LeaseRevokeResponse, Status> {
-    let mut response = answer!(caller.ask_home(Request::LeaseRevoke(request)).await?, LeaseRevoke);
+    let mut response = answer!(caller.ask(Request::LeaseRevoke(request)).await?, LeaseRevoke);
     response.header = caller.fill(response.header);
     Ok(response)
 }
@@ -49,7 +51,7 @@ pub(super) async fn time_to_live(
     caller: Caller,
     request: LeaseTimeToLiveRequest,
 ) -> Result<LeaseTimeToLiveResponse, Status> {
-    let reply = caller.ask_home(Request::LeaseTimeToLive(request)).await?;
+    let reply = caller.ask(Request::LeaseTimeToLive(request)).await?;
     let mut response = answer!(reply, LeaseTimeToLive);
     response.header = caller.fill(response.header);
     Ok(response)
@@ -59,7 +61,7 @@ pub(super) async fn leases(
     caller: Caller,
     request: LeaseLeasesRequest,
 ) -> Result<LeaseLeasesResponse, Status> {
-    let mut response = answer!(caller.ask_home(Request::LeaseLeases(request)).await?, LeaseLeases);
+    let mut response = answer!(caller.ask(Request::LeaseLeases(request)).await?, LeaseLeases);
     response.header = caller.fill(response.header);
     Ok(response)
 }
@@ -67,17 +69,14 @@ pub(super) async fn leases(
 /// Renews one lease. A lease that is not there is no error: its TTL is zero.
 pub(super) async fn renew(caller: &Caller, id: i64) -> Result<LeaseKeepAliveResponse, Status> {
     let request = Request::LeaseKeepAlive(LeaseKeepAliveRequest { id });
-    let mut response = match caller.ask(caller.home()?, request).await {
+    let mut response = match caller.try_ask(request).await {
         Ok(reply) => answer!(reply, LeaseKeepAlive),
         Err(error) if error.error == Error::LeaseNotFound => LeaseKeepAliveResponse {
-            header: Some(ResponseHeader {
-                revision: caller.connection.floor(),
-                ..Default::default()
-            }),
+            header: Some(ResponseHeader { revision: caller.visit().floor(), ..Default::default() }),
             id,
             ttl: 0,
         },
-        Err(error) => return Err(crate::caller::status(error)),
+        Err(error) => return Err(error.error.into()),
     };
     response.header = caller.fill(response.header);
     Ok(response)
@@ -88,7 +87,7 @@ pub(super) async fn keep_alive(
     mut inbound: Inbound<LeaseKeepAliveRequest>,
     outlet: Outlet,
 ) -> Result<(), Status> {
-    let mut interruption = caller.interruption(caller.home()?.group);
+    let mut interruption = pin!(caller.interruption(caller.home()?.group).wait());
     let mut waiting = FuturesOrdered::new();
     let mut open = true;
     while open || !waiting.is_empty() {
@@ -105,7 +104,7 @@ pub(super) async fn keep_alive(
                 continue;
             }
             Some(answer) = waiting.next(), if !waiting.is_empty() => answer?,
-            status = interruption.wait() => return Err(status),
+            status = &mut interruption => return Err(status),
         };
         outlet.send(grpc::frame(&answer), 1).await;
     }

@@ -69,8 +69,7 @@ pub(super) async fn unlock(
 ) -> Result<UnlockResponse, Status> {
     let request = DeleteRangeRequest { key: request.key, ..Default::default() };
     validate::delete_range(&request).map_err(|error| plain(error.into()))?;
-    let key = request.key.clone();
-    let reply = caller.ask_about(&key, Request::DeleteRange(request)).await.map_err(plain)?;
+    let reply = caller.ask(Request::DeleteRange(request)).await.map_err(plain)?;
     let response = answer!(reply, DeleteRange);
     Ok(UnlockResponse { header: caller.fill(response.header) })
 }

@@ -2,6 +2,8 @@
 //!
 //! * Defragment is accepted and does nothing: there is nothing to defragment here. Its answer,
 //!   like MoveLeader's, has no header in etcd.
+//! * Leadership is moved by clients of the default etcd only: where a tenant's leader is, is the
+//!   service's business.
 //! * Snapshot in etcd's file format is not available; it says so instead of sending another.
 //! * Downgrade knows one target, the minor version before; it is checked and not carried out.
 
@@ -19,6 +21,7 @@ use proto::{
 };
 use tonic::Status;
 
+use super::cluster::check_members_are_own;
 use crate::{
     caller::{Caller, answer},
     grpc::live::Outlet,
@@ -26,7 +29,7 @@ use crate::{
 
 /// Asks the nearest replica of the home group what it knows of itself.
 pub(crate) async fn describe(caller: &Caller) -> Result<Description, Status> {
-    Ok(answer!(caller.ask_home(Request::Describe(DescribeRequest {})).await?, Describe))
+    Ok(answer!(caller.ask(Request::Describe(DescribeRequest {})).await?, Describe))
 }
 
 pub(super) async fn status(
@@ -69,7 +72,7 @@ fn alarm_text(alarm: &AlarmMember) -> String {
 }
 
 pub(super) async fn alarm(caller: Caller, request: AlarmRequest) -> Result<AlarmResponse, Status> {
-    let mut response = answer!(caller.ask_home(Request::Alarm(request)).await?, Alarm);
+    let mut response = answer!(caller.ask(Request::Alarm(request)).await?, Alarm);
     response.header = caller.fill(response.header);
     Ok(response)
 }
@@ -85,7 +88,7 @@ pub(super) async fn hash_kv(
     caller: Caller,
     request: HashKvRequest,
 ) -> Result<HashKvResponse, Status> {
-    let mut response = answer!(caller.ask_home(Request::HashKv(request)).await?, HashKv);
+    let mut response = answer!(caller.ask(Request::HashKv(request)).await?, HashKv);
     response.header = caller.fill(response.header);
     Ok(response)
 }
@@ -111,7 +114,8 @@ pub(super) async fn move_leader(
     caller: Caller,
     request: MoveLeaderRequest,
 ) -> Result<MoveLeaderResponse, Status> {
-    let _done = answer!(caller.ask_home(Request::MoveLeader(request)).await?, Done);
+    check_members_are_own(&caller)?;
+    let _done = answer!(caller.ask(Request::MoveLeader(request)).await?, Done);
     Ok(MoveLeaderResponse { header: None })
 }
 

@@ -48,7 +48,7 @@ pub(super) async fn run(
         let mut response = page(&caller, &request).await?;
         if revision == 0 {
             revision = response.revision();
-            caller.connection.show(revision);
+            caller.visit().show(revision);
             if request.revision <= 0 {
                 request.revision = revision;
             }
@@ -76,7 +76,7 @@ pub(super) async fn run(
 }
 
 async fn page(caller: &Caller, request: &RangeRequest) -> Result<RangeResponse, Status> {
-    Ok(answer!(caller.ask_about(&request.key, Request::Range(request.clone())).await?, Range))
+    Ok(answer!(caller.ask(Request::Range(request.clone())).await?, Range))
 }
 
 /// The header of the last chunk.

@@ -10,7 +10,7 @@
 //!
 //! A waiting contender whose client goes away removes its key ([`OwnKey`]).
 
-use std::time::Duration;
+use std::{pin::pin, time::Duration};
 
 use bytes::Bytes;
 use proto::{
@@ -59,7 +59,7 @@ impl Session {
         }
         let id = caller.door().new_lease_id();
         let grant = Request::LeaseGrant(LeaseGrantRequest { ttl: TTL_S, id });
-        let granted = answer!(caller.ask_home(grant).await?, LeaseGrant);
+        let granted = answer!(caller.ask(grant).await?, LeaseGrant);
         Ok(Session { caller, lease: granted.id, own: true })
     }
 
@@ -71,15 +71,17 @@ impl Session {
         key.into()
     }
 
-    /// Waits for `wait` and renews the lease meanwhile, if it is our own.
+    /// Waits for `wait` and renews the lease meanwhile, if it is our own. Waiting ends with an
+    /// etcd that is frozen or gone.
     pub(super) async fn alive_during<T>(
         &self,
         wait: impl Future<Output = Result<T, Status>>,
     ) -> Result<T, Status> {
-        let mut wait = std::pin::pin!(wait);
+        let (mut wait, mut refused) = (pin!(wait), pin!(self.caller.refused()));
         loop {
             tokio::select! {
                 outcome = &mut wait => return outcome,
+                status = &mut refused => return Err(status),
                 () = tokio::time::sleep(RENEWAL), if self.own => {
                     // A renewal that fails is tried again next time; if the lease is gone, so
                     // is the key, and the check after the wait will say it.
@@ -153,15 +155,13 @@ pub(super) fn get_key(key: &Bytes) -> RangeRequest {
 }
 
 pub(super) async fn txn(caller: &Caller, request: TxnRequest) -> Result<TxnResponse, Status> {
-    let key = request.compare.first().map(|compare| compare.key.clone()).unwrap_or_default();
-    let mut response = answer!(caller.ask_about(&key, Request::Txn(request)).await?, Txn);
+    let mut response = answer!(caller.ask(Request::Txn(request)).await?, Txn);
     response.header = caller.fill(response.header);
     Ok(response)
 }
 
 pub(super) async fn range(caller: &Caller, request: RangeRequest) -> Result<RangeResponse, Status> {
-    let key = request.key.clone();
-    let mut response = answer!(caller.ask_about(&key, Request::Range(request)).await?, Range);
+    let mut response = answer!(caller.ask(Request::Range(request)).await?, Range);
     response.header = caller.fill(response.header);
     Ok(response)
 }
@@ -245,9 +245,9 @@ impl Drop for OwnKey {
             success: vec![delete_op(&self.key)],
             failure: vec![],
         };
-        let (caller, key) = (self.caller.clone(), self.key.clone());
+        let caller = self.caller.clone();
         tokio::spawn(async move {
-            if let Err(status) = caller.ask_about(&key, Request::Txn(request)).await {
+            if let Err(status) = caller.ask(Request::Txn(request)).await {
                 tracing::debug!(%status, "a contender's key waits for its lease to end");
             }
         });

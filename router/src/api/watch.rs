@@ -27,25 +27,30 @@ mod encoding;
 pub(super) mod follow;
 mod watchers;
 
-use std::{pin::Pin, sync::Arc, sync::atomic::Ordering, time::Duration};
+use std::{
+    pin::{Pin, pin},
+    sync::Arc,
+    sync::atomic::Ordering,
+    time::Duration,
+};
 
 use proto::{
     Error,
     cluster::group::LinearizeRequest,
     etcd::{ResponseHeader, WatchRequest, watch_request::RequestUnion},
-    group::{Reply, Request, WatchControl, WatchOutput, WatchSink},
+    group::{Identity, Reply, Request, WatchControl, WatchOutput, WatchSink},
     limits,
+    map::Target,
 };
 use tokio::{sync::mpsc, time::Sleep};
 use tonic::{Code, Status};
 
 use self::watchers::Watchers;
 use crate::{
-    caller::{Caller, misplaced},
+    caller::{Caller, Moved, misplaced},
     door::Door,
     grpc::{inbound::Inbound, live::Outlet},
     metrics::Rpc,
-    route::Target,
 };
 
 /// Encoded responses that leave together at most (a single one may be larger).
@@ -153,6 +158,8 @@ struct Stream {
     hub: Hub,
     /// The pause that the next loss begins with; back to the first once the hub says anything.
     pause: Duration,
+    /// Resolves when the etcd has another home.
+    moved: Moved,
     /// The linearizable answer that the oldest waiting creates need.
     linear: Option<Linear>,
     /// Next tick of periodic progress; set with the first watch that asks for it.
@@ -165,16 +172,19 @@ pub(super) async fn run(
     outlet: Outlet,
 ) -> Result<(), Status> {
     let target = caller.home()?;
-    let mut interruption = caller.interruption(target.group);
+    let mut interruption = pin!(caller.interruption(target.group).wait());
     let _open = OpenStream::new(caller.door().clone());
     let config = &caller.door().config;
-    let watchers = Watchers::new(caller.door().groups.identity(), config.max_message_bytes());
+    let cluster_id = caller.etcd().cluster_id;
+    let identity = Identity { cluster_id, member_id: caller.door().member_id };
+    let watchers = Watchers::new(identity, config.max_message_bytes());
     let mut stream = Stream {
         caller: caller.clone(),
         target,
         watchers,
         hub: Hub::Idle,
         pause: RETRY.0,
+        moved: caller.moved(target.group),
         linear: None,
         tick: None,
     };
@@ -199,10 +209,14 @@ pub(super) async fn run(
                 stream.linear_at(header?);
             }
             () = pass(&mut stream.tick) => stream.ticked(),
-            status = interruption.wait() => return Err(status),
+            () = &mut stream.moved => {
+                stream.follow_home();
+                interruption.set(caller.interruption(stream.target.group).wait());
+            }
+            status = &mut interruption => return Err(status),
         }
         let shown = stream.watchers.shown();
-        caller.connection.show(shown);
+        caller.visit().show(shown);
         let (frames, messages) = stream.watchers.take_responses();
         if messages > 0 {
             outlet.send(frames, messages).await;
@@ -250,7 +264,7 @@ impl Stream {
         match request {
             RequestUnion::CancelRequest(cancel) => {
                 let newest = self.caller.door().groups.revision(self.target.group);
-                let revision = self.caller.connection.floor().max(newest);
+                let revision = self.caller.visit().floor().max(newest);
                 if let Some(key) = self.watchers.cancel(cancel.watch_id, revision)
                     && let Some(control) = self.hub.control()
                 {
@@ -329,14 +343,28 @@ impl Stream {
         self.count();
     }
 
-    /// Creates all watches anew, from behind what each has had.
-    fn reopen(&mut self) {
-        if let Hub::Lost { pause, .. } = self.hub {
-            tracing::debug!(group = %self.target.group, ?pause, "watching anew");
+    /// Goes to the etcd's new home, and takes the watches along.
+    fn follow_home(&mut self) {
+        if matches!(self.hub, Hub::Idle) {
+            self.retarget();
+        } else {
+            self.reopen();
         }
+    }
+
+    fn retarget(&mut self) {
         if let Ok(target) = self.caller.home() {
             self.target = target;
         }
+        self.moved = self.caller.moved(self.target.group);
+    }
+
+    /// Creates all watches anew, from behind what each has had.
+    fn reopen(&mut self) {
+        if let Hub::Lost { pause, .. } = &self.hub {
+            tracing::debug!(group = %self.target.group, ?pause, "watching anew");
+        }
+        self.retarget();
         self.hub = Hub::open(self.caller.door(), self.target);
         let Some(control) = self.hub.control() else { return };
         for spec in self.watchers.renew(self.target) {
@@ -377,8 +405,7 @@ fn jitter(interval: Duration) -> Duration {
 async fn linearize(caller: Caller) -> Result<ResponseHeader, Status> {
     let mut pause = RETRY.0;
     loop {
-        let target = caller.home()?;
-        match caller.ask(target, Request::Linearize(LinearizeRequest {})).await {
+        match caller.try_ask(Request::Linearize(LinearizeRequest {})).await {
             Ok(Reply::Linearize(header)) => return Ok(header),
             Ok(_) => return Err(misplaced()),
             Err(error) => {

@@ -76,9 +76,11 @@ pub(crate) fn page(door: &Door, home: Option<&Description>) -> String {
     let mut page = Page { text: String::with_capacity(64 * 1024) };
     let report = door.status.report();
     let empty = Description::default();
-    let identity = door.groups.identity();
-    server(&mut page, &door.config, home.unwrap_or(&empty), &report, identity.member_id);
-    storage(&mut page, home.unwrap_or(&empty), &report);
+    let home = home.unwrap_or(&empty);
+    server(&mut page, &door.config, home, door.member_id, report.is_leader);
+    server_of_node(&mut page, &report);
+    storage(&mut page, home);
+    storage_of_node(&mut page, &report);
     watches(&mut page, &door.metrics, &report);
     leases(&mut page, &report);
     network(&mut page, &report);
@@ -88,20 +90,26 @@ pub(crate) fn page(door: &Door, home: Option<&Description>) -> String {
     page.text
 }
 
-fn server(
-    page: &mut Page,
-    config: &RouterConfig,
-    home: &Description,
-    report: &NodeReport,
-    id: u64,
-) {
+/// Writes the page of a tenant other than the default: what its home group says of itself.
+/// Calls, watches, leases, disk and process are counted for all tenants together, and so are
+/// not on it.
+pub(crate) fn tenant_page(door: &Door, home: Option<&Description>) -> String {
+    let mut page = Page::default();
+    let empty = Description::default();
+    let home = home.unwrap_or(&empty);
+    server(&mut page, &door.config, home, door.member_id, false);
+    storage(&mut page, home);
+    page.text
+}
+
+fn server(page: &mut Page, config: &RouterConfig, home: &Description, id: u64, leads: bool) {
     let flag = u8::from;
     page.gauge(
         "etcd_server_has_leader",
         "Whether a leader exists: 1 yes, 0 no.",
         flag(home.leader != 0),
     );
-    let leads = report.is_leader || (home.leader != 0 && home.leader == id);
+    let leads = leads || (home.leader != 0 && home.leader == id);
     page.gauge("etcd_server_is_leader", "Whether this member leads: 1 yes, 0 no.", flag(leads));
     page.gauge(
         "etcd_server_is_learner",
@@ -137,6 +145,9 @@ fn server(
         home.proposals_failed,
     );
     page.gauge("etcd_server_quota_backend_bytes", "The quota in bytes.", home.quota);
+}
+
+fn server_of_node(page: &mut Page, report: &NodeReport) {
     page.counter("etcd_server_slow_apply_total", "Slow applies.", report.slow_applies_total);
     page.counter(
         "etcd_server_slow_read_indexes_total",
@@ -155,17 +166,20 @@ fn server(
     );
 }
 
-fn storage(page: &mut Page, home: &Description, report: &NodeReport) {
+fn storage(page: &mut Page, home: &Description) {
     page.gauge("etcd_mvcc_db_total_size_in_bytes", "Bytes allocated on disk.", home.size);
     page.gauge("etcd_mvcc_db_total_size_in_use_in_bytes", "Bytes in use.", home.size_in_use);
-    page.counter("etcd_mvcc_put_total", "Puts seen by this member.", report.puts_total);
-    page.counter("etcd_mvcc_delete_total", "Deletes seen by this member.", report.deletes_total);
-    page.counter("etcd_mvcc_txn_total", "Transactions seen by this member.", report.txns_total);
-    page.counter("etcd_mvcc_range_total", "Ranges seen by this member.", report.ranges_total);
     page.gauge("etcd_debugging_mvcc_keys_total", "Keys that live.", home.keys);
     let revision = home.header.map_or(0, |header| header.revision);
     page.gauge("etcd_debugging_mvcc_current_revision", "The store's revision.", revision);
     page.gauge("etcd_debugging_mvcc_compact_revision", "The compacted revision.", home.compacted);
+}
+
+fn storage_of_node(page: &mut Page, report: &NodeReport) {
+    page.counter("etcd_mvcc_put_total", "Puts seen by this member.", report.puts_total);
+    page.counter("etcd_mvcc_delete_total", "Deletes seen by this member.", report.deletes_total);
+    page.counter("etcd_mvcc_txn_total", "Transactions seen by this member.", report.txns_total);
+    page.counter("etcd_mvcc_range_total", "Ranges seen by this member.", report.ranges_total);
     let name = "etcd_disk_wal_fsync_duration_seconds";
     page.head(name, "histogram", "How long syncs of the log take.");
     page.histogram(name, "", &report.log_sync);

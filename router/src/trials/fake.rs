@@ -1,8 +1,9 @@
-//! A group in memory: enough of etcd's machine to answer what handlers ask.
+//! Groups in memory: enough of etcd's machine to answer what handlers ask.
 //!
-//! It keeps every event ever made and finds any state by replaying them: slow and plain. No
-//! elections, no quotas, no auth. Tests reach in to take the leader away, to close hubs, and
-//! to see what was asked.
+//! Each group is there from the first time that it is asked. It keeps every event ever made and
+//! finds any state by replaying them: slow and plain. No elections, no quotas, no auth. Tests
+//! reach in to take the leader away, to close hubs, to set the version of a group's range, and
+//! to see what was asked of whom.
 
 use std::{
     collections::BTreeMap,
@@ -22,6 +23,7 @@ use proto::{
         GroupError, Groups, Identity, Reply, ReplyFuture, Request, WatchControl, WatchEvent,
         WatchOutput, WatchSink, WatchSpec,
     },
+    id,
     mvccpb::{Event, KeyValue, event::EventType},
 };
 
@@ -37,8 +39,8 @@ struct Store {
     leases: BTreeMap<i64, i64>,
     alarms: Vec<etcd::AlarmMember>,
     hubs: Vec<Hub>,
-    asked: Vec<GroupRequest>,
-    refusals: Vec<GroupError>,
+    /// Other versions of the range are refused; any is taken if it is 0.
+    range_version: u64,
 }
 
 struct Hub {
@@ -47,9 +49,13 @@ struct Hub {
     watches: BTreeMap<u64, WatchSpec>,
 }
 
-/// The only group.
+/// All groups.
+#[derive(Default)]
 pub(super) struct Fake {
-    store: Arc<Mutex<Store>>,
+    stores: Mutex<BTreeMap<GroupId, Arc<Mutex<Store>>>>,
+    asked: Mutex<Vec<GroupRequest>>,
+    refusals: Mutex<Vec<GroupError>>,
+    watched: Arc<Mutex<Vec<WatchSpec>>>,
     leaderless: AtomicBool,
 }
 
@@ -57,8 +63,25 @@ pub(super) struct Fake {
 
 impl Fake {
     pub(super) fn new() -> Arc<Fake> {
-        let store = Store { revision: 1, ..Default::default() };
-        Arc::new(Fake { store: Arc::new(Mutex::new(store)), leaderless: AtomicBool::new(false) })
+        Arc::default()
+    }
+
+    fn store(&self, group: GroupId) -> Arc<Mutex<Store>> {
+        let new = || Arc::new(Mutex::new(Store { revision: 1, ..Default::default() }));
+        self.stores.lock().entry(group).or_insert_with(new).clone()
+    }
+
+    /// From now on the group refuses every other version of its range.
+    pub(super) fn set_range_version(&self, group: u64, version: u64) {
+        self.store(GroupId(group)).lock().range_version = version;
+    }
+
+    /// Gives group `to` all that `from` has; `from` stays as it is.
+    pub(super) fn copy(&self, from: u64, to: u64) {
+        let (from, to) = (self.store(GroupId(from)), self.store(GroupId(to)));
+        let (from, mut to) = (from.lock(), to.lock());
+        (to.revision, to.events, to.leases) =
+            (from.revision, from.events.clone(), from.leases.clone());
     }
 
     pub(super) fn lose_leader(&self) {
@@ -67,44 +90,68 @@ impl Fake {
 
     /// Answers the next requests with these refusals, the last first.
     pub(super) fn refuse(&self, error: GroupError) {
-        self.store.lock().refusals.push(error);
+        self.refusals.lock().push(error);
     }
 
+    /// Raises an alarm of the default group.
     pub(super) fn raise(&self, alarm: etcd::AlarmType) {
         let alarm = etcd::AlarmMember { member_id: MEMBER, alarm: alarm as i32 };
-        self.store.lock().alarms.push(alarm);
+        self.store(id::DEFAULT_GROUP).lock().alarms.push(alarm);
     }
 
     /// Requests so far.
     pub(super) fn asked(&self) -> Vec<GroupRequest> {
-        self.store.lock().asked.clone()
+        self.asked.lock().clone()
+    }
+
+    /// Watches created so far.
+    pub(super) fn watched(&self) -> Vec<WatchSpec> {
+        self.watched.lock().clone()
+    }
+
+    fn all(&self) -> Vec<Arc<Mutex<Store>>> {
+        self.stores.lock().values().cloned().collect()
     }
 
     /// Closes all watches, as a stopping replica does.
     pub(super) fn close_hubs(&self) {
-        for hub in std::mem::take(&mut self.store.lock().hubs) {
-            for key in hub.watches.keys() {
-                let _ = hub.sink.offer(WatchOutput::Closed { key: *key });
+        for store in self.all() {
+            for hub in std::mem::take(&mut store.lock().hubs) {
+                for key in hub.watches.keys() {
+                    let _ = hub.sink.offer(WatchOutput::Closed { key: *key });
+                }
             }
         }
     }
 
     pub(super) fn open_watches(&self) -> usize {
-        self.store.lock().hubs.iter().map(|hub| hub.watches.len()).sum()
+        let open = |store: &Arc<Mutex<Store>>| -> usize {
+            store.lock().hubs.iter().map(|hub| hub.watches.len()).sum()
+        };
+        self.all().iter().map(open).sum()
     }
 }
 
 impl Groups for Fake {
     fn call(&self, request: GroupRequest) -> ReplyFuture {
-        let outcome = self.store.lock().answer(request);
+        self.asked.lock().push(request.clone());
+        let outcome = match self.refusals.lock().pop() {
+            Some(refusal) => Err(refusal),
+            None => self.store(GroupId(request.group)).lock().answer(request),
+        };
         Box::pin(async move { outcome })
     }
 
-    fn watch(&self, _group: GroupId, sink: Arc<dyn WatchSink>) -> Box<dyn WatchControl> {
+    fn watch(&self, group: GroupId, sink: Arc<dyn WatchSink>) -> Box<dyn WatchControl> {
         static NUMBERS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
         let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
-        self.store.lock().hubs.push(Hub { number, sink, watches: BTreeMap::new() });
-        Box::new(Control { number, store: self.store.clone() })
+        let store = self.store(group);
+        store.lock().hubs.push(Hub { number, sink, watches: BTreeMap::new() });
+        Box::new(Control { number, group, store, watched: self.watched.clone() })
+    }
+
+    fn revision(&self, group: GroupId) -> i64 {
+        self.store(group).lock().revision
     }
 
     fn identity(&self) -> Identity {
@@ -118,7 +165,9 @@ impl Groups for Fake {
 
 struct Control {
     number: u64,
+    group: GroupId,
     store: Arc<Mutex<Store>>,
+    watched: Arc<Mutex<Vec<WatchSpec>>>,
 }
 
 // === impl Control ===
@@ -136,6 +185,8 @@ impl Control {
 
 impl WatchControl for Control {
     fn create(&self, spec: WatchSpec) {
+        assert_eq!(spec.group, self.group, "a watch is made at the hub of its group");
+        self.watched.lock().push(spec.clone());
         self.with(|hub, history, revision, compacted| {
             if spec.start_revision < compacted {
                 let output = WatchOutput::Compacted { key: spec.key, revision: compacted };
@@ -211,9 +262,8 @@ impl Store {
     }
 
     fn answer(&mut self, request: GroupRequest) -> Result<Reply, GroupError> {
-        self.asked.push(request.clone());
-        if let Some(refusal) = self.refusals.pop() {
-            return Err(refusal);
+        if self.range_version != 0 && request.range_version != self.range_version {
+            return Err(GroupError::not_done(Error::StaleRange, None));
         }
         let before = self.events.len();
         let reply = self.body(request.body.expect("requests have bodies"))?;
@@ -267,6 +317,10 @@ impl Store {
                     ttl,
                     error: String::new(),
                 })
+            }
+            Request::LeaseLeases(_) => {
+                let leases = self.leases.keys().map(|id| etcd::LeaseStatus { id: *id }).collect();
+                Reply::LeaseLeases(etcd::LeaseLeasesResponse { header: self.header(), leases })
             }
             Request::LeaseRevoke(request) => {
                 if self.leases.remove(&request.id).is_none() {

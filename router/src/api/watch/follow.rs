@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tonic::Status;
 
 use super::{RETRY, Sink};
-use crate::caller::Caller;
+use crate::caller::{Caller, Moved};
 
 /// The only watch of its sink.
 const KEY: u64 = 1;
@@ -24,7 +24,7 @@ pub(in crate::api) struct Follow {
     range: KeyRange,
     /// First revision that was not delivered yet.
     next: i64,
-    hub: Option<(Box<dyn WatchControl>, mpsc::Receiver<WatchOutput>)>,
+    hub: Option<Hub>,
     pause: Duration,
 }
 
@@ -38,11 +38,18 @@ impl Follow {
     /// The next events, with the header revision they came with.
     pub(in crate::api) async fn next(&mut self) -> Result<(i64, Vec<Arc<WatchEvent>>), Status> {
         loop {
-            let (_, queue) = match &mut self.hub {
+            let hub = match &mut self.hub {
                 Some(hub) => hub,
                 hub => hub.insert(open(&self.caller, self.range.clone(), self.next)?),
             };
-            match queue.recv().await {
+            let output = tokio::select! {
+                output = hub.queue.recv() => output,
+                () = &mut hub.moved => {
+                    self.hub = None;
+                    continue;
+                }
+            };
+            match output {
                 Some(WatchOutput::Events { revision, events, .. }) => {
                     self.pause = RETRY.0;
                     if let Some(kv) = events.last().and_then(|event| event.kv.as_ref()) {
@@ -62,7 +69,13 @@ impl Follow {
     }
 }
 
-type Hub = (Box<dyn WatchControl>, mpsc::Receiver<WatchOutput>);
+/// Where it listens.
+struct Hub {
+    /// Cancels when it is dropped.
+    _control: Box<dyn WatchControl>,
+    queue: mpsc::Receiver<WatchOutput>,
+    moved: Moved,
+}
 
 fn open(caller: &Caller, range: KeyRange, start_revision: i64) -> Result<Hub, Status> {
     let target = caller.place(&range.start)?;
@@ -78,5 +91,6 @@ fn open(caller: &Caller, range: KeyRange, start_revision: i64) -> Result<Hub, St
         no_put: false,
         no_delete: false,
     });
-    Ok((control, queue))
+    let home = caller.home()?;
+    Ok(Hub { _control: control, queue, moved: caller.moved(home.group) })
 }

@@ -23,10 +23,10 @@ use proto::{
         watch_request::RequestUnion,
     },
     group::{Identity, WatchEvent, WatchOutput, WatchSpec},
+    map::Target,
 };
 
 use super::encoding;
-use crate::route::Target;
 
 /// The id in responses that concern no watch or all.
 const NO_WATCH: i64 = -1;
