@@ -31,6 +31,7 @@ use crate::store::Store;
 use crate::store::checkpoint::Checkpoint;
 use crate::store::layout::Shelf;
 use crate::watch::feed::Feed;
+use crate::watch::threads::HubThreads;
 
 /// How often the room on the disk is looked at.
 const ROOM_WATCH: Duration = Duration::from_millis(500);
@@ -188,10 +189,11 @@ pub fn start(
     reserve_bytes: Option<u64>,
     fatal: Fatal,
 ) -> NodeHandle {
+    let hubs = HubThreads::start(node.store().clone(), fatal.clone());
     let mut views = BTreeMap::new();
     for (id, group) in node.groups() {
         let shared = group.shared().clone();
-        let feed = Feed::start(node.store().clone(), shared.published.clone(), fatal.clone());
+        let feed = Feed::start(&hubs, shared.published.clone());
         outbox.members(*id, &group.machine().state().members);
         views.insert(*id, GroupView { shared, feed });
     }

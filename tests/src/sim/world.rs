@@ -905,7 +905,7 @@ impl World {
         let lazy = !self.calm && self.random.permille(400);
         let Some(process) = &mut self.hosts[host].process else { return };
         process.hub.flush();
-        if let Err(error) = process.hub.catch_up() {
+        if let Err(error) = process.hub.catch_up(&mut || true) {
             self.broken.push(error.to_string());
             return;
         }
