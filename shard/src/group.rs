@@ -41,6 +41,7 @@ pub struct Shared {
     leader: AtomicU64,
     term: AtomicU64,
     learner: AtomicBool,
+    stopped: AtomicBool,
     /// Milliseconds of the node's clock when the leader was lost, 0 while there is one.
     leaderless_since_ms: AtomicU64,
 }
@@ -54,6 +55,21 @@ impl Shared {
     /// Is the replica no voter, as far as it has applied?
     pub fn is_learner(&self) -> bool {
         self.learner.load(Ordering::Acquire)
+    }
+
+    /// Is it known that the replica is quarantined?
+    pub fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Acquire)
+    }
+
+    /// The replica is quarantined, now and for ever.
+    pub fn stop(&self) {
+        self.stopped.store(true, Ordering::Release);
+    }
+
+    /// May the replica be asked, and watched? Not while it waits for its first snapshot.
+    pub fn is_usable(&self) -> bool {
+        !self.is_stopped() && self.published.applied() > 0
     }
 
     /// Raft's term.
@@ -145,6 +161,7 @@ impl Group {
             leader: AtomicU64::new(0),
             term: AtomicU64::new(core.term()),
             learner: AtomicBool::new(false),
+            stopped: AtomicBool::new(false),
             leaderless_since_ms: AtomicU64::new(1),
         });
         let checkpointed = machine.state().applied_index;
