@@ -65,17 +65,15 @@ fn config(options: &Options, folder: &std::path::Path, number: u16) -> Result<Co
     let url = |above, node| Ok::<_, String>(format!("http://127.0.0.1:{}", port(above, node)?));
     let member = |node| Ok::<_, String>(format!("n{}={}", node + 1, url(1, node)?));
     let cluster: Result<Vec<String>, String> = (0..NODES).map(member).collect();
-    let settings = Settings {
-        name: Some(format!("n{}", number + 1)),
-        data_dir: Some(folder.join(format!("n{}", number + 1))),
-        listen_client_urls: Some(url(0, number)?),
-        listen_peer_urls: Some(url(1, number)?),
-        initial_advertise_peer_urls: Some(url(1, number)?),
-        listen_admin_urls: Some(url(2, number)?),
-        initial_cluster: Some(cluster?.join(",")),
-        log_level: Some(options.log_level.clone()),
-        ..Default::default()
-    };
+    let mut settings = Settings::default();
+    settings.name = Some(format!("n{}", number + 1));
+    settings.data_dir = Some(folder.join(format!("n{}", number + 1)));
+    settings.listen_client_urls = Some(url(0, number)?);
+    settings.listen_peer_urls = Some(url(1, number)?);
+    settings.initial_advertise_peer_urls = Some(url(1, number)?);
+    settings.listen_admin_urls = Some(url(2, number)?);
+    settings.initial_cluster = Some(cluster?.join(","));
+    settings.log_level = Some(options.log_level.clone());
     let config = settings.check(false).map_err(|error| error.0)?;
     Ok(Config { quiet: true, ..config })
 }

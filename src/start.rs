@@ -356,6 +356,13 @@ pub(crate) async fn serve(config: Config) -> Result<(), String> {
         show(&config, &place);
     }
     let shutdown = ended(stopped.clone());
+    // A tenant's own port is bound wherever clients are answered.
+    let hosts = listeners.iter().filter_map(|listener| listener.local_addr().ok());
+    let mut hosts: Vec<std::net::IpAddr> = hosts.map(|address| address.ip()).collect();
+    hosts.sort_unstable();
+    hosts.dedup();
+    let (own_ports, own_ports_end) = (router.clone(), ended(stopped.clone()));
+    tokio::spawn(async move { own_ports.serve_ports(hosts, own_ports_end).await });
     let serving = tokio::spawn(async move { router.serve(listeners, shutdown).await });
     tokio::spawn(announce(groups.clone(), config.clone(), place.node));
     if config.retention != Retention::All {

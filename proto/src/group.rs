@@ -124,6 +124,12 @@ impl WatchEvent {
         Arc::new(WatchEvent { event, encoded: OnceLock::new() })
     }
 
+    /// An event that came from another node: its bytes are kept as they are.
+    pub fn from_encoded(encoded: Bytes) -> Result<Arc<WatchEvent>, prost::DecodeError> {
+        let event = prost::Message::decode(encoded.clone())?;
+        Ok(Arc::new(WatchEvent { event, encoded: OnceLock::from(encoded) }))
+    }
+
     /// Its bytes as a message.
     pub fn encoded(&self) -> &Bytes {
         self.encoded.get_or_init(|| prost::Message::encode_to_vec(&self.event).into())
@@ -184,6 +190,9 @@ pub enum WatchOutput {
 
 /// Where a hub puts what it has for one client stream. Bounded: a full sink is a slow
 /// client, whose watches the hub serves from history when there is room again.
+///
+/// A hub that lets go of its sink has closed all watches of it, told or not: a full sink
+/// cannot be told.
 pub trait WatchSink: Send + Sync {
     /// Takes an output, or gives it back when there is no room.
     fn offer(&self, output: WatchOutput) -> Result<(), WatchOutput>;

@@ -42,6 +42,7 @@ pub struct Shared {
     term: AtomicU64,
     learner: AtomicBool,
     membership_version: AtomicU64,
+    stopped: AtomicBool,
     /// Milliseconds of the node's clock when the leader was lost, 0 while there is one.
     leaderless_since_ms: AtomicU64,
 }
@@ -60,6 +61,21 @@ impl Shared {
     /// Changes of membership that the replica has applied.
     pub fn membership_version(&self) -> u64 {
         self.membership_version.load(Ordering::Acquire)
+    }
+
+    /// Is it known that the replica is quarantined?
+    pub fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Acquire)
+    }
+
+    /// The replica is quarantined, now and for ever.
+    pub fn stop(&self) {
+        self.stopped.store(true, Ordering::Release);
+    }
+
+    /// May the replica be asked, and watched? Not while it waits for its first snapshot.
+    pub fn is_usable(&self) -> bool {
+        !self.is_stopped() && self.published.applied() > 0
     }
 
     /// Raft's term.
@@ -154,6 +170,7 @@ impl Group {
             term: AtomicU64::new(core.term()),
             learner: AtomicBool::new(false),
             membership_version: AtomicU64::new(0),
+            stopped: AtomicBool::new(false),
             leaderless_since_ms: AtomicU64::new(1),
         });
         let checkpointed = machine.state().applied_index;

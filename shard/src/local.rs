@@ -1,39 +1,45 @@
 //! The seam's near side: how a router in this process reaches groups, here and on other
 //! nodes (`proto::group::Groups`).
 //!
-//! Reads are answered from this node's replica, after a confirmation if they are to be
-//! linearizable; what changes something goes to the leader, wherever it is. What was
-//! certainly not done is tried again until the time is up; what may have been done never.
+//! A group that has a replica here is reached through it: reads are answered by it, after a
+//! confirmation if they are to be linearizable, watches by its hub, and what changes something
+//! goes to the leader, wherever it is. Any other group is reached at the nodes that have it, as
+//! the placement map says ([`LocalGroups::locate`]); so it is while the replica here waits for its
+//! first snapshot, and when it is quarantined. Which node a request tries is decided in
+//! `local/search.rs`, what is known of the others stands in `local/directory.rs`.
+//!
+//! What was certainly not done is tried again until the time is up; what may have been done never.
+
+mod directory;
+mod search;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::RwLock;
 use proto::cluster::group::GroupRequest;
-use proto::cluster::group::refusal::Outcome;
 use proto::group::{
-    GroupError, Groups, Identity, Reply, ReplyFuture, Request, WatchControl, WatchSink, WatchSpec,
+    GroupError, Groups, Identity, ReplyFuture, WatchControl, WatchOutput, WatchSink, WatchSpec,
 };
-use proto::{Error, GroupId, NodeId};
+use proto::{Error, GroupId, NodeId, PlacementMap};
 
-use crate::access;
-use crate::node::Answer;
 use crate::transport::Peers;
-use crate::worker::NodeHandle;
-
-/// Pauses between tries, in milliseconds; the last one repeats.
-const PAUSES_MS: [u64; 6] = [1, 5, 10, 25, 50, 100];
+use crate::worker::{GroupView, NodeHandle};
+use directory::Directory;
+use search::Caller;
 
 /// All groups that this node can reach.
 pub struct LocalGroups {
-    node: NodeId,
-    handle: NodeHandle,
-    peers: Option<Arc<Peers>>,
+    caller: Caller,
     identity: RwLock<Identity>,
     /// Without an own limit a request is given up after so long.
     timeout: Duration,
     election: Duration,
 }
+
+// === impl LocalGroups ===
 
 impl LocalGroups {
     /// `peers` is `None` for the services that other nodes call: a request that came from
@@ -46,120 +52,39 @@ impl LocalGroups {
         timeout: Duration,
         election: Duration,
     ) -> LocalGroups {
-        LocalGroups { node, handle, peers, identity: RwLock::new(identity), timeout, election }
-    }
-}
-
-#[derive(Clone)]
-struct Caller {
-    node: NodeId,
-    handle: NodeHandle,
-    peers: Option<Arc<Peers>>,
-}
-
-/// Is this answered by the replica here, if there is one?
-fn is_local(request: &Request) -> bool {
-    matches!(
-        request,
-        Request::Range(_)
-            | Request::Linearize(_)
-            | Request::HashKv(_)
-            | Request::Describe(_)
-            | Request::MemberList(_)
-    ) || matches!(request, Request::Txn(txn) if crate::machine::txn::is_read_only(txn))
-}
-
-impl Caller {
-    async fn run(self, request: GroupRequest) -> Result<Reply, GroupError> {
-        let id = GroupId(request.group);
-        let Some(view) = self.handle.group(id) else {
-            return Err(GroupError::not_done(Error::NoLeader, None));
-        };
-        let shared = &view.shared;
-        if let Some(body) = &request.body
-            && access::is_serializable(body)
-            && shared.published.revision() >= request.floor
-            && shared.published.applied() > 0
-        {
-            return match access::read(self.handle.store(), shared, body) {
-                Err(error) if error.error == Error::DamagedValue => {
-                    self.ask_others(id, request, error).await
-                }
-                answer => answer,
-            };
-        }
-        let local = request.body.as_ref().is_some_and(is_local);
-        let mut hint = None;
-        for attempt in 0.. {
-            let leader = hint.take().or(shared.leader());
-            let tried = match leader {
-                _ if local => self.here(&view, request.clone()).await,
-                Some(leader) if leader == self.node.0 => self.here(&view, request.clone()).await,
-                Some(leader) => match &self.peers {
-                    Some(peers) => peers.call(NodeId(leader), request.clone()).await,
-                    None => Err(GroupError::not_done(Error::NoLeader, Some(leader))),
-                },
-                None => Err(GroupError::not_done(Error::NoLeader, None)),
-            };
-            match tried {
-                Err(error) if local && error.error == Error::DamagedValue => {
-                    return self.ask_others(id, request, error).await;
-                }
-                Err(error) if error.outcome == Outcome::NotDone && self.peers.is_some() => {
-                    hint = error.leader_node.filter(|_| attempt == 0);
-                    if error.error == Error::TooManyRequests && attempt >= PAUSES_MS.len() {
-                        return Err(error);
-                    }
-                }
-                other => return other,
-            }
-            if hint.is_none() {
-                let pause = PAUSES_MS.get(attempt).or(PAUSES_MS.last()).copied().unwrap_or(100);
-                tokio::time::sleep(Duration::from_millis(pause)).await;
-            }
-        }
-        Err(GroupError::not_done(Error::Timeout, None))
+        let directory = Arc::new(Directory::new(election));
+        let caller = Caller { node, handle, peers, directory, patience: 2 * election };
+        LocalGroups { caller, identity: RwLock::new(identity), timeout, election }
     }
 
-    /// Asks the other members for what is damaged on this disk (`heal.rs` repairs it).
-    async fn ask_others(
-        &self,
-        id: GroupId,
-        request: GroupRequest,
-        error: GroupError,
-    ) -> Result<Reply, GroupError> {
-        let Some(peers) = &self.peers else { return Err(error) };
-        for member in peers.members_of(id) {
-            if member.id != self.node.0
-                && let Ok(reply) = peers.call(NodeId(member.id), request.clone()).await
-            {
-                return Ok(reply);
-            }
-        }
-        Err(error)
+    /// Finds the replicas of groups by `map` from now on. Nodes must be introduced to
+    /// [`Peers`], or members of a group here, to be found.
+    pub fn locate(&self, map: Arc<PlacementMap>) {
+        self.caller.directory.locate(map);
     }
 
-    async fn here(
-        &self,
-        view: &crate::worker::GroupView,
-        request: GroupRequest,
-    ) -> Result<Reply, GroupError> {
-        // Only rows are read here; everything else comes as a reply.
-        let rows = request.body.as_ref().filter(|body| is_local(body)).cloned();
-        match self.handle.request(request).await? {
-            Answer::Reply(reply) => Ok(reply),
-            Answer::Readable => {
-                let Some(body) = rows else { return Err(GroupError::unknown(Error::Stopped)) };
-                access::read(self.handle.store(), &view.shared, &body)
-            }
+    /// The replica here, if it can be asked and watched.
+    fn usable(&self, group: GroupId) -> Option<GroupView> {
+        self.caller.handle.group(group).filter(|view| view.shared.is_usable())
+    }
+
+    /// The other nodes that have a replica, those that cannot be reached last; who asks again
+    /// gets another one first.
+    fn watched_at(&self, group: GroupId) -> Vec<NodeId> {
+        let mut nodes = self.caller.others(group, false);
+        let Some(peers) = &self.caller.peers else { return nodes };
+        let reachable = nodes.iter().take_while(|node| peers.is_reachable(**node)).count();
+        if let Some(reachable) = nodes.get_mut(..reachable).filter(|nodes| !nodes.is_empty()) {
+            let first = self.caller.directory.turn() as usize % reachable.len();
+            reachable.rotate_left(first);
         }
+        nodes
     }
 }
 
 impl Groups for LocalGroups {
     fn call(&self, request: GroupRequest) -> ReplyFuture {
-        let caller =
-            Caller { node: self.node, handle: self.handle.clone(), peers: self.peers.clone() };
+        let caller = self.caller.clone();
         let timeout = match request.timeout_ms {
             0 => self.timeout,
             ms => Duration::from_millis(ms).min(self.timeout),
@@ -172,19 +97,30 @@ impl Groups for LocalGroups {
         })
     }
 
-    fn watch(&self, group: GroupId, sink: Arc<dyn WatchSink>) -> Box<dyn WatchControl> {
-        match self.handle.group(group) {
-            Some(view) => view.feed.open(sink),
-            None => Box::new(Nowhere { sink }),
+    fn watch(&self, group: GroupId, mut sink: Arc<dyn WatchSink>) -> Box<dyn WatchControl> {
+        if let Some(view) = self.usable(group) {
+            return view.feed.open(sink);
         }
+        if let Some(peers) = &self.caller.peers {
+            for node in self.watched_at(group) {
+                match peers.watch(node, group, sink) {
+                    Ok(control) => return control,
+                    Err(back) => sink = back,
+                }
+            }
+        }
+        Box::new(Nowhere { sink })
     }
 
     fn revision(&self, group: GroupId) -> i64 {
-        self.handle.group(group).map_or(0, |view| view.shared.published.revision())
+        self.caller.handle.group(group).map_or(0, |view| view.shared.published.revision())
     }
 
+    /// Where placement says who has a group, a learner here is in nobody's way: requests go by
+    /// it.
     fn is_learner(&self, group: GroupId) -> bool {
-        self.handle.group(group).is_some_and(|view| view.shared.is_learner())
+        let view = self.caller.handle.group(group);
+        view.is_some_and(|view| view.shared.is_learner()) && !self.caller.directory.knows(group)
     }
 
     fn identity(&self) -> Identity {
@@ -192,22 +128,32 @@ impl Groups for LocalGroups {
     }
 
     fn leaderless(&self, group: GroupId) -> bool {
-        let Some(view) = self.handle.group(group) else { return true };
-        let patience = 3 * self.election.as_millis() as u64;
-        view.shared
-            .leaderless_since_ms()
-            .is_some_and(|since| self.handle.now_ms() > since + patience)
+        let now_ms = self.caller.handle.now_ms();
+        if let Some(view) = self.usable(group) {
+            let patience = 3 * self.election.as_millis() as u64;
+            let since = view.shared.leaderless_since_ms();
+            return since.is_some_and(|since| now_ms > since + patience);
+        }
+        let Some(peers) = &self.caller.peers else { return true };
+        let known = self.caller.directory.leadership(group, now_ms);
+        if known.ask {
+            peers.spawn(self.caller.clone().ask_for_leader(group));
+        }
+        known.lost
     }
 }
 
-/// Watches of a group that has no replica here.
+/// Watches of a group that nobody is known to have. Each is closed as it is created; the router
+/// pauses before it creates it anew.
 struct Nowhere {
     sink: Arc<dyn WatchSink>,
 }
 
+// === impl Nowhere ===
+
 impl WatchControl for Nowhere {
     fn create(&self, spec: WatchSpec) {
-        let _ = self.sink.offer(proto::group::WatchOutput::Closed { key: spec.key });
+        let _ = self.sink.offer(WatchOutput::Closed { key: spec.key });
     }
 
     fn cancel(&self, _key: u64) {}

@@ -1,25 +1,32 @@
-//! Between nodes: one ordered stream of Raft messages and one stream of requests per
-//! direction and pair, whatever the number of groups.
+//! Between nodes: one ordered stream of Raft messages, one stream of requests and one of watches
+//! per direction and pair, whatever the number of groups.
 //!
 //! Nothing here waits for a peer: a full queue drops Raft messages (Raft sends again) and
 //! refuses requests. Requests that were handed to a connection which then broke have an
-//! unknown outcome; those that were not are certainly not done.
+//! unknown outcome; those that were not are certainly not done. Watches have `asker.rs` on the
+//! side of the client, `teller.rs` on the side of the hub.
+
+mod asker;
+mod packing;
+mod teller;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt;
 use parking_lot::Mutex;
 use proto::cluster::group::groups_client::GroupsClient;
 use proto::cluster::group::groups_server::{Groups as GroupsService, GroupsServer};
-use proto::cluster::group::{GroupRequest, ReplyBatch, ReplyFrame, RequestBatch, RequestFrame};
+use proto::cluster::group::{
+    GroupRequest, ReplyBatch, ReplyFrame, RequestBatch, RequestFrame, WatchAsk, WatchTell,
+};
 use proto::cluster::raft::peer_client::PeerClient;
 use proto::cluster::raft::peer_server::{Peer, PeerServer};
 use proto::cluster::raft::{PeerAck, PeerBatch, PeerMessage};
 use proto::etcd::Member;
-use proto::group::{GroupError, Groups, Reply, from_reply};
+use proto::group::{GroupError, Groups, Reply, WatchControl, WatchSink, from_reply};
 use proto::{Error, GroupId, NodeId};
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
@@ -28,6 +35,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::node::Input;
 use crate::worker::{NodeHandle, Outbox};
+use asker::Asker;
 
 /// Batches that may wait for one peer.
 const PEER_DEPTH: usize = 4096;
@@ -42,6 +50,8 @@ const WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 /// Pause before a broken connection is tried again.
 const RECONNECT: Duration = Duration::from_millis(200);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// How often a quiet connection is tried, and how long it may not answer.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
 type Waiting = Arc<Mutex<HashMap<u64, oneshot::Sender<Result<Reply, GroupError>>>>>;
 
@@ -50,6 +60,9 @@ struct PeerLink {
     raft: mpsc::Sender<Vec<PeerMessage>>,
     requests: mpsc::Sender<RequestFrame>,
     waiting: Waiting,
+    /// It could not be reached when it was tried last.
+    down: Arc<AtomicBool>,
+    watches: Arc<Asker>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
 }
 
@@ -121,11 +134,39 @@ impl Peers {
         let waiting = Waiting::default();
         let to = Target { node, from: self.node, cluster: self.cluster, address: address.into() };
         let unreachable = self.unreachable.clone();
+        let down = Arc::new(AtomicBool::new(false));
+        let (watches, steps) = Asker::new();
+        let ask = run_requests(to.clone(), request_receiver, waiting.clone(), down.clone());
         let tasks = vec![
             self.runtime.spawn(run_raft(to.clone(), raft_receiver, unreachable)),
-            self.runtime.spawn(run_requests(to, request_receiver, waiting.clone())),
+            self.runtime.spawn(ask),
+            self.runtime.spawn(asker::run(to, steps)),
         ];
-        PeerLink { address: address.into(), raft, requests, waiting, tasks }
+        PeerLink { address: address.into(), raft, requests, waiting, down, watches, tasks }
+    }
+
+    /// Is there a way to a node, as far as is known?
+    pub fn is_reachable(&self, node: NodeId) -> bool {
+        self.links.lock().get(&node).is_some_and(|link| !link.down.load(Ordering::Relaxed))
+    }
+
+    /// Runs something beside the connections.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.runtime.spawn(task);
+    }
+
+    /// Opens a client stream's watches at a node's replica of `group`; gives the sink back if no
+    /// way to the node is known.
+    pub fn watch(
+        &self,
+        node: NodeId,
+        group: GroupId,
+        sink: Arc<dyn WatchSink>,
+    ) -> Result<Box<dyn WatchControl>, Arc<dyn WatchSink>> {
+        match self.links.lock().get(&node) {
+            Some(link) => Ok(link.watches.open(group, sink)),
+            None => Err(sink),
+        }
     }
 
     /// Sends a request to a node and waits for its reply.
@@ -135,13 +176,25 @@ impl Peers {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let (sender, receiver) = oneshot::channel();
         link.waiting.lock().insert(id, sender);
+        let _forget = Forget { waiting: &link.waiting, id };
         let frame = RequestFrame { id, request: Some(request) };
         if link.requests.try_send(frame).is_err() {
-            link.waiting.lock().remove(&id);
             return Err(GroupError::not_done(Error::TooManyRequests, None));
         }
         let answer = receiver.await;
         answer.unwrap_or(Err(GroupError::unknown(Error::TimeoutConnectionLost)))
+    }
+}
+
+/// Forgets a request that nobody waits for any more.
+struct Forget<'a> {
+    waiting: &'a Waiting,
+    id: u64,
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        self.waiting.lock().remove(&self.id);
     }
 }
 
@@ -183,8 +236,8 @@ async fn connect(address: &str) -> Option<Channel> {
         .tcp_nodelay(true)
         .initial_connection_window_size(WINDOW_BYTES)
         .initial_stream_window_size(WINDOW_BYTES)
-        .http2_keep_alive_interval(Duration::from_secs(5))
-        .keep_alive_timeout(Duration::from_secs(5))
+        .http2_keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE)
         .connect()
         .await
         .ok()
@@ -242,10 +295,16 @@ async fn run_raft(
 }
 
 /// Keeps a stream of requests to a peer and hands out the replies.
-async fn run_requests(to: Target, receiver: mpsc::Receiver<RequestFrame>, waiting: Waiting) {
+async fn run_requests(
+    to: Target,
+    receiver: mpsc::Receiver<RequestFrame>,
+    waiting: Waiting,
+    down: Arc<AtomicBool>,
+) {
     let receiver = Arc::new(tokio::sync::Mutex::new(receiver));
     loop {
         if let Some(channel) = connect(&to.address).await {
+            down.store(false, Ordering::Relaxed);
             let mut client = GroupsClient::new(channel)
                 .max_encoding_message_size(MESSAGE_BYTES)
                 .max_decoding_message_size(MESSAGE_BYTES);
@@ -269,6 +328,7 @@ async fn run_requests(to: Target, receiver: mpsc::Receiver<RequestFrame>, waitin
                 }
             }
         }
+        down.store(true, Ordering::Relaxed);
         // Frames still in the queue never left: those who wait for them may try elsewhere.
         let mut unsent = Vec::new();
         {
@@ -322,6 +382,8 @@ impl PeerServices {
         Server::builder()
             .initial_connection_window_size(WINDOW_BYTES)
             .initial_stream_window_size(WINDOW_BYTES)
+            .http2_keepalive_interval(Some(KEEP_ALIVE))
+            .http2_keepalive_timeout(Some(KEEP_ALIVE))
             .add_service(
                 PeerServer::from_arc(this.clone())
                     .max_decoding_message_size(MESSAGE_BYTES)
@@ -390,5 +452,15 @@ impl GroupsService for PeerServices {
             .ready_chunks(PACK)
             .map(|frames| Ok(ReplyBatch { frames }));
         Ok(Response::new(Box::pin(replies)))
+    }
+    type WatchStream =
+        std::pin::Pin<Box<dyn futures::Stream<Item = Result<WatchTell, Status>> + Send>>;
+
+    async fn watch(
+        &self,
+        request: Request<Streaming<WatchAsk>>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let tells = teller::serve(self.groups.clone(), request.into_inner());
+        Ok(Response::new(Box::pin(tells)))
     }
 }

@@ -18,3 +18,6 @@
 
 pub mod feed;
 pub mod hub;
+#[cfg(test)]
+mod tests;
+pub mod threads;

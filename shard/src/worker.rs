@@ -31,6 +31,7 @@ use crate::store::Store;
 use crate::store::checkpoint::Checkpoint;
 use crate::store::layout::Shelf;
 use crate::watch::feed::Feed;
+use crate::watch::threads::HubThreads;
 
 /// How often the room on the disk is looked at.
 const ROOM_WATCH: Duration = Duration::from_millis(500);
@@ -188,10 +189,11 @@ pub fn start(
     reserve_bytes: Option<u64>,
     fatal: Fatal,
 ) -> NodeHandle {
+    let hubs = HubThreads::start(node.store().clone(), fatal.clone());
     let mut views = BTreeMap::new();
     for (id, group) in node.groups() {
         let shared = group.shared().clone();
-        let feed = Feed::start(node.store().clone(), shared.published.clone(), fatal.clone());
+        let feed = Feed::start(&hubs, shared.published.clone());
         outbox.members(*id, &group.machine().state().members);
         views.insert(*id, GroupView { shared, feed });
     }
@@ -248,7 +250,7 @@ pub fn start(
                 checkpoint,
                 tickets: HashMap::new(),
                 next: 0,
-                fatal: fatal.clone(),
+                hubs,
                 critical_since_ms: None,
             };
             if let Err(error) = worker.run(&h) {
@@ -396,7 +398,7 @@ struct Worker {
     checkpoint: Sender<Arc<Checkpoint>>,
     tickets: HashMap<Ticket, AnswerSender>,
     next: Ticket,
-    fatal: Fatal,
+    hubs: Arc<HubThreads>,
     /// Since when the disk is critically full, in milliseconds of the node's clock.
     critical_since_ms: Option<u64>,
 }
@@ -449,8 +451,7 @@ impl Worker {
     fn born(&self, handle: &NodeHandle, id: GroupId) {
         let Some(group) = self.node.group(id) else { return };
         let shared = group.shared().clone();
-        let store = handle.parts.store.clone();
-        let feed = Feed::start(store, shared.published.clone(), self.fatal.clone());
+        let feed = Feed::start(&self.hubs, shared.published.clone());
         self.outbox.members(id, &group.machine().state().members);
         handle.parts.groups.write().insert(id, GroupView { shared, feed });
     }

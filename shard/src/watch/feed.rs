@@ -1,27 +1,57 @@
-//! The hub's loop: one thread a group, fed by the worker, asked by routers.
+//! The way to a replica's hub: fed by the worker, asked by routers, driven by a hub thread.
 //!
-//! The queue from the worker is bounded. When the hub cannot keep up the worker does not
-//! wait: it drops the event and the hub, told so by the gap in revisions, lets everybody
-//! catch up from history. While no stream is open it is not woken at all: it learns of what it
-//! was not told with the first stream, before that has a watch.
+//! ```text
+//!   worker ── events ──┐
+//!                      ├──> queue (bounded) ──> a turn on a hub thread (`threads.rs`) ──> hub
+//!   routers ── asks ───┘
+//! ```
+//!
+//! The queue is bounded. When the hub cannot keep up the worker does not wait: it drops the event
+//! and the hub, told so by the gap in revisions, lets everybody catch up from history. Routers
+//! wait for room: a hub waits for nobody, so that is short.
+//!
+//! While no stream is open the hub is not woken at all, and there is none: it comes with the first
+//! stream and goes with the last, so that a group that nobody watches costs the few words of a
+//! [`Feed`].
+//!
+//! Why nothing is missed:
+//! - The worker publishes a revision before it feeds it. A hub that is made later begins at or
+//!   above it, so what is taken from the queue while there is no hub can be dropped.
+//! - Whoever opens a stream counts it (`open`) before it asks for the hub. Whoever feeds notes what
+//!   it does not feed (`missed`) before it looks at the count once more. So either the feeder sees
+//!   the stream and wakes the hub, or the hub sees the note, because it looks at `missed` when it
+//!   takes the stream in, before the stream has a watch. Both are sequentially consistent.
+//! - A full queue needs no wake-up: its hub's turn comes, and each turn looks at `missed` after it
+//!   has taken from the queue.
+//! - From a note on until the hub has seen it nothing but notes is fed, so that no event jumps over
+//!   what was dropped; if one does, the gap tells.
+//!
+//! Invariants:
+//! - A feed stands in its thread's list at most once (`scheduled`), and only its thread drives it.
+//! - Nothing is taken in behind [`Feed::shut`]: who opens a stream then has its sink let go of at
+//!   once, which closes it.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use proto::group::{WatchControl, WatchSink, WatchSpec};
 
 use super::hub::{Hub, SinkId};
+use super::threads::HubThreads;
+use crate::engine::EngineError;
 use crate::machine::Published;
 use crate::machine::effect::RevisionEvents;
-use crate::store::Store;
 
-/// What may wait for the hub.
+/// What may wait for a hub.
 const DEPTH: usize = 8192;
-/// How often watchers with full sinks are tried again.
-const RETRY: Duration = Duration::from_millis(10);
+/// What is taken from the queue at a time.
+const BATCH: usize = 64;
+/// How long a turn may take inputs, and then again history, give or take one batch and one
+/// watcher's slice: the other hubs of the thread wait meanwhile.
+const TURN: Duration = Duration::from_millis(2);
 
 enum Input {
     Events(Arc<RevisionEvents>),
@@ -35,59 +65,86 @@ enum Input {
     Shut,
 }
 
-/// A hand on a hub's thread.
+/// A hand on a replica's hub. Cloning is cheap.
 #[derive(Clone)]
 pub struct Feed {
-    sender: Sender<Input>,
-    sinks: Arc<AtomicU64>,
-    /// Streams open now.
-    open: Arc<AtomicU64>,
-    /// Revision up to which events were dropped because nobody listened or the queue was full,
-    /// 0 for none.
-    missed: Arc<AtomicI64>,
-    counts: Arc<(AtomicU64, AtomicU64)>,
+    parts: Arc<Parts>,
 }
 
+struct Parts {
+    threads: Arc<HubThreads>,
+    /// Which of them drives the hub.
+    thread: usize,
+    published: Arc<Published>,
+    /// Streams ever opened.
+    sinks: AtomicU64,
+    /// Streams open now.
+    open: AtomicU64,
+    /// Revision up to which events were dropped because nobody listened or the queue was full,
+    /// 0 for none.
+    missed: AtomicI64,
+    counts: (AtomicU64, AtomicU64),
+    queue: Mutex<Queue>,
+    /// Told when a queue that was full is so no more.
+    room: Condvar,
+    driven: Mutex<Driven>,
+}
+
+struct Queue {
+    inputs: VecDeque<Input>,
+    /// Stands in its thread's list, or has its turn.
+    scheduled: bool,
+    shut: bool,
+}
+
+/// What only the hub's thread touches.
+struct Driven {
+    hub: Option<Box<Hub>>,
+    /// The thread will come back by itself.
+    resting: bool,
+}
+
+/// What a hub wants after its turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rest {
+    /// To be left alone until it is fed or asked.
+    Idle,
+    /// Another turn, behind the others.
+    Ready,
+    /// Another turn a little later, when full sinks may have room.
+    Later,
+}
+
+// === impl Feed ===
+
 impl Feed {
-    /// Starts the hub of a replica. `fatal` is called when its store fails.
-    pub fn start(
-        store: Arc<Store>,
-        published: Arc<Published>,
-        fatal: Arc<dyn Fn(String) + Send + Sync>,
-    ) -> Feed {
-        let (sender, receiver) = bounded(DEPTH);
-        let missed = Arc::new(AtomicI64::new(0));
-        let counts = Arc::new((AtomicU64::new(0), AtomicU64::new(0)));
-        let hub = Hub::new(store, published);
-        let feed = Feed {
-            sender,
-            sinks: Arc::default(),
-            open: Arc::default(),
-            missed: missed.clone(),
-            counts: counts.clone(),
+    /// The feed of a new replica, whose hub is driven by one of `threads`.
+    pub fn start(threads: &Arc<HubThreads>, published: Arc<Published>) -> Feed {
+        let queue = Queue { inputs: VecDeque::new(), scheduled: false, shut: false };
+        let parts = Parts {
+            threads: threads.clone(),
+            thread: threads.next(),
+            published,
+            sinks: AtomicU64::new(0),
+            open: AtomicU64::new(0),
+            missed: AtomicI64::new(0),
+            counts: (AtomicU64::new(0), AtomicU64::new(0)),
+            queue: Mutex::new(queue),
+            room: Condvar::new(),
+            driven: Mutex::new(Driven { hub: None, resting: false }),
         };
-        std::thread::Builder::new()
-            .name("watch".into())
-            .spawn(move || {
-                let ran = catch_unwind(AssertUnwindSafe(|| run(hub, &receiver, &missed, &counts)));
-                match ran {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => fatal(error.to_string()),
-                    Err(_) => fatal("the thread \"watch\" panicked, see above".into()),
-                }
-            })
-            .expect("a thread can be started");
-        feed
+        Feed { parts: Arc::new(parts) }
     }
 
     /// Feeds a revision's events. Never waits.
     pub fn events(&self, events: Arc<RevisionEvents>) {
+        let parts = &self.parts;
         let revision = events.revision;
-        let nobody = self.open.load(Ordering::SeqCst) == 0;
-        if nobody || self.missed.load(Ordering::SeqCst) != 0 {
+        let nobody = parts.open.load(Ordering::SeqCst) == 0;
+        if nobody || parts.missed.load(Ordering::SeqCst) != 0 {
             return self.behind(revision);
         }
-        if let Err(TrySendError::Full(_)) = self.sender.try_send(Input::Events(events)) {
+        if !self.try_push(Input::Events(events)) {
             self.behind(revision);
         }
     }
@@ -95,31 +152,206 @@ impl Feed {
     /// The hub is not given the events up to `revision`: all rows were replaced by a snapshot,
     /// nobody listens, or the queue is full.
     pub fn behind(&self, revision: i64) {
-        self.missed.fetch_max(revision, Ordering::SeqCst);
-        // Whoever opens a stream counts it first, and the hub looks at `missed` when it takes the
-        // stream in: either it sees the line above, or the stream is seen here.
-        if self.open.load(Ordering::SeqCst) > 0 {
-            // A full queue means that the hub is about to look.
-            let _ = self.sender.try_send(Input::Behind(revision));
+        self.parts.missed.fetch_max(revision, Ordering::SeqCst);
+        if self.parts.open.load(Ordering::SeqCst) > 0 {
+            let _ = self.try_push(Input::Behind(revision));
         }
     }
 
     /// Opens a client stream.
     pub fn open(&self, sink: Arc<dyn WatchSink>) -> Box<dyn WatchControl> {
-        let id = self.sinks.fetch_add(1, Ordering::Relaxed) + 1;
-        self.open.fetch_add(1, Ordering::SeqCst);
-        let _ = self.sender.send(Input::Open(id, sink));
+        let id = self.parts.sinks.fetch_add(1, Ordering::Relaxed) + 1;
+        self.parts.open.fetch_add(1, Ordering::SeqCst);
+        self.push(Input::Open(id, sink));
         Box::new(Control { feed: self.clone(), id })
     }
 
-    /// Ends all watches.
+    /// Ends all watches, and those that somebody still asks for.
     pub fn shut(&self) {
-        let _ = self.sender.send(Input::Shut);
+        let mut queue = self.parts.queue.lock();
+        if std::mem::replace(&mut queue.shut, true) {
+            return;
+        }
+        // One more than fits: this is the last.
+        queue.inputs.push_back(Input::Shut);
+        self.schedule(queue);
+        self.parts.room.notify_all();
     }
 
     /// (all, synced) watchers.
     pub fn counts(&self) -> (u64, u64) {
-        (self.counts.0.load(Ordering::Relaxed), self.counts.1.load(Ordering::Relaxed))
+        let (all, synced) = &self.parts.counts;
+        (all.load(Ordering::Relaxed), synced.load(Ordering::Relaxed))
+    }
+
+    /// Puts an input in, unless the queue is full. Behind the end there is always room: it goes
+    /// nowhere.
+    fn try_push(&self, input: Input) -> bool {
+        let mut queue = self.parts.queue.lock();
+        if queue.shut {
+            return true;
+        }
+        if queue.inputs.len() >= DEPTH {
+            return false;
+        }
+        queue.inputs.push_back(input);
+        self.schedule(queue);
+        true
+    }
+
+    /// Puts an input in; waits for room.
+    fn push(&self, input: Input) {
+        let mut queue = self.parts.queue.lock();
+        while queue.inputs.len() >= DEPTH && !queue.shut {
+            self.parts.room.wait(&mut queue);
+        }
+        if !queue.shut {
+            queue.inputs.push_back(input);
+            self.schedule(queue);
+        }
+    }
+
+    /// Asks for a turn, unless one is to come anyway.
+    fn schedule(&self, mut queue: MutexGuard<'_, Queue>) {
+        if !std::mem::replace(&mut queue.scheduled, true) {
+            drop(queue);
+            self.again();
+        }
+    }
+
+    /// Puts itself at the end of its thread's list.
+    pub(super) fn again(&self) {
+        self.parts.threads.ready(self.parts.thread, self.clone());
+    }
+
+    /// Moves some inputs into `batch`.
+    fn take(&self, batch: &mut Vec<Input>) {
+        let mut queue = self.parts.queue.lock();
+        let was_full = queue.inputs.len() >= DEPTH;
+        let count = queue.inputs.len().min(BATCH);
+        batch.extend(queue.inputs.drain(..count));
+        if was_full {
+            self.parts.room.notify_all();
+        }
+    }
+
+    /// Drives the hub for a while. Only its thread may call this.
+    pub(super) fn turn(&self) -> Result<Rest, EngineError> {
+        let mut driven = self.parts.driven.lock();
+        let until = Instant::now() + TURN;
+        let mut batch = Vec::new();
+        loop {
+            self.take(&mut batch);
+            if batch.is_empty() {
+                break;
+            }
+            for input in batch.drain(..) {
+                self.step(&mut driven.hub, input);
+            }
+            if Instant::now() >= until {
+                break;
+            }
+        }
+        let (more, unsynced) = self.advance(&mut driven.hub)?;
+        let mut queue = self.parts.queue.lock();
+        if more || !queue.inputs.is_empty() {
+            return Ok(Rest::Ready);
+        }
+        queue.scheduled = false;
+        if driven.hub.is_none() {
+            queue.inputs = VecDeque::new();
+        }
+        if unsynced && !std::mem::replace(&mut driven.resting, true) {
+            return Ok(Rest::Later);
+        }
+        Ok(Rest::Idle)
+    }
+
+    /// The rest that was asked for is over. Only the hub's thread may call this.
+    pub(super) fn rested(&self) {
+        self.parts.driven.lock().resting = false;
+        self.schedule(self.parts.queue.lock());
+    }
+
+    fn step(&self, slot: &mut Option<Box<Hub>>, input: Input) {
+        if let Input::Open(id, sink) = input {
+            let make = || {
+                let store = self.parts.threads.store().clone();
+                Box::new(Hub::new(store, self.parts.published.clone()))
+            };
+            let hub = slot.get_or_insert_with(make);
+            self.skip(hub);
+            return hub.open(id, sink);
+        }
+        // Without a stream there is nobody to tell.
+        let Some(hub) = slot else { return };
+        match input {
+            // A gap means that events were dropped between: catch up over it.
+            Input::Events(events) if events.revision > hub.revision() + 1 => {
+                hub.behind(events.revision);
+            }
+            Input::Events(events) => hub.feed(&events),
+            Input::Behind(revision) => hub.behind(revision),
+            Input::Open(..) => {}
+            Input::Close(id) => hub.close(id),
+            Input::Create(id, spec) => hub.create(id, spec),
+            Input::Cancel(id, key) => hub.cancel(id, key),
+            Input::Progress(id) => hub.progress(id),
+            Input::WatchProgress(id, key) => hub.watch_progress(id, key),
+            Input::Shut => {
+                hub.shut();
+                *slot = None;
+            }
+        }
+    }
+
+    /// Goes over what the hub was not given.
+    fn skip(&self, hub: &mut Hub) {
+        let lost = self.parts.missed.swap(0, Ordering::SeqCst);
+        if lost != 0 {
+            hub.behind(lost);
+        }
+    }
+
+    /// Offers what was fed and lets watchers catch up. Says whether there is more to do at once,
+    /// and whether any has not caught up.
+    fn advance(&self, slot: &mut Option<Box<Hub>>) -> Result<(bool, bool), EngineError> {
+        let until = Instant::now() + TURN;
+        let (mut more, mut unsynced, mut counts) = (false, false, (0, 0));
+        if let Some(hub) = slot {
+            self.skip(hub);
+            hub.flush();
+            more = hub.catch_up(&mut || Instant::now() < until)?;
+            (unsynced, counts) = (hub.has_unsynced(), hub.counts());
+            if hub.is_idle() {
+                *slot = None;
+            }
+        }
+        self.parts.counts.0.store(counts.0 as u64, Ordering::Relaxed);
+        self.parts.counts.1.store(counts.1 as u64, Ordering::Relaxed);
+        Ok((more, unsynced))
+    }
+}
+
+#[cfg(test)]
+impl Feed {
+    /// What a feed takes that nobody watches.
+    pub(super) fn idle_bytes() -> usize {
+        size_of::<Feed>() + 2 * size_of::<usize>() + size_of::<Parts>()
+    }
+
+    pub(super) fn has_hub(&self) -> bool {
+        self.parts.driven.lock().hub.is_some()
+    }
+
+    /// Keeps the hub's thread from its turn meanwhile.
+    pub(super) fn hold(&self, act: impl FnOnce()) {
+        let _driven = self.parts.driven.lock();
+        act();
+    }
+
+    pub(super) fn weak(&self) -> std::sync::Weak<impl Sized + use<>> {
+        Arc::downgrade(&self.parts)
     }
 }
 
@@ -128,94 +360,29 @@ struct Control {
     id: SinkId,
 }
 
-impl Control {
-    fn send(&self, input: Input) {
-        // The hub never waits for anybody, so this wait is short.
-        let _ = self.feed.sender.send(input);
-    }
-}
+// === impl Control ===
 
 impl WatchControl for Control {
     fn create(&self, spec: WatchSpec) {
-        self.send(Input::Create(self.id, spec));
+        self.feed.push(Input::Create(self.id, spec));
     }
 
     fn cancel(&self, key: u64) {
-        self.send(Input::Cancel(self.id, key));
+        self.feed.push(Input::Cancel(self.id, key));
     }
 
     fn progress(&self) {
-        self.send(Input::Progress(self.id));
+        self.feed.push(Input::Progress(self.id));
     }
 
     fn watch_progress(&self, key: u64) {
-        self.send(Input::WatchProgress(self.id, key));
+        self.feed.push(Input::WatchProgress(self.id, key));
     }
 }
 
 impl Drop for Control {
     fn drop(&mut self) {
-        self.send(Input::Close(self.id));
-        self.feed.open.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
-fn run(
-    mut hub: Hub,
-    receiver: &Receiver<Input>,
-    missed: &AtomicI64,
-    counts: &(AtomicU64, AtomicU64),
-) -> Result<(), crate::engine::EngineError> {
-    let mut more = false;
-    loop {
-        let behind = hub.has_unsynced();
-        let wait = match (more, behind) {
-            (true, _) => Duration::ZERO,
-            (false, true) => RETRY,
-            (false, false) => Duration::from_secs(1),
-        };
-        match receiver.recv_timeout(wait) {
-            Ok(input) => step(&mut hub, input, missed),
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return Ok(()),
-        }
-        while let Ok(input) = receiver.try_recv() {
-            step(&mut hub, input, missed);
-        }
-        skip(&mut hub, missed);
-        hub.flush();
-        more = hub.catch_up()?;
-        let (all, synced) = hub.counts();
-        counts.0.store(all as u64, Ordering::Relaxed);
-        counts.1.store(synced as u64, Ordering::Relaxed);
-    }
-}
-
-/// Goes over what the hub was not given.
-fn skip(hub: &mut Hub, missed: &AtomicI64) {
-    let lost = missed.swap(0, Ordering::SeqCst);
-    if lost != 0 {
-        hub.behind(lost);
-    }
-}
-
-fn step(hub: &mut Hub, input: Input, missed: &AtomicI64) {
-    match input {
-        // A gap means that events were dropped between: catch up over it.
-        Input::Events(events) if events.revision > hub.revision() + 1 => {
-            hub.behind(events.revision);
-        }
-        Input::Events(events) => hub.feed(&events),
-        Input::Behind(revision) => hub.behind(revision),
-        Input::Open(id, sink) => {
-            skip(hub, missed);
-            hub.open(id, sink);
-        }
-        Input::Close(id) => hub.close(id),
-        Input::Create(id, spec) => hub.create(id, spec),
-        Input::Cancel(id, key) => hub.cancel(id, key),
-        Input::Progress(id) => hub.progress(id),
-        Input::WatchProgress(id, key) => hub.watch_progress(id, key),
-        Input::Shut => hub.shut(),
+        self.feed.push(Input::Close(self.id));
+        self.feed.parts.open.fetch_sub(1, Ordering::SeqCst);
     }
 }

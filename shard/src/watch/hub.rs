@@ -34,6 +34,16 @@ struct Watcher {
     idle: bool,
 }
 
+/// How a slice of history ended.
+enum Slice {
+    /// The watcher needs no more.
+    Synced,
+    /// It could go on at once.
+    More,
+    /// Its sink has no room.
+    Full,
+}
+
 /// See the module.
 pub struct Hub {
     store: Arc<Store>,
@@ -45,6 +55,8 @@ pub struct Hub {
     /// Synced watchers by what they watch; many watch the same.
     ranges: BTreeMap<KeyRange, BTreeSet<WatcherId>>,
     unsynced: BTreeSet<WatcherId>,
+    /// The unsynced watcher whose turn comes next.
+    turn: WatcherId,
     /// What the events fed since the last flush give to whom.
     pending: BTreeMap<WatcherId, Vec<Arc<WatchEvent>>>,
     pending_revisions: usize,
@@ -61,6 +73,7 @@ impl Hub {
             watchers: BTreeMap::new(),
             ranges: BTreeMap::new(),
             unsynced: BTreeSet::new(),
+            turn: (0, 0),
             pending: BTreeMap::new(),
             pending_revisions: 0,
         }
@@ -245,24 +258,48 @@ impl Hub {
         }
     }
 
-    /// Gives unsynced watchers a slice of history each. Says whether any is left that could
-    /// go on at once; those whose sinks are full wait for the next call.
-    pub fn catch_up(&mut self) -> Result<bool, EngineError> {
+    /// Gives unsynced watchers a slice of history each, as long as `go_on` says so after each of
+    /// them; the next call begins where this one ended. Says whether any is left that could go
+    /// on at once; those whose sinks are full wait for the next call.
+    pub fn catch_up(&mut self, go_on: &mut dyn FnMut() -> bool) -> Result<bool, EngineError> {
         self.flush();
         let mut more = false;
-        let ids: Vec<_> = self.unsynced.iter().copied().collect();
-        for id in ids {
-            more |= self.catch_up_one(id)?;
+        // What one watch of a sink finds no room for, the others would not either.
+        let mut full = BTreeSet::new();
+        let ids: Vec<_> = self.in_turn().collect();
+        for (at, id) in ids.iter().enumerate() {
+            if full.contains(&id.0) {
+                continue;
+            }
+            match self.catch_up_one(*id)? {
+                Slice::Synced => {}
+                Slice::More => more = true,
+                Slice::Full => {
+                    full.insert(id.0);
+                }
+            }
+            if let Some(next) = ids.get(at + 1)
+                && !go_on()
+            {
+                self.turn = *next;
+                return Ok(true);
+            }
         }
         Ok(more)
     }
 
-    fn catch_up_one(&mut self, id: WatcherId) -> Result<bool, EngineError> {
-        let Some(stream) = self.streams.get(&id.0) else { return Ok(false) };
+    /// Unsynced watchers, from the one whose turn it is around to the one before it.
+    fn in_turn(&self) -> impl Iterator<Item = WatcherId> {
+        let first = self.unsynced.range(self.turn..);
+        first.chain(self.unsynced.range(..self.turn)).copied()
+    }
+
+    fn catch_up_one(&mut self, id: WatcherId) -> Result<Slice, EngineError> {
+        let Some(stream) = self.streams.get(&id.0) else { return Ok(Slice::Full) };
         let sink = stream.sink.clone();
-        let Some(watcher) = self.watchers.get(&id) else { return Ok(false) };
+        let Some(watcher) = self.watchers.get(&id) else { return Ok(Slice::Synced) };
         if sink.is_closed() {
-            return Ok(false);
+            return Ok(Slice::Full);
         }
         let (from, to) = (watcher.next, self.revision);
         let spec = watcher.spec.clone();
@@ -284,12 +321,9 @@ impl Hub {
                         Ok(event) => events.push(WatchEvent::new(event)),
                         Err(EngineError::Value(what)) if self.published.shelf() == shelf => {
                             tracing::error!(what, "a watch ends");
-                            if sink.offer(WatchOutput::Closed { key: id.1 }).is_ok() {
-                                self.remove(id);
-                            }
-                            return Ok(false);
+                            return Ok(self.end(id, WatchOutput::Closed { key: id.1 }));
                         }
-                        Err(EngineError::Value(_)) => return Ok(true),
+                        Err(EngineError::Value(_)) => return Ok(Slice::More),
                         Err(error) => return Err(error),
                     }
                 }
@@ -297,15 +331,12 @@ impl Hub {
         }
         // A snapshot may have replaced the rows meanwhile: read its own.
         if self.published.shelf() != shelf {
-            return Ok(true);
+            return Ok(Slice::More);
         }
         // Compaction may have taken rows away meanwhile: look after reading.
         let compacted = self.published.compacted();
         if from < compacted {
-            if sink.offer(WatchOutput::Compacted { key: id.1, revision: compacted }).is_ok() {
-                self.remove(id);
-            }
-            return Ok(false);
+            return Ok(self.end(id, WatchOutput::Compacted { key: id.1, revision: compacted }));
         }
         let done = if history.len() < limits::WATCH_BATCH_REVISIONS {
             to
@@ -315,22 +346,33 @@ impl Hub {
         if !events.is_empty() {
             let output = WatchOutput::Events { key: id.1, revision: to, events };
             if sink.offer(output).is_err() {
-                return Ok(false);
+                return Ok(Slice::Full);
             }
         }
-        let Some(watcher) = self.watchers.get_mut(&id) else { return Ok(false) };
+        let Some(watcher) = self.watchers.get_mut(&id) else { return Ok(Slice::Synced) };
         watcher.next = done + 1;
         watcher.idle = false;
         if watcher.next > self.revision {
             watcher.synced = true;
             self.unsynced.remove(&id);
             self.ranges.entry(watcher.spec.range.clone()).or_default().insert(id);
-            return Ok(false);
+            return Ok(Slice::Synced);
         }
-        Ok(true)
+        Ok(Slice::More)
     }
 
-    /// Ends all watches: the replica is going away.
+    /// Ends a watch with its last word, if there is room for it.
+    fn end(&mut self, id: WatcherId, word: WatchOutput) -> Slice {
+        let stream = self.streams.get(&id.0);
+        if stream.is_none_or(|stream| stream.sink.offer(word).is_err()) {
+            return Slice::Full;
+        }
+        self.remove(id);
+        Slice::Synced
+    }
+
+    /// Ends all watches: the replica is going away. A sink that is full is not told; the hub is
+    /// to be dropped, and with it its hold of the sink, which says the same.
     pub fn shut(&mut self) {
         self.flush();
         for id in self.watchers.keys() {
@@ -346,6 +388,11 @@ impl Hub {
     /// (all, synced) watchers, for metrics.
     pub fn counts(&self) -> (usize, usize) {
         (self.watchers.len(), self.watchers.len() - self.unsynced.len())
+    }
+
+    /// Is no client stream open?
+    pub fn is_idle(&self) -> bool {
+        self.streams.is_empty()
     }
 
     /// Does any watcher still have to catch up?

@@ -1009,7 +1009,7 @@ impl World {
         let Some(process) = &mut self.hosts[host].process else { return };
         let Some(hub) = &mut process.hub else { return };
         hub.flush();
-        if let Err(error) = hub.catch_up() {
+        if let Err(error) = hub.catch_up(&mut || true) {
             self.broken.push(error.to_string());
             return;
         }
