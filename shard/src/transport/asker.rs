@@ -149,7 +149,7 @@ impl Drop for Control {
     }
 }
 
-/// Keeps a stream of watches to a peer while there is any sink.
+/// Keeps a stream of watches to a peer, from the first sink on.
 pub(super) async fn run(to: Target, steps: Steps) {
     let Steps { asker, mut receiver } = steps;
     loop {
