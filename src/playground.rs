@@ -1,5 +1,6 @@
 //! `atoll playground`: three nodes in one process with two tenants, and what to type next.
-//! Everything is in one folder, which goes with the process unless it was named.
+//! Everything is in one folder, which goes with the process unless it was named. Each node has a
+//! loopback address of its own, so that a tenant's port is the same at all of them.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,8 +14,6 @@ use crate::start;
 
 /// Nodes of a playground.
 const NODES: u16 = 3;
-/// Between the ports of one node and those of the next.
-const STRIDE: u16 = 1000;
 /// The tenants, and their ports above the first node's.
 const TENANTS: [(&str, u16); 2] = [("acme", 10), ("beta", 11)];
 /// How long the nodes may take to answer.
@@ -26,7 +25,8 @@ pub(crate) struct Options {
     /// Keeps everything in this folder [default: a new one, which is removed in the end].
     #[arg(long)]
     data_dir: Option<PathBuf>,
-    /// The first node's client port; the others have it + 1000 and + 2000, tenants + 10 and + 11.
+    /// Client port of the nodes, on 127.0.0.1 to 127.0.0.3; those of the tenants are 10 and 11
+    /// above.
     #[arg(long, default_value_t = 2379)]
     port: u16,
     /// error, warn, info, debug or trace.
@@ -58,11 +58,11 @@ pub(crate) fn run(options: &Options) -> Result<(), String> {
 }
 
 fn config(options: &Options, folder: &std::path::Path, number: u16) -> Result<Config, String> {
-    let port = |above: u16, node: u16| {
-        let port = options.port.checked_add(above).and_then(|p| p.checked_add(node * STRIDE));
-        port.ok_or("--port is too high: there is no room above it".to_owned())
+    let url = |above: u16, node: u16| {
+        let port = options.port.checked_add(above);
+        let port = port.ok_or("--port is too high: there is no room above it".to_owned())?;
+        Ok::<_, String>(format!("http://127.0.0.{}:{port}", node + 1))
     };
-    let url = |above, node| Ok::<_, String>(format!("http://127.0.0.1:{}", port(above, node)?));
     let member = |node| Ok::<_, String>(format!("n{}={}", node + 1, url(1, node)?));
     let cluster: Result<Vec<String>, String> = (0..NODES).map(member).collect();
     let mut settings = Settings::default();
@@ -104,9 +104,11 @@ fn show(port: u16) {
     let [acme, beta] = TENANTS.map(|(_, above)| port + above);
     let admin = format!("http://127.0.0.1:{}", port + 2);
     println!("three nodes: n1, n2, n3; two tenants beside the default one:");
-    println!("  acme     http://127.0.0.1:{acme}  (and at the same port + 0 of every node)");
-    println!("  beta     http://127.0.0.1:{beta}");
-    println!("  default  http://127.0.0.1:{port}");
+    println!(
+        "  default  http://127.0.0.1:{port}, http://127.0.0.2:{port}, http://127.0.0.3:{port}"
+    );
+    println!("  acme     the same hosts, port {acme}");
+    println!("  beta     the same hosts, port {beta}");
     println!();
     println!("Try, in another terminal:");
     println!("  export ATOLL_ADMIN={admin}");
@@ -115,6 +117,6 @@ fn show(port: u16) {
     println!("  etcdctl --endpoints 127.0.0.1:{beta} get hello     # nothing: another tenant");
     println!("  etcdctl watch hello &         # goes on over all that follows");
     println!("  atoll tenant create solo --replicas 1");
-    println!("  atoll tenant list; atoll group list; atoll node list");
-    println!("  atoll node drain n3; atoll op list");
+    println!("  atoll tenant move solo --to n2; atoll op list; atoll group list");
+    println!("  atoll tenant list; atoll node list");
 }

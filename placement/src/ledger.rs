@@ -93,7 +93,8 @@ impl Ledger {
 
     fn remove(&mut self, key: &[u8]) {
         let key = String::from_utf8_lossy(key);
-        let Some((kind, id)) = key.strip_prefix(crate::record::PREFIX).and_then(|k| k.split_once('/'))
+        let Some((kind, id)) =
+            key.strip_prefix(crate::record::PREFIX).and_then(|k| k.split_once('/'))
         else {
             return;
         };

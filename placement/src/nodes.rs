@@ -35,18 +35,13 @@ pub fn found(
         replicas,
         default_tenant: if default_tenant { id::DEFAULT_TENANT.0 } else { 0 },
     };
-    let kind =
-        NamespaceKind::Separate { cluster_id: cluster, port: 0, group: id::DEFAULT_GROUP.0 };
+    let kind = NamespaceKind::Separate { cluster_id: cluster, port: 0, group: id::DEFAULT_GROUP.0 };
     let tenant = Tenant {
         id: id::DEFAULT_TENANT.0,
         name: "default".to_owned(),
         state: TenantState::Open,
         deleted_ms: 0,
-        namespaces: vec![Namespace {
-            id: id::DEFAULT_NAMESPACE.0,
-            name: String::new(),
-            kind,
-        }],
+        namespaces: vec![Namespace { id: id::DEFAULT_NAMESPACE.0, name: String::new(), kind }],
     };
     let founder = |node: &Node| Founder {
         node: node.id,

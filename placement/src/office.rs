@@ -97,10 +97,12 @@ impl Office {
     }
 
     /// Makes a change that needs no answer, until it is made or known not to be needed.
-    pub(crate) async fn insist(&self, plan: impl Fn(&Ledger) -> Option<Change>) -> Result<(), Refusal> {
-        let plan = |ledger: &Ledger| {
-            Ok((plan(ledger).unwrap_or_default(), Answer::Done(String::new())))
-        };
+    pub(crate) async fn insist(
+        &self,
+        plan: impl Fn(&Ledger) -> Option<Change>,
+    ) -> Result<(), Refusal> {
+        let plan =
+            |ledger: &Ledger| Ok((plan(ledger).unwrap_or_default(), Answer::Done(String::new())));
         self.change(plan).await.map(drop)
     }
 

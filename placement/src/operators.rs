@@ -198,9 +198,8 @@ fn chosen(ledger: &Ledger, names: &[String]) -> Result<BTreeSet<u64>, Refusal> {
 /// What drained nodes ask for: each group that is on one, and that nobody works on, goes where the
 /// ring proposes. `None` when there is nothing to begin.
 pub fn plan_drains(ledger: &Ledger, now_ms: u64) -> Option<Change> {
-    let draining = |node: u64| {
-        ledger.nodes.get(&node).is_some_and(|node| node.state == NodeState::Draining)
-    };
+    let draining =
+        |node: u64| ledger.nodes.get(&node).is_some_and(|node| node.state == NodeState::Draining);
     let mut room = RUNNING_MAX.saturating_sub(running(ledger).len());
     let mut meta = ledger.meta.clone()?;
     let mut change = Change::default();
@@ -362,7 +361,8 @@ mod tests {
         let mut ledger = tenants::create(&ledger, "acme", 0, 0).unwrap().0.applied_to(&ledger);
         let group = *ledger.groups.keys().last().unwrap();
         let before = nodes_of(&ledger, group);
-        let there: Vec<String> = (1..=4).filter(|id| *id != before[0]).map(|id| format!("n{id}")).collect();
+        let there: Vec<String> =
+            (1..=4).filter(|id| *id != before[0]).map(|id| format!("n{id}")).collect();
         let (change, _) = move_tenant(&ledger, "acme", &there, 5).unwrap();
         ledger = change.applied_to(&ledger);
         let operator = running(&ledger)[0].clone();

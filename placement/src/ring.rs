@@ -69,9 +69,8 @@ pub fn propose<'a>(
     count: usize,
 ) -> Vec<&'a Node> {
     let fit = nodes.filter(|node| node.state == NodeState::Up && node.weight > 0);
-    let spots = fit.map(|node| {
-        Spot::new(node.id).value(node).quantity(SPOTS * node.weight.min(64) as usize)
-    });
+    let spots = fit
+        .map(|node| Spot::new(node.id).value(node).quantity(SPOTS * node.weight.min(64) as usize));
     let ring = StaticHashRing::new(StableHash, spots);
     let mut chosen: Vec<&Node> = Vec::new();
     let mut spare: Vec<&Node> = Vec::new();
@@ -110,8 +109,7 @@ mod tests {
     #[test]
     fn proposals_are_the_same_for_ever() {
         let nodes: Vec<_> = (1..=5).map(|id| node(id, "", 1)).collect();
-        let chosen: Vec<_> =
-            (2..6).map(|group| ids(&propose(nodes.iter(), group, 3))).collect();
+        let chosen: Vec<_> = (2..6).map(|group| ids(&propose(nodes.iter(), group, 3))).collect();
         assert_eq!(chosen, GOLDEN);
     }
 

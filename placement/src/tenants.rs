@@ -82,7 +82,9 @@ fn new_group(
     let homes = ring::propose(ledger.nodes.values(), id, count);
     if homes.len() < count {
         let usable = homes.len();
-        return Err(refused(format!("{count} replicas are asked for, {usable} nodes can take one")));
+        return Err(refused(format!(
+            "{count} replicas are asked for, {usable} nodes can take one"
+        )));
     }
     meta.next_group += 1;
     let founder = |node: &&Node| Founder {
@@ -92,11 +94,8 @@ fn new_group(
     };
     let mut founders: Vec<Founder> = homes.iter().map(founder).collect();
     founders.sort_by_key(|founder| founder.node);
-    let replica = |founder: &Founder| Replica {
-        node: founder.node,
-        replica: founder.node,
-        learner: false,
-    };
+    let replica =
+        |founder: &Founder| Replica { node: founder.node, replica: founder.node, learner: false };
     Ok(Group {
         id,
         tenant: owner.0,
@@ -330,8 +329,7 @@ fn node_names(ledger: &Ledger, group: &Group) -> Vec<String> {
 pub fn groups(ledger: &Ledger) -> Answer {
     let view = |group: &Group| {
         let tenant = ledger.tenants.get(&group.tenant);
-        let namespace =
-            tenant.and_then(|t| t.namespaces.iter().find(|n| n.id == group.namespace));
+        let namespace = tenant.and_then(|t| t.namespaces.iter().find(|n| n.id == group.namespace));
         let of = match (tenant, namespace) {
             (Some(tenant), Some(namespace)) => tenant.full_name(namespace),
             _ if group.tenant == 0 => "(placement)".to_owned(),

@@ -53,7 +53,7 @@ impl Shared {
         Some(self.leader.load(Ordering::Acquire)).filter(|leader| *leader != 0)
     }
 
-    /// Is the replica no voter, as far as it has applied?
+    /// Is the replica that of a member that was added as a learner, as far as it has applied?
     pub fn is_learner(&self) -> bool {
         self.learner.load(Ordering::Acquire)
     }
@@ -244,9 +244,13 @@ impl Group {
 
     /// Shows to other threads whether this replica votes, after a change of members.
     pub(crate) fn publish_membership(&self) {
-        let own = self.machine.state().member_of(self.core.key().replica);
-        let votes = own.is_some_and(|member| !member.is_learner);
-        self.shared.learner.store(!votes, Ordering::Release);
+        let state = self.machine.state();
+        let replica = self.core.key().replica;
+        let votes = state.member_of(replica).is_some_and(|member| !member.is_learner);
+        // A replica that placement has put here has a number of its own.
+        let by_placement = state.places.iter().any(|place| place.replica == replica);
+        let waits = state.members.is_empty();
+        self.shared.learner.store(!votes && !by_placement && !waits, Ordering::Release);
         let version = self.machine.state().membership_version;
         self.shared.membership_version.store(version, Ordering::Release);
     }

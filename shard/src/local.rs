@@ -116,11 +116,10 @@ impl Groups for LocalGroups {
         self.caller.handle.group(group).map_or(0, |view| view.shared.published.revision())
     }
 
-    /// Where placement says who has a group, a learner here is in nobody's way: requests go by
-    /// it.
+    /// Only of a node that was added as a member with etcd's commands: a learner that placement
+    /// has put here is in nobody's way.
     fn is_learner(&self, group: GroupId) -> bool {
-        let view = self.caller.handle.group(group);
-        view.is_some_and(|view| view.shared.is_learner()) && !self.caller.directory.knows(group)
+        self.caller.handle.group(group).is_some_and(|view| view.shared.is_learner())
     }
 
     fn identity(&self) -> Identity {

@@ -248,6 +248,11 @@ pub enum Output {
         /// Of which group.
         group: GroupId,
     },
+    /// A replica here is quarantined: nobody is to wait for it.
+    Stopped {
+        /// Of which group.
+        group: GroupId,
+    },
     /// A replica left this node.
     Gone {
         /// Of which group.

@@ -500,6 +500,11 @@ impl Worker {
                     }
                 }
                 Output::Born { group } => self.born(handle, group),
+                Output::Stopped { group } => {
+                    if let Some(view) = handle.parts.groups.read().get(&group) {
+                        view.feed.shut();
+                    }
+                }
                 Output::Gone { group } => {
                     if let Some(view) = handle.parts.groups.write().remove(&group) {
                         view.feed.shut();

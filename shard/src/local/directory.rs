@@ -77,11 +77,6 @@ impl Directory {
         self.map.load().replicas(group).to_vec()
     }
 
-    /// Does placement say who has the group?
-    pub(super) fn knows(&self, group: GroupId) -> bool {
-        !self.map.load().replicas(group).is_empty()
-    }
-
     /// Version of the group's range. Looks at all ranges, so it is not for every request.
     pub(super) fn range_version(&self, group: GroupId) -> u64 {
         let map = self.map.load();

@@ -221,6 +221,8 @@ impl Caller {
             Outcome::Final => return false,
             Outcome::Unknown if is_here || !is_repeatable(request.body.as_ref()) => return false,
             Outcome::Unknown => search.slow += u32::from(error.error == Error::Timeout),
+            // The router has to route it anew.
+            Outcome::NotDone if error.error == Error::StaleRange => return false,
             Outcome::NotDone
                 if error.error == Error::TooManyRequests && search.passes >= PAUSES_MS.len() =>
             {

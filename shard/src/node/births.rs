@@ -94,8 +94,7 @@ impl Node {
 
     /// A checkpoint is durable: the replicas that are in it begin to live.
     pub(super) fn deliver(&mut self) -> Result<(), NodeError> {
-        let born: Vec<Newborn> =
-            self.newborns.extract_if(.., |newborn| newborn.frozen).collect();
+        let born: Vec<Newborn> = self.newborns.extract_if(.., |newborn| newborn.frozen).collect();
         if !self.newborns.is_empty() {
             self.checkpoints.forced = true;
             self.checkpoints.first_write_ms.get_or_insert(self.now_ms);

@@ -238,7 +238,8 @@ impl Node {
         };
         // Replicas that came later and that the engine has lost: the log knows what they promised.
         let lost = recovered.replicas.keys().filter(|key| {
-            let expected = |birth: &Birth| birth.group.0 == key.group && birth.replica == key.replica;
+            let expected =
+                |birth: &Birth| birth.group.0 == key.group && birth.replica == key.replica;
             !states.contains_key(key) && !births.iter().any(expected)
         });
         let lost = lost.map(|key| Birth {

@@ -259,6 +259,8 @@ impl Node {
         }
         tracing::error!(group = id.0, reason, "a replica is quarantined");
         group.stopped = Some(reason.clone());
+        group.shared.stop();
+        self.outputs.push(Output::Stopped { group: id });
         let key = group.core.key();
         self.records.push(Record::Quarantine { key, reason });
         // It may have stopped in the middle of an entry: no checkpoint before the log says so.

@@ -445,10 +445,7 @@ mod tests {
     fn what_was_seen_below_writes_that_nobody_told_makes_no_leaf() {
         let leaves = Leaves::default();
         leaves.opened(SHELF, 9);
-        assert!(matches!(
-            leaves.find(SHELF, &key("b"), 8),
-            Place::Gap { open: None, .. }
-        ));
+        assert!(matches!(leaves.find(SHELF, &key("b"), 8), Place::Gap { open: None, .. }));
         let leaf = Leaf::new(&[(key("b"), found(3, "v"))], None, 8);
         leaves.seen(SHELF, key("a"), leaf, Seeing { moves: 0 });
         assert_eq!(read(&leaves, "b", 12), Err("end true".into()), "a leaf of the past is there");

@@ -93,6 +93,7 @@ pub struct Operation {
 
 /// What a client knows about its request.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant, reason = "most operations are done")]
 pub enum Outcome {
     /// It was carried out and answered.
     Done(Reply),

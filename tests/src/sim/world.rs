@@ -607,6 +607,7 @@ impl World {
                 }
                 self.note(&format!("the group comes to n{from}"));
             }
+            Output::Stopped { .. } => {}
             Output::Gone { .. } => {
                 if let Some(mut hub) = self.hosts[host].process.as_mut().and_then(|p| p.hub.take())
                 {
