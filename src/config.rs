@@ -34,8 +34,8 @@ pub(crate) struct Settings {
     /// URLs that other nodes are told [default: http://localhost:2380].
     #[arg(long, env = "ATOLL_INITIAL_ADVERTISE_PEER_URLS")]
     pub(crate) initial_advertise_peer_urls: Option<String>,
-    /// URLs to answer operators on: whoever reaches one may do everything [default: localhost,
-    /// on the first client URL's port + 2].
+    /// URLs to answer operators on: whoever reaches one may do everything [default:
+    /// http://localhost:2381 if clients are answered on port 2379, else none].
     #[arg(long, env = "ATOLL_LISTEN_ADMIN_URLS")]
     pub(crate) listen_admin_urls: Option<String>,
     /// Domains under which tenants are found by host name, separated by commas: acme.DOMAIN
@@ -374,11 +374,11 @@ pub(crate) fn parse_duration(text: &str) -> Option<Duration> {
     Some(total)
 }
 
-/// Where operators are answered if nobody says where: on this machine only.
+/// Where operators are answered if nobody says where: on this machine only, and nowhere if the
+/// client port is not the usual one, for two above it may be anything.
 fn beside(client: &str) -> Option<String> {
     let (_, port) = client.rsplit_once(':')?;
-    let port = port.parse::<u16>().ok()?.checked_add(2)?;
-    Some(format!("localhost:{port}"))
+    (port == "2379").then(|| "localhost:2381".to_owned())
 }
 
 fn hosts(name: &str, urls: &str) -> Result<Vec<String>, ConfigError> {

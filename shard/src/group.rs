@@ -134,6 +134,8 @@ pub(crate) struct Transfer {
 /// One replica. See the module.
 pub struct Group {
     pub(crate) id: GroupId,
+    /// This node.
+    pub(crate) node: NodeId,
     pub(crate) core: Core,
     pub(crate) machine: Machine,
     pub(crate) lessor: Lessor,
@@ -162,8 +164,8 @@ pub struct Group {
 }
 
 impl Group {
-    /// Puts a replica together.
-    pub fn new(id: GroupId, core: Core, machine: Machine) -> Group {
+    /// Puts a replica of `node` together.
+    pub fn new(node: NodeId, id: GroupId, core: Core, machine: Machine) -> Group {
         let shared = Arc::new(Shared {
             published: machine.published().clone(),
             leader: AtomicU64::new(0),
@@ -176,6 +178,7 @@ impl Group {
         let checkpointed = machine.state().applied_index;
         let group = Group {
             id,
+            node,
             core,
             machine,
             lessor: Lessor::default(),
@@ -248,9 +251,8 @@ impl Group {
         let replica = self.core.key().replica;
         let votes = state.member_of(replica).is_some_and(|member| !member.is_learner);
         // A replica that placement has put here has a number of its own.
-        let by_placement = state.places.iter().any(|place| place.replica == replica);
-        let waits = state.members.is_empty();
-        self.shared.learner.store(!votes && !by_placement && !waits, Ordering::Release);
+        let by_placement = replica != self.node.0;
+        self.shared.learner.store(!votes && !by_placement, Ordering::Release);
         let version = self.machine.state().membership_version;
         self.shared.membership_version.store(version, Ordering::Release);
     }

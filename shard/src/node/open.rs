@@ -404,7 +404,7 @@ impl Node {
         }
         let machine =
             Machine::open(GroupId(key.group), self.store.clone(), state, self.config.block_keys)?;
-        let mut group = Group::new(GroupId(key.group), core, machine);
+        let mut group = Group::new(self.config.node, GroupId(key.group), core, machine);
         group.seed_anew = seed_anew;
         group.held = held;
         Ok(Ok(group))
