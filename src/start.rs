@@ -4,10 +4,13 @@ use std::io::IsTerminal;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use placement::{Office, record};
+use placement::record::{self, Record};
+use placement::Office;
 use proto::cluster::group::groups_client::GroupsClient;
-use proto::cluster::group::{PublishMember, RequestBatch, RequestFrame};
-use proto::etcd::{CompactionRequest, Member, MemberListRequest, MemberListResponse};
+use proto::cluster::group::{GroupRequest, PublishMember, RequestBatch, RequestFrame};
+use proto::etcd::{
+    CompactionRequest, Member, MemberListRequest, MemberListResponse, RangeRequest,
+};
 use proto::group::{Groups, Identity, Reply, Request, from_reply, own_request};
 use proto::{GroupId, NodeId, PlacementMap, id};
 use router::{HistogramReading, NodeReport, Router, RouterConfig, StatusSource};
@@ -21,7 +24,7 @@ use shard::local::LocalGroups;
 use shard::log::{Log, LogConfig};
 use shard::node::{Birth, CheckpointPolicy, Input, Node, NodeConfig, Pages};
 use shard::store::counts::BLOCK_KEYS;
-use shard::transport::{PeerServices, Peers};
+use shard::transport::{CLUSTER, PeerServices, Peers};
 use shard::worker::{self, NodeHandle};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -103,18 +106,51 @@ fn first_place(config: &Config) -> Place {
 
 /// Asks a node for its members over its peer URL; `None` if it does not answer.
 async fn ask_members(url: &str, linearizable: bool) -> Option<MemberListResponse> {
-    let mut client = GroupsClient::connect(url.to_owned()).await.ok()?;
     let request = own_request(Request::MemberList(MemberListRequest { linearizable }));
+    match ask(url, 0, request).await? {
+        Reply::Members(list) => Some(list),
+        _ => None,
+    }
+}
+
+/// Asks a node over its peer URL, if it is of `cluster`, or, for 0, of any; `None` if there is no
+/// answer.
+async fn ask(url: &str, cluster: u64, request: GroupRequest) -> Option<Reply> {
+    let mut client = GroupsClient::connect(url.to_owned()).await.ok()?;
     let frames = vec![RequestFrame { id: 1, request: Some(request) }];
     let (sender, receiver) = tokio::sync::mpsc::channel(1);
     let _ = sender.send(RequestBatch { frames }).await;
-    let replies = client.call(tokio_stream_of(receiver)).await.ok()?;
+    let mut asked = tonic::Request::new(tokio_stream_of(receiver));
+    if cluster != 0 {
+        asked.metadata_mut().insert(CLUSTER, cluster.into());
+    }
+    let replies = client.call(asked).await.ok()?;
     let batch = replies.into_inner().message().await.ok()??;
     let frame = batch.frames.into_iter().next()?;
-    match from_reply(frame.reply.unwrap_or_default()) {
-        Ok(Reply::Members(list)) => Some(list),
-        _ => None,
+    from_reply(frame.reply.unwrap_or_default()).ok()
+}
+
+/// Does a node know that this one has been running? From the members of the default group, which
+/// may have left the node since, and from placement's record of it.
+async fn was_started(url: &str, place: &Place) -> bool {
+    if let Some(list) = ask_members(url, false).await {
+        let same = list.header.is_none_or(|header| header.cluster_id == place.cluster);
+        let before = list.members.iter().find(|m| m.id == place.node);
+        if same && before.is_some_and(|member| !member.client_ur_ls.is_empty()) {
+            return true;
+        }
     }
+    let record = record::node_key(place.node);
+    let range = RangeRequest { key: record.clone().into(), serializable: true, ..Default::default() };
+    let request = GroupRequest {
+        group: id::SYSTEM_GROUP.0,
+        range_version: 1,
+        body: Some(Request::Range(range)),
+        ..Default::default()
+    };
+    let Some(Reply::Range(answer)) = ask(url, place.cluster, request).await else { return false };
+    let known = answer.kvs.first().and_then(|kv| Record::decode(&record, &kv.value).ok().flatten());
+    matches!(known, Some(Record::Node(node)) if node.directory != 0)
 }
 
 /// Peer URLs of the first members but this one.
@@ -145,11 +181,8 @@ async fn joined_place(config: &Config) -> Result<Place, String> {
 /// member that answers this cannot be known (etcd has the same check and the same limit).
 async fn never_started(config: &Config, place: &Place) -> Result<(), String> {
     for url in others(config) {
-        let asked = tokio::time::timeout(ASK_PATIENCE, ask_members(url, false)).await;
-        let Ok(Some(list)) = asked else { continue };
-        let same = list.header.is_none_or(|header| header.cluster_id == place.cluster);
-        let before = list.members.iter().find(|m| m.id == place.node);
-        if same && before.is_some_and(|member| !member.client_ur_ls.is_empty()) {
+        let asked = tokio::time::timeout(ASK_PATIENCE, was_started(url, place)).await;
+        if asked.unwrap_or(false) {
             return Err(format!(
                 "member {} ({:x}) has been running before, but {} is empty: remove it with atoll \
                  member remove {:x}, add it again and start it with --initial-cluster-state \
@@ -192,14 +225,14 @@ pub(crate) async fn serve(config: Config) -> Result<(), String> {
             let place = if config.join {
                 joined_place(&config).await?
             } else {
-                let place = first_place(&config);
-                never_started(&config, &place).await?;
-                place
+                first_place(&config)
             };
+            never_started(&config, &place).await?;
             let identity = directory.claim(place.node, place.cluster, incarnation)?;
             (place, identity)
         }
     };
+    let identity_salt = identity.salt.clone();
     let disk = OsDisk::open(directory.log()).map_err(|e| format!("open the log: {e}"))?;
     let log_config = LogConfig { salt: number(&identity.salt)?, ..Default::default() };
     let (log, recovered) = Log::open(Arc::new(disk), place.node, log_config)
@@ -330,7 +363,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), String> {
         groups: local,
         peers: peers.clone(),
         router: router.clone(),
-        node: own_record(&config, &place),
+        node: own_record(&config, &place, number(&identity_salt)?),
         founders: place.members.iter().map(founder).collect(),
         cluster: place.cluster,
     };
@@ -412,7 +445,7 @@ fn first_map(place: &Place) -> PlacementMap {
 }
 
 /// This node as placement knows it.
-fn own_record(config: &Config, place: &Place) -> record::Node {
+fn own_record(config: &Config, place: &Place, directory: u64) -> record::Node {
     record::Node {
         id: place.node,
         name: config.name.clone(),
@@ -420,6 +453,7 @@ fn own_record(config: &Config, place: &Place) -> record::Node {
         client_urls: config.advertise_client.clone(),
         zone: config.zone.clone(),
         weight: 1,
+        directory,
         state: record::NodeState::Up,
     }
 }
@@ -433,6 +467,7 @@ fn founder(member: &Member) -> record::Node {
         client_urls: Vec::new(),
         zone: String::new(),
         weight: 1,
+        directory: 0,
         state: record::NodeState::Up,
     }
 }

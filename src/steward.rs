@@ -20,6 +20,9 @@ use shard::node::{Answer, Birth, Input};
 use shard::transport::Peers;
 use shard::worker::NodeHandle;
 
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
 use crate::admin::now_ms;
 
 /// Pause before placement is told again what it did not hear.
@@ -50,8 +53,14 @@ impl Steward {
     /// Runs for ever.
     pub(crate) async fn run(self) {
         let mut ledger = self.office.follow();
-        self.settle().await;
+        let steward = Arc::new(self);
+        tokio::spawn(steward.clone().settle());
+        steward.look(&mut ledger).await;
+    }
+
+    async fn look(self: Arc<Self>, ledger: &mut watch::Receiver<Arc<Ledger>>) {
         let mut looks = 0u32;
+        let mut working: Option<JoinHandle<()>> = None;
         loop {
             let _ = tokio::time::timeout(LOOK, ledger.changed()).await;
             let now = ledger.borrow_and_update().clone();
@@ -62,7 +71,12 @@ impl Steward {
             }
             looks += 1;
             if self.leads(id::SYSTEM_GROUP) {
-                self.office.execute(&now, now_ms()).await;
+                // Groups may be slow to take a step: the rest of this does not wait for them.
+                if working.as_ref().is_none_or(JoinHandle::is_finished) {
+                    let (office, ledger) = (self.office.clone(), now.clone());
+                    let work = async move { office.execute(&ledger, now_ms()).await };
+                    working = Some(tokio::spawn(work));
+                }
                 if looks.is_multiple_of(LOOKS_PER_KEEP) {
                     self.keep(&now).await;
                 }
@@ -71,7 +85,7 @@ impl Steward {
     }
 
     /// Founds the service if this is the beginning, and says who this node is.
-    async fn settle(&self) {
+    async fn settle(self: Arc<Self>) {
         loop {
             let founded = match self.founders.as_slice() {
                 [] => Ok(()),
@@ -109,22 +123,53 @@ impl Steward {
     /// Has the replicas that the ledger wants here, and has no more what is dead.
     async fn fulfil(&self, ledger: &Ledger) {
         let node = NodeId(self.node.id);
-        let lacks = |wanted: &Wanted| self.handle.group(wanted.group).is_none();
+        // A lower number is of a replica that was removed before.
+        let lacks = |wanted: &Wanted| {
+            let here = self.handle.group(wanted.group);
+            here.is_none_or(|view| view.shared.replica() < wanted.replica)
+        };
         let duties = view::duties(ledger, node);
         let dead: Vec<GroupId> =
             duties.dead.into_iter().filter(|id| self.handle.group(*id).is_some()).collect();
         if !dead.is_empty() {
             self.handle.input(Input::Deaths(dead));
         }
+        self.leave(ledger).await;
         if !duties.wanted.iter().any(lacks) {
             return;
         }
         // What is followed may be old: a replica is begun only on what placement says now.
         let Ok(newest) = self.office.read().await else { return };
+        let known = newest.nodes.get(&self.node.id);
+        if known.is_some_and(|known| known.directory != self.node.directory) {
+            tracing::error!("placement knows this node with another data directory: it is not used");
+            return;
+        }
         let wanted = view::duties(&newest, node).wanted;
         let births: Vec<Birth> = wanted.into_iter().filter(lacks).map(birth).collect();
         if !births.is_empty() {
             self.handle.input(Input::Births(births));
+        }
+    }
+
+    /// Drops replicas that were removed without a word: nobody whom they know has the group.
+    async fn leave(&self, ledger: &Ledger) {
+        let is_gone = |ledger: &Ledger, id: &GroupId| {
+            let Some(view) = self.handle.group(*id) else { return false };
+            let Some(group) = ledger.groups.get(&id.0) else { return false };
+            let listed = group.replicas.iter().any(|replica| replica.node == self.node.id);
+            !listed && view.shared.membership_version() < group.membership_version
+        };
+        let mut gone = self.handle.group_ids();
+        gone.retain(|id| is_gone(ledger, id));
+        if gone.is_empty() {
+            return;
+        }
+        let Ok(newest) = self.office.read().await else { return };
+        gone.retain(|id| is_gone(&newest, id));
+        if !gone.is_empty() {
+            tracing::info!(?gone, "groups have left this node");
+            self.handle.input(Input::Deaths(gone));
         }
     }
 

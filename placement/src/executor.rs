@@ -9,13 +9,14 @@ use std::sync::Arc;
 
 use proto::Error;
 use proto::cluster::group::{ChangeReplica, GroupRequest, change_replica::Kind};
-use proto::etcd::{Member, MoveLeaderRequest};
+use proto::etcd::Member;
 use proto::group::{GroupError, Request};
+use tokio::task::JoinSet;
 
 use crate::ledger::Ledger;
 use crate::office::Office;
 use crate::operators::{self, Step};
-use crate::record::{Group, Operator, Replica};
+use crate::record::{Group, Operator};
 
 /// How long a group may take for one step, in milliseconds.
 const STEP_MS: u64 = 2000;
@@ -28,9 +29,12 @@ impl Office {
         {
             tracing::debug!(%error, "drains cannot be planned now");
         }
+        let mut steps = JoinSet::new();
         for operator in operators::running(ledger) {
-            self.step(ledger, operator, now_ms).await;
+            let (office, ledger, operator) = (self.clone(), ledger.clone(), operator.clone());
+            steps.spawn(async move { office.step(&ledger, &operator, now_ms).await });
         }
+        while steps.join_next().await.is_some() {}
     }
 
     async fn step(&self, ledger: &Ledger, operator: &Operator, now_ms: u64) {
@@ -49,26 +53,25 @@ impl Office {
             return;
         };
         let Some(group) = ledger.groups.get(&operator.group) else { return };
-        match self.ask(group, change(ledger, group, &step)).await {
-            Ok(()) => tracing::info!(operator = operator.id, group = group.id, ?step, "done"),
-            // It has not caught up, or the members have changed and will be reported.
-            Err(error) if matches!(error.error, Error::LearnerNotReady | Error::StaleRange) => {}
-            Err(error) if error.error == Error::NotSupportedForLeader => {
-                self.hand_over(group, operator).await;
+        // Of the replicas that are to go one may not go yet, for the sake of the quorum.
+        let steps = match &step {
+            Step::Remove(_) => operators::removals(group, operator),
+            _ => vec![step],
+        };
+        for step in steps {
+            match self.ask(group, change(ledger, group, &step)).await {
+                Ok(()) => {
+                    tracing::info!(operator = operator.id, group = group.id, ?step, "done");
+                    return;
+                }
+                Err(error) if error.error == Error::MemberNotEnoughStarted => {}
+                // It has not caught up; the members have changed and will be reported; or the
+                // leader was to go and hands over.
+                Err(error) => {
+                    tracing::debug!(operator = operator.id, group = group.id, ?step, %error, "waits");
+                    return;
+                }
             }
-            Err(error) => {
-                tracing::info!(operator = operator.id, group = group.id, ?step, %error, "waits");
-            }
-        }
-    }
-
-    /// A leader does not remove itself: another voter that stays takes over.
-    async fn hand_over(&self, group: &Group, operator: &Operator) {
-        let stays = |r: &&Replica| !r.learner && operator.target.contains(&r.node);
-        let Some(heir) = group.replicas.iter().rfind(stays) else { return };
-        let body = Request::MoveLeader(MoveLeaderRequest { target_id: heir.node });
-        if let Err(error) = self.ask(group, body).await {
-            tracing::info!(group = group.id, %error, "its leader does not hand over yet");
         }
     }
 

@@ -6,8 +6,8 @@ use proto::id;
 use crate::command::{Answer, NodeView, Refusal, refused};
 use crate::ledger::{Change, Ledger};
 use crate::record::{
-    FORMAT, Founder, Group, Meta, Namespace, NamespaceKind, Node, NodeState, Record, Replica,
-    Tenant, TenantState,
+    FORMAT, Founder, Group, Meta, Namespace, NamespaceKind, Node, NodeState, Operator,
+    OperatorState, Record, Replica, Tenant, TenantState,
 };
 use crate::tenants::Planned;
 
@@ -89,6 +89,7 @@ pub fn register(ledger: &Ledger, node: Node) -> Option<Change> {
             zone: if node.zone.is_empty() { known.zone.clone() } else { node.zone },
             weight: known.weight,
             state: known.state,
+            directory: if known.directory == 0 { node.directory } else { known.directory },
             ..node
         },
         None => node,
@@ -119,6 +120,11 @@ pub fn remove(ledger: &Ledger, name: &str) -> Planned {
         return Err(refused(format!(
             "node \"{name}\" has {replicas} replicas: atoll node drain {name} moves them away"
         )));
+    }
+    let targets = |o: &&Operator| o.state == OperatorState::Running && o.target.contains(&node.id);
+    if let Some(operator) = ledger.operators.values().find(targets) {
+        let id = operator.id;
+        return Err(refused(format!("operator {id} brings a group to node \"{name}\"")));
     }
     let said = format!("node \"{name}\" is removed: its process can be stopped");
     let change = Change::default().remove(crate::record::node_key(node.id));

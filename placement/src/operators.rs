@@ -51,12 +51,14 @@ pub fn next_step(ledger: &Ledger, operator: &Operator) -> Step {
         return Step::Void;
     };
     let is_wanted = |replica: &&Replica| operator.target.contains(&replica.node);
-    if let Some(learner) = group.replicas.iter().find(|replica| replica.learner) {
+    // One with its node's number was added by a user with etcd's command.
+    let ours = |replica: &&Replica| replica.learner && replica.replica != replica.node;
+    if let Some(learner) = group.replicas.iter().find(ours) {
         let learner = learner.clone();
         let wanted = is_wanted(&&learner);
         return if wanted { Step::Promote(learner) } else { Step::Remove(learner) };
     }
-    if group.replicas.len() > operator.target.len()
+    if voters(group).count() > operator.target.len()
         && let Some(extra) = group.replicas.iter().find(|replica| !is_wanted(replica))
     {
         return Step::Remove(extra.clone());
@@ -66,6 +68,17 @@ pub fn next_step(ledger: &Ledger, operator: &Operator) -> Step {
         Some(node) => Step::Add(*node),
         None => Step::Done,
     }
+}
+
+fn voters(group: &Group) -> impl Iterator<Item = &Replica> {
+    group.replicas.iter().filter(|replica| !replica.learner)
+}
+
+/// All removals that an operator may begin with.
+pub fn removals(group: &Group, operator: &Operator) -> Vec<Step> {
+    let is_extra = |replica: &&Replica| !operator.target.contains(&replica.node);
+    let extra = group.replicas.iter().filter(is_extra);
+    extra.map(|replica| Step::Remove(replica.clone())).collect()
 }
 
 /// The operators that are to be worked on now, strongest first.
@@ -222,7 +235,7 @@ pub fn plan_drains(ledger: &Ledger, now_ms: u64) -> Option<Change> {
 /// The group's nodes with another one in the place of `node`; `None` if there is no other.
 fn without(ledger: &Ledger, group: &Group, node: u64) -> Option<Vec<u64>> {
     let stay: Vec<u64> =
-        group.replicas.iter().map(|replica| replica.node).filter(|n| *n != node).collect();
+        voters(group).map(|replica| replica.node).filter(|n| *n != node).collect();
     let zones: BTreeSet<&str> =
         stay.iter().filter_map(|id| ledger.nodes.get(id)).map(|n| n.zone.as_str()).collect();
     let others = ledger.nodes.values().filter(|n| !stay.contains(&n.id));

@@ -93,6 +93,10 @@ pub struct Node {
     pub zone: String,
     /// Its share of new groups, against other nodes; 0 for none.
     pub weight: u32,
+    /// Secret number of the data directory that it began with, 0 before it has said so. A node with
+    /// another one has lost what it promised.
+    #[serde(default, with = "hex")]
+    pub directory: u64,
     /// What may be put there.
     #[serde(default)]
     pub state: NodeState,

@@ -98,6 +98,7 @@ mod tests {
             client_urls: Vec::new(),
             zone: zone.to_owned(),
             weight,
+            directory: 0,
             state: NodeState::Up,
         }
     }

@@ -354,6 +354,7 @@ pub(crate) mod tests {
             client_urls: vec![format!("http://n{id}:2379")],
             zone: String::new(),
             weight: 1,
+            directory: 0,
             state: Default::default(),
         };
         let nodes: Vec<Node> = (1..=4).map(node).collect();

@@ -9,7 +9,7 @@ use proto::group::{GroupError, Reply, Request};
 
 use crate::engine::EngineError;
 use crate::group::Shared;
-use crate::machine::txn;
+use crate::machine::{NO_SHELF, txn};
 use crate::read;
 use crate::store::Store;
 use crate::store::counts::Counter;
@@ -34,6 +34,9 @@ pub fn read(store: &Store, shared: &Shared, request: &Request) -> Result<Reply, 
         // In this order: a view must not be older than the revision it is read at.
         let compacted = published.compacted();
         let current = published.revision();
+        if published.shelf() == NO_SHELF {
+            return Err(GroupError::not_done(Error::NoLeader, None));
+        }
         let view = store.view(published.shelf(), current);
         let header =
             ResponseHeader { revision: current, raft_term: shared.term(), ..Default::default() };

@@ -41,6 +41,7 @@ pub struct Shared {
     leader: AtomicU64,
     term: AtomicU64,
     learner: AtomicBool,
+    replica: u64,
     membership_version: AtomicU64,
     stopped: AtomicBool,
     /// Milliseconds of the node's clock when the leader was lost, 0 while there is one.
@@ -56,6 +57,11 @@ impl Shared {
     /// Is the replica that of a member that was added as a learner, as far as it has applied?
     pub fn is_learner(&self) -> bool {
         self.learner.load(Ordering::Acquire)
+    }
+
+    /// The replica's number.
+    pub fn replica(&self) -> u64 {
+        self.replica
     }
 
     /// Changes of membership that the replica has applied.
@@ -171,6 +177,7 @@ impl Group {
             leader: AtomicU64::new(0),
             term: AtomicU64::new(core.term()),
             learner: AtomicBool::new(false),
+            replica: core.key().replica,
             membership_version: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
             leaderless_since_ms: AtomicU64::new(1),
@@ -218,9 +225,9 @@ impl Group {
         self.core.is_leader()
     }
 
-    /// Is this the group's only replica?
+    /// Is this the group's only replica? One that waits for its first snapshot is not.
     pub fn is_alone(&self) -> bool {
-        self.machine.state().members.len() <= 1
+        self.machine.state().members.len() == 1
     }
 
     /// Has this replica lost its rows, and waits for the leader's?

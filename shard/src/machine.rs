@@ -58,6 +58,9 @@ pub struct Published {
     counts: RwLock<Counts>,
 }
 
+/// No rows stand there, ever: the shelf of a replica that has left.
+pub const NO_SHELF: Shelf = Shelf(0);
+
 impl Published {
     /// Newest revision that may be read.
     pub fn revision(&self) -> i64 {
@@ -82,6 +85,11 @@ impl Published {
     /// Where the rows stand.
     pub fn shelf(&self) -> Shelf {
         Shelf(self.shelf.load(Ordering::Acquire))
+    }
+
+    /// The replica has left: whoever reads its rows may not find them any more.
+    pub fn leave(&self) {
+        self.shelf.store(NO_SHELF.0, Ordering::Release);
     }
 
     /// Version of the range that the group serves.

@@ -151,7 +151,7 @@ pub enum Input {
     /// Replicas are to come to this node: see [`Birth`]. Those that are here, were here, or are on
     /// their way are left as they are.
     Births(Vec<Birth>),
-    /// Groups that are no more: their replicas here go.
+    /// Groups that are no more, or no more here: their replicas go.
     Deaths(Vec<GroupId>),
     /// How the disk stands has changed.
     Room(Room),
@@ -314,6 +314,8 @@ pub struct Node {
     bygone: Vec<Bytes>,
     /// Replicas that were not opened, and where their rows stand.
     shut: BTreeMap<GroupId, (u64, Shelf)>,
+    /// The log had damage of unknown owner when the node was opened.
+    holes: bool,
     /// Lowest number that a replica of a group may have here.
     tombstones: BTreeMap<u64, u64>,
 }

@@ -316,7 +316,7 @@ async fn run_requests(
                 }
                 (!frames.is_empty()).then_some((RequestBatch { frames }, source))
             });
-            if let Ok(replies) = client.call(stream).await {
+            if let Ok(replies) = client.call(of_cluster(to.cluster, stream)).await {
                 let mut replies = replies.into_inner();
                 while let Ok(Some(batch)) = replies.message().await {
                     let mut waiting = waiting.lock();
@@ -340,6 +340,16 @@ async fn run_requests(
         disconnected(&waiting, &unsent);
         tokio::time::sleep(RECONNECT).await;
     }
+}
+
+/// The header that says which cluster a stream is of.
+pub const CLUSTER: &str = "atoll-cluster";
+
+/// Says of a stream of requests which cluster it is of.
+fn of_cluster<T>(cluster: u64, stream: T) -> Request<T> {
+    let mut request = Request::new(stream);
+    request.metadata_mut().insert(CLUSTER, cluster.into());
+    request
 }
 
 /// Tells who waits at a broken connection: those whose requests never left may try
@@ -368,6 +378,16 @@ impl PeerServices {
     /// Services of `node`; requests are answered through `groups`, by this node alone.
     pub fn new(node: NodeId, cluster: u64, handle: NodeHandle, groups: Arc<dyn Groups>) -> Self {
         PeerServices { node, cluster, handle, groups }
+    }
+
+    /// Group ids are the same in every cluster: a stream of another one is refused. A node that
+    /// does not know yet which cluster it is of says nothing.
+    fn check_cluster<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        let said = request.metadata().get(CLUSTER).map(|said| said.to_str().unwrap_or_default());
+        match said {
+            Some(said) if said != self.cluster.to_string() => Err(Error::ClusterIdMismatch.into()),
+            _ => Ok(()),
+        }
     }
 
     /// Serves on `listener` until `shutdown` ends.
@@ -428,6 +448,7 @@ impl GroupsService for PeerServices {
         &self,
         request: Request<Streaming<RequestBatch>>,
     ) -> Result<Response<Self::CallStream>, Status> {
+        self.check_cluster(&request)?;
         let mut stream = request.into_inner();
         let (sender, receiver) = mpsc::channel::<ReplyFrame>(REQUEST_DEPTH);
         let groups = self.groups.clone();
@@ -460,6 +481,7 @@ impl GroupsService for PeerServices {
         &self,
         request: Request<Streaming<WatchAsk>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
+        self.check_cluster(&request)?;
         let tells = teller::serve(self.groups.clone(), request.into_inner());
         Ok(Response::new(Box::pin(tells)))
     }

@@ -133,6 +133,11 @@ impl NodeHandle {
         self.parts.groups.read().get(&id).cloned()
     }
 
+    /// The groups that have a replica here.
+    pub fn group_ids(&self) -> Vec<GroupId> {
+        self.parts.groups.read().keys().copied().collect()
+    }
+
     /// The group whose rows stand on a shelf, and the version of its range.
     pub fn group_of_shelf(&self, shelf: Shelf) -> Option<(GroupId, u64)> {
         let groups = self.parts.groups.read();

@@ -83,7 +83,9 @@ impl State {
     /// The node of a member's replica, if it is known.
     pub fn node_of(&self, replica: u64) -> Option<u64> {
         let placed = self.places.iter().find(|place| place.replica == replica);
-        let first = || self.members.iter().find(|m| m.id == replica).map(|m| m.id);
+        // A node that came back has another replica than the one with its number.
+        let is_first = |m: &&Member| m.id == replica && self.replica_of(m.id) == replica;
+        let first = || self.members.iter().find(is_first).map(|m| m.id);
         placed.map(|place| place.node).or_else(first)
     }
 

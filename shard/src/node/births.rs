@@ -8,7 +8,8 @@
 //! *Departure*: a replica that is no member any more stops at the end of the round. Its tombstone
 //! goes into the log, and no checkpoint is taken before that is durable; so the engine drops its
 //! rows only when the log knows why. *Crash before: the replica is opened, hears that it is no
-//! member, and leaves again.* Pages that its entries hold are free when the tombstone is durable.
+//! member, and leaves again.* Rows go, and pages that its entries hold are free, when the tombstone
+//! is durable; who reads the rows meanwhile notices afterwards that the replica has left.
 
 use std::collections::BTreeMap;
 
@@ -19,11 +20,11 @@ use proto::{Error, GroupId};
 use super::open::{BIRTH, Judged, birth_record, first_state, group_key};
 use super::rounds::let_go;
 use super::{Birth, Node, NodeError, Output};
-use crate::group::Group;
 use crate::group::core::PersistId;
 use crate::group::large::Slot;
 use crate::log::{Record, ReplicaKey};
 use crate::machine::state::State;
+use crate::store::layout::Shelf;
 
 /// A replica whose first state is not durable yet.
 pub(super) struct Newborn {
@@ -35,7 +36,9 @@ pub(super) struct Newborn {
 
 /// A replica whose tombstone is not durable yet.
 pub(super) struct Departure {
+    key: ReplicaKey,
     persist: PersistId,
+    shelf: Shelf,
     held: BTreeMap<u64, Vec<Slot>>,
 }
 
@@ -43,12 +46,16 @@ impl Node {
     /// Takes in that a replica is to be here.
     pub(super) fn conceive(&mut self, birth: &Birth) {
         let id = birth.group;
-        let quarantined = |group: &&Group| group.stopped.is_some();
-        if let Some(group) = self.groups.get(&id).filter(quarantined)
+        if let Some(group) = self.groups.get(&id)
             && birth.replica > group.core.key().replica
         {
-            // A new one takes the place of the damaged one, as soon as that is gone.
+            // Numbers rise: that one was removed, though nobody told it. The new one comes as soon
+            // as it is gone.
             self.leaving.insert(id);
+        }
+        if self.holes && !birth.members.is_empty() {
+            tracing::error!(group = id.0, "the log has a hole: a first replica is not begun");
+            return;
         }
         let is_here = self.groups.contains_key(&id);
         let comes = self.newborns.iter().any(|newborn| newborn.key.group == id.0);
@@ -62,7 +69,8 @@ impl Node {
             }
             let key = ReplicaKey { group: id.0, replica: old };
             self.bury(key, birth.replica);
-            self.dropped.insert(shelf);
+            let (persist, held) = (self.next_persist, BTreeMap::new());
+            self.departures.push(Departure { key, persist, shelf, held });
             self.shut.remove(&id);
         }
         let key = ReplicaKey { group: id.0, replica: birth.replica };
@@ -119,6 +127,12 @@ impl Node {
     /// Drops the replicas that are no members any more.
     pub(super) fn depart(&mut self) {
         for id in std::mem::take(&mut self.leaving) {
+            if let Some((replica, shelf)) = self.shut.remove(&id) {
+                let key = ReplicaKey { group: id.0, replica };
+                self.bury(key, replica.saturating_add(1));
+                let (persist, held) = (self.next_persist, BTreeMap::new());
+                self.departures.push(Departure { key, persist, shelf, held });
+            }
             self.abandon(id);
             self.transfers.forget(id);
             self.step_down(id);
@@ -138,9 +152,11 @@ impl Node {
                 self.answer(ticket, Err(unknown));
             }
             let key = group.core.key();
+            // Readers look at this after they have read; rows go only later.
+            group.machine.published().leave();
             self.bury(key, key.replica.saturating_add(1));
-            self.dropped.insert(group.machine.shelf());
-            self.departures.push(Departure { persist: self.next_persist, held: group.held });
+            let (persist, shelf) = (self.next_persist, group.machine.shelf());
+            self.departures.push(Departure { key, persist, shelf, held: group.held });
             self.outputs.push(Output::Gone { group: id });
         }
     }
@@ -150,7 +166,16 @@ impl Node {
         let persisted = self.persisted;
         let known = self.departures.extract_if(.., |departure| departure.persist <= persisted);
         for departure in known.collect::<Vec<_>>() {
+            self.dropped.insert(departure.shelf);
             let_go(&self.store, departure.held);
+        }
+    }
+
+    /// Records of a replica are durable that is not here any more.
+    pub(super) fn appended_late(&mut self, key: ReplicaKey, slots: BTreeMap<u64, Vec<Slot>>) {
+        match self.departures.iter_mut().find(|departure| departure.key == key) {
+            Some(departure) => departure.held.extend(slots),
+            None => let_go(&self.store, slots),
         }
     }
 }

@@ -25,6 +25,8 @@ use crate::group::{Group, Then, Ticket, Transfer, wire};
 use crate::machine::effect::Effect;
 use crate::machine::{Answer, MemberChange};
 
+/// Entries that a learner may lack when it becomes a voter: under load there are always some.
+const PROMOTE_LAG: u64 = 200;
 /// Learners that a group may have (etcd's --max-learners).
 const MAX_LEARNERS: usize = 1;
 
@@ -144,7 +146,13 @@ impl Node {
         });
         match checked {
             Ok((kind, member)) => self.propose_change(id, ticket, kind, member),
-            Err(error) => self.answer(ticket, Err(error)),
+            Err(error) => {
+                if error.error == Error::NotSupportedForLeader {
+                    // Whoever leads next can remove this replica.
+                    self.hand_over_group(id);
+                }
+                self.answer(ticket, Err(error));
+            }
         }
     }
 
@@ -292,20 +300,26 @@ impl Node {
 
     /// Hands the leaderships of this node to the followers that are furthest.
     pub(super) fn hand_over(&mut self) {
-        for (id, group) in &mut self.groups {
-            if !group.core.is_leader() || group.core.is_transferring() {
-                continue;
-            }
-            let own = group.core.key().replica;
-            let others = group.machine.state().members.iter().filter(|m| !m.is_learner);
-            let best = others
-                .map(|member| group.machine.state().replica_of(member.id))
-                .filter(|replica| *replica != own && group.core.recently_active(*replica))
-                .max_by_key(|replica| (group.core.matched(*replica), *replica));
-            if let Some(target) = best {
-                group.core.transfer(target);
-                self.touched.insert(*id);
-            }
+        let led = self.groups.iter().filter(|(_, group)| group.core.is_leader());
+        for id in led.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.hand_over_group(id);
+        }
+    }
+
+    fn hand_over_group(&mut self, id: GroupId) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        if !group.core.is_leader() || group.core.is_transferring() {
+            return;
+        }
+        let own = group.core.key().replica;
+        let others = group.machine.state().members.iter().filter(|m| !m.is_learner);
+        let best = others
+            .map(|member| group.machine.state().replica_of(member.id))
+            .filter(|replica| *replica != own && group.core.recently_active(*replica))
+            .max_by_key(|replica| (group.core.matched(*replica), *replica));
+        if let Some(target) = best {
+            group.core.transfer(target);
+            self.touched.insert(id);
         }
     }
 }
@@ -335,7 +349,7 @@ fn quorum_with_one_more(group: &Group) -> bool {
 fn quorum_without(group: &Group, node: u64) -> bool {
     let rest = voters(group, node);
     let alive = rest.iter().filter(|replica| group.core.recently_active(**replica)).count();
-    !rest.is_empty() && alive > (rest.len() - 1) / 2
+    alive > rest.len() / 2
 }
 
 /// What Raft and the machine are to do about placement's wish.
@@ -358,7 +372,9 @@ fn judge_change(group: &Group, change: &ChangeReplica) -> Result<(u32, MemberCha
             let known = state.member_of(replica).cloned();
             let member = known.ok_or(GroupError::refused(Error::MemberNotFound))?;
             let matched = group.core.matched(replica).unwrap_or(0);
-            if matched < group.core.committed() {
+            let behind = group.core.committed().saturating_sub(matched);
+            let active = group.core.recently_active(replica);
+            if !active || behind > PROMOTE_LAG || !quorum_with_one_more(group) {
                 return Err(GroupError::refused(Error::LearnerNotReady));
             }
             let member = Member { is_learner: false, ..member };

@@ -181,6 +181,7 @@ impl Node {
             departures: Vec::new(),
             bygone: Vec::new(),
             shut: BTreeMap::new(),
+            holes: !recovered.holes.is_empty(),
             tombstones: recovered.tombstones.clone(),
             config,
         };
@@ -477,6 +478,8 @@ fn seeded_state(before: &State, shelf: Shelf) -> State {
         conf_state: before.conf_state.clone(),
         removed: before.removed.clone(),
         membership_version: before.membership_version,
+        places: before.places.clone(),
+        retired: before.retired.clone(),
         ..Machine::first_state(shelf, before.members.clone(), before.cluster_id)
     }
 }

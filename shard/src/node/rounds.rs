@@ -582,9 +582,9 @@ impl Node {
     /// Records are synced: what they hold takes the place of what the log had there.
     fn appended(&mut self, appended: Vec<Appended>) {
         for Appended { key, first_index, slots } in appended {
-            let Some(group) = self.groups.get_mut(&GroupId(key.group)) else {
-                // The replica left meanwhile.
-                let_go(&self.store, slots.into_iter().collect());
+            let group = self.groups.get_mut(&GroupId(key.group));
+            let Some(group) = group.filter(|group| group.core.key() == key) else {
+                self.appended_late(key, slots.into_iter().collect());
                 continue;
             };
             let gone = group.held.split_off(&first_index);

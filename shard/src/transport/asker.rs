@@ -41,7 +41,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
 use super::packing::{self, Garbled, SinkNumber, Told, cost};
-use super::{MESSAGE_BYTES, RECONNECT, Target, connect};
+use super::{MESSAGE_BYTES, RECONNECT, Target, connect, of_cluster};
 
 /// Wishes that may wait for the stream.
 const STEP_DEPTH: usize = 65_536;
@@ -180,7 +180,8 @@ async fn follow(
         .max_encoding_message_size(MESSAGE_BYTES)
         .max_decoding_message_size(MESSAGE_BYTES);
     let (asks, waiting) = mpsc::channel(ASK_DEPTH);
-    let tells = client.watch(ReceiverStream::new(waiting)).await;
+    let asked = of_cluster(to.cluster, ReceiverStream::new(waiting));
+    let tells = client.watch(asked).await;
     let mut tells: Streaming<WatchTell> = tells.map_err(|status| status.to_string())?.into_inner();
     let mut steps = Vec::new();
     let mut ticks = interval(RETRY);

@@ -8,7 +8,7 @@ use proto::mvccpb::{Event, KeyValue, event::EventType};
 use proto::{KeyRange, limits};
 
 use crate::engine::EngineError;
-use crate::machine::Published;
+use crate::machine::{NO_SHELF, Published};
 use crate::machine::effect::{ChangeEvent, RevisionEvents};
 use crate::store::Store;
 use crate::store::changes::Change;
@@ -304,6 +304,9 @@ impl Hub {
         let (from, to) = (watcher.next, self.revision);
         let spec = watcher.spec.clone();
         let shelf = self.published.shelf();
+        if shelf == NO_SHELF {
+            return Ok(self.end(id, WatchOutput::Closed { key: id.1 }));
+        }
         let history = self.store.history(shelf, from, to, limits::WATCH_BATCH_REVISIONS)?;
         let view = self.store.view(shelf, to);
         let floor = self.published.compacted();

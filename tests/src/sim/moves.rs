@@ -32,6 +32,7 @@ impl Moves {
             client_urls: Vec::new(),
             zone: String::new(),
             weight: 1,
+            directory: 0,
             state: NodeState::Up,
         };
         let first: Vec<Place> = (1..=founders).map(node).collect();
@@ -78,7 +79,12 @@ impl Moves {
             self.ledger = change.applied_to(&self.ledger);
             return None;
         }
-        Some(executor::change(&self.ledger, self.group(), &step))
+        let steps = match step {
+            Step::Remove(_) => operators::removals(self.group(), &operator),
+            step => vec![step],
+        };
+        let step = steps.get(random.below(steps.len() as u64) as usize)?;
+        Some(executor::change(&self.ledger, self.group(), step))
     }
 
     fn begin(&mut self, random: &mut Random) {
@@ -98,15 +104,6 @@ impl Moves {
         };
         let change = Change::default().put(Record::Operator(operator));
         self.ledger = change.applied_to(&self.ledger);
-    }
-
-    /// Who is to lead when the leader is to go.
-    pub fn heir(&self, random: &mut Random) -> Option<u64> {
-        let operator = *operators::running(&self.ledger).first()?;
-        let stays = |r: &&Replica| !r.learner && operator.target.contains(&r.node);
-        let heirs: Vec<u64> =
-            self.group().replicas.iter().filter(stays).map(|replica| replica.node).collect();
-        heirs.get(random.below(heirs.len().max(1) as u64) as usize).copied()
     }
 
     /// Has a node what it is to have, and nothing else?

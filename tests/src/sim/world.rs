@@ -10,10 +10,10 @@ use proto::cluster::group::{DescribeRequest, LinearizeRequest, refusal};
 use proto::cluster::raft::PeerMessage;
 use proto::etcd::{
     HashKvRequest, Member, MemberAddRequest, MemberListRequest, MemberPromoteRequest,
-    MemberRemoveRequest, MoveLeaderRequest,
+    MemberRemoveRequest,
 };
 use proto::group::{GroupError, Reply, Request, WatchOutput, WatchSpec as HubSpec, own_request};
-use proto::{Error, KeyRange, NodeId, id, mvccpb};
+use proto::{KeyRange, NodeId, id, mvccpb};
 use shard::access;
 use shard::node::{Answer, Input, Output, Persist};
 
@@ -867,13 +867,7 @@ impl World {
                     self.moves.hear(&told);
                 }
             }
-            Waiting::Step => {
-                if let Err(GroupError { error: Error::NotSupportedForLeader, .. }) = answer
-                    && let Some(heir) = self.moves.heir(&mut self.placer)
-                {
-                    self.order(Request::MoveLeader(MoveLeaderRequest { target_id: heir }));
-                }
-            }
+            Waiting::Step => {}
             Waiting::Watcher { watcher } => {
                 if let Ok(Answer::Reply(Reply::Linearize(header))) = answer {
                     self.create_watch(watcher, host, header.revision);
