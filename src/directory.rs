@@ -6,6 +6,7 @@
 //!   log/       the node's log
 //!   engine/    the engine: exactly one checkpoint
 //!   pages/     large values
+//!   placement  a copy of placement's ledger, for a start without placement
 //! ```
 
 use std::fs::{self, File, OpenOptions};
@@ -112,6 +113,16 @@ impl Directory {
     /// Where large values are.
     pub(crate) fn pages(&self) -> PathBuf {
         self.path.join("pages")
+    }
+
+    /// Placement's ledger as it was last known here.
+    pub(crate) fn ledger(&self) -> Option<Vec<u8>> {
+        fs::read(self.path.join("placement")).ok()
+    }
+
+    /// Where the copy of placement's ledger is.
+    pub(crate) fn ledger_path(&self) -> PathBuf {
+        self.path.join("placement")
     }
 
     /// Where the engine is.

@@ -5,12 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use placement::record::{self, Record};
-use placement::Office;
+use placement::{Ledger, Office, view};
 use proto::cluster::group::groups_client::GroupsClient;
 use proto::cluster::group::{GroupRequest, PublishMember, RequestBatch, RequestFrame};
-use proto::etcd::{
-    CompactionRequest, Member, MemberListRequest, MemberListResponse, RangeRequest,
-};
+use proto::etcd::{CompactionRequest, Member, MemberListRequest, MemberListResponse, RangeRequest};
 use proto::group::{Groups, Identity, Reply, Request, from_reply, own_request};
 use proto::{GroupId, NodeId, PlacementMap, id};
 use router::{HistogramReading, NodeReport, Router, RouterConfig, StatusSource};
@@ -141,7 +139,8 @@ async fn was_started(url: &str, place: &Place) -> bool {
         }
     }
     let record = record::node_key(place.node);
-    let range = RangeRequest { key: record.clone().into(), serializable: true, ..Default::default() };
+    let range =
+        RangeRequest { key: record.clone().into(), serializable: true, ..Default::default() };
     let request = GroupRequest {
         group: id::SYSTEM_GROUP.0,
         range_version: 1,
@@ -222,11 +221,8 @@ pub(crate) async fn serve(config: Config) -> Result<(), String> {
             (Place { node, cluster: number(&identity.cluster)?, ..place }, identity)
         }
         None => {
-            let place = if config.join {
-                joined_place(&config).await?
-            } else {
-                first_place(&config)
-            };
+            let place =
+                if config.join { joined_place(&config).await? } else { first_place(&config) };
             never_started(&config, &place).await?;
             let identity = directory.claim(place.node, place.cluster, incarnation)?;
             (place, identity)
@@ -303,7 +299,20 @@ pub(crate) async fn serve(config: Config) -> Result<(), String> {
         Arc::new(LocalGroups::new(node, handle.clone(), peers, identity, timeout, election))
     };
     let local = make(Some(peers.clone()));
-    local.locate(Arc::new(first_map(&place)));
+    let known = directory.ledger().and_then(|bytes| match Ledger::load(&bytes) {
+        Ok(ledger) => Some(ledger),
+        Err(error) => {
+            tracing::warn!(%error, "the copy of placement's ledger is not used");
+            None
+        }
+    });
+    for node in known.iter().flat_map(|ledger| ledger.nodes.values()) {
+        if let Some(url) = node.peer_urls.first() {
+            peers.introduce(NodeId(node.id), url);
+        }
+    }
+    let known = known.map(|ledger| view::map(&ledger));
+    local.locate(Arc::new(known.clone().unwrap_or_else(|| first_map(&place))));
     let groups: Arc<dyn Groups> = local.clone();
     let (stop, stopped) = watch::channel(false);
     let ended = |mut stopped: watch::Receiver<bool>| async move {
@@ -342,6 +351,9 @@ pub(crate) async fn serve(config: Config) -> Result<(), String> {
         groups.clone(),
         Arc::new(Figures { handle: handle.clone(), node: place.node }),
     );
+    if let Some(map) = known {
+        router.place(map);
+    }
     let mut listeners = Vec::new();
     for address in &config.listen_client {
         for address in resolve(address).await? {
@@ -366,6 +378,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), String> {
         node: own_record(&config, &place, number(&identity_salt)?),
         founders: place.members.iter().map(founder).collect(),
         cluster: place.cluster,
+        copy: directory.ledger_path(),
     };
     tokio::spawn(steward.run());
     for address in &config.listen_admin {

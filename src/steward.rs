@@ -5,6 +5,7 @@
 //! Everything here is done over and over towards what the ledger says, never once in reaction to
 //! an event: a step that was lost in a crash is simply still to be done.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,6 +30,8 @@ use crate::admin::now_ms;
 const RETRY: Duration = Duration::from_millis(200);
 /// How often what is here is compared with what the ledger says, without a change of it.
 const LOOK: Duration = Duration::from_millis(500);
+/// Looks between two copies of the ledger.
+const LOOKS_PER_COPY: u32 = 4;
 /// Looks between two rounds of what time alone asks for.
 const LOOKS_PER_KEEP: u32 = 20;
 
@@ -45,6 +48,8 @@ pub(crate) struct Steward {
     pub(crate) founders: Vec<Node>,
     /// Id of the cluster.
     pub(crate) cluster: u64,
+    /// Where a copy of the ledger is kept.
+    pub(crate) copy: PathBuf,
 }
 
 // === impl Steward ===
@@ -60,12 +65,20 @@ impl Steward {
 
     async fn look(self: Arc<Self>, ledger: &mut watch::Receiver<Arc<Ledger>>) {
         let mut looks = 0u32;
+        let (mut told, mut copied) = (0, 0);
         let mut working: Option<JoinHandle<()>> = None;
         loop {
             let _ = tokio::time::timeout(LOOK, ledger.changed()).await;
             let now = ledger.borrow_and_update().clone();
             if now.meta.is_some() {
-                self.tell(&now);
+                if now.revision != told {
+                    self.tell(&now);
+                    told = now.revision;
+                }
+                if looks.is_multiple_of(LOOKS_PER_COPY) && now.revision != copied {
+                    self.keep_copy(&now);
+                    copied = now.revision;
+                }
                 self.fulfil(&now).await;
                 self.report(&now).await;
             }
@@ -120,6 +133,16 @@ impl Steward {
         self.router.place(map);
     }
 
+    /// Keeps a copy of the ledger for a start without placement. It may be lost: the next one comes.
+    fn keep_copy(&self, ledger: &Ledger) {
+        let next = self.copy.with_extension("next");
+        let kept =
+            std::fs::write(&next, ledger.save()).and_then(|()| std::fs::rename(&next, &self.copy));
+        if let Err(error) = kept {
+            tracing::warn!(%error, "keep a copy of placement's ledger");
+        }
+    }
+
     /// Has the replicas that the ledger wants here, and has no more what is dead.
     async fn fulfil(&self, ledger: &Ledger) {
         let node = NodeId(self.node.id);
@@ -142,7 +165,9 @@ impl Steward {
         let Ok(newest) = self.office.read().await else { return };
         let known = newest.nodes.get(&self.node.id);
         if known.is_some_and(|known| known.directory != self.node.directory) {
-            tracing::error!("placement knows this node with another data directory: it is not used");
+            tracing::error!(
+                "placement knows this node with another data directory: it is not used"
+            );
             return;
         }
         let wanted = view::duties(&newest, node).wanted;
@@ -158,7 +183,10 @@ impl Steward {
             let Some(view) = self.handle.group(*id) else { return false };
             let Some(group) = ledger.groups.get(&id.0) else { return false };
             let listed = group.replicas.iter().any(|replica| replica.node == self.node.id);
-            !listed && view.shared.membership_version() < group.membership_version
+            // A replica that waits for its first snapshot knows no version: it may be newer than
+            // what its leader has reported so far.
+            let known = view.shared.membership_version();
+            !listed && known > 0 && known < group.membership_version
         };
         let mut gone = self.handle.group_ids();
         gone.retain(|id| is_gone(ledger, id));
@@ -197,7 +225,8 @@ impl Steward {
                 .iter()
                 .map(|r| Replica { node: r.node, replica: r.replica, learner: r.is_learner })
                 .collect();
-            let reported = self.office.report(id, told.membership_version, &replicas).await;
+            let (version, retired) = (told.membership_version, &told.retired);
+            let reported = self.office.report(id, version, &replicas, retired).await;
             if let Err(error) = reported {
                 tracing::debug!(%error, group = %id, "placement has not heard of its members yet");
             }

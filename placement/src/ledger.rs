@@ -108,6 +108,40 @@ impl Ledger {
         }
     }
 
+    /// The ledger as bytes, for the time when placement cannot be reached: a line that says as of
+    /// which revision, then a key and a value a line.
+    pub fn save(&self) -> Vec<u8> {
+        let mut bytes = format!("{} {}\n", self.revision, self.meta_revision).into_bytes();
+        let records = self.meta.iter().cloned().map(Record::Meta);
+        let records = records.chain(self.nodes.values().cloned().map(Record::Node));
+        let records = records.chain(self.tenants.values().cloned().map(Record::Tenant));
+        let records = records.chain(self.groups.values().cloned().map(Record::Group));
+        for record in records {
+            bytes.extend(record.key().into_bytes());
+            bytes.push(b' ');
+            bytes.extend(record.encode());
+            bytes.push(b'\n');
+        }
+        bytes
+    }
+
+    /// Reads what [`Ledger::save`] wrote: without operators, which are not needed there.
+    pub fn load(bytes: &[u8]) -> Result<Ledger, Unreadable> {
+        let bad = |why: &str| Unreadable { key: "of the copy".into(), why: why.into() };
+        let text = std::str::from_utf8(bytes).map_err(|_| bad("it is no text"))?;
+        let mut lines = text.lines();
+        let head = lines.next().and_then(|line| line.split_once(' '));
+        let (revision, meta) = head.ok_or_else(|| bad("it does not begin with a revision"))?;
+        let number = |text: &str| text.parse::<i64>().map_err(|_| bad("no number"));
+        let mut ledger = Ledger { revision: number(revision)?, ..Default::default() };
+        let meta_revision = number(meta)?;
+        for line in lines {
+            let (key, value) = line.split_once(' ').ok_or_else(|| bad("a line without a value"))?;
+            ledger.put(key.as_bytes(), value.as_bytes(), meta_revision)?;
+        }
+        Ok(ledger)
+    }
+
     /// A tenant by its name.
     pub fn tenant(&self, name: &str) -> Option<&Tenant> {
         self.tenants.values().find(|tenant| tenant.name == name)

@@ -70,14 +70,26 @@ fn first_replica(node: &Node) -> Replica {
     Replica { node: node.id, replica: node.id, learner: false }
 }
 
-/// A leader reports the members of its group. `None` when that is known.
-pub fn report(ledger: &Ledger, group: u64, version: u64, replicas: &[Replica]) -> Option<Change> {
+/// A leader reports the members of its group, and the nodes that left the cluster: what else they
+/// have is to move away. `None` when that is known.
+pub fn report(
+    ledger: &Ledger,
+    group: u64,
+    version: u64,
+    replicas: &[Replica],
+    retired: &[u64],
+) -> Option<Change> {
     let known = ledger.groups.get(&group)?;
-    (version > known.membership_version).then(|| {
-        let replicas = replicas.to_vec();
-        let group = Group { replicas, membership_version: version, ..known.clone() };
-        Change::default().put(Record::Group(group))
-    })
+    if version <= known.membership_version {
+        return None;
+    }
+    let group = Group { replicas: replicas.to_vec(), membership_version: version, ..known.clone() };
+    let gone = ledger.nodes.values().filter(|node| retired.contains(&node.id));
+    let gone = gone.filter(|node| node.state != NodeState::Draining);
+    let change = Change::default().put(Record::Group(group));
+    Some(gone.fold(change, |change, node| {
+        change.put(Record::Node(Node { state: NodeState::Draining, ..node.clone() }))
+    }))
 }
 
 /// A node says who it is and where it is reached; what an operator has set stays. `None` when that

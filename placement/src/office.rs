@@ -125,14 +125,16 @@ impl Office {
         .await
     }
 
-    /// Tells the members of a group, as its leader knows them.
+    /// Tells the members of a group, as its leader knows them, and the nodes that etcd's member
+    /// commands have removed with it.
     pub async fn report(
         &self,
         group: GroupId,
         version: u64,
         replicas: &[Replica],
+        retired: &[u64],
     ) -> Result<(), Refusal> {
-        self.insist(|ledger| nodes::report(ledger, group.0, version, replicas)).await
+        self.insist(|ledger| nodes::report(ledger, group.0, version, replicas, retired)).await
     }
 
     /// Does what time alone asks for.

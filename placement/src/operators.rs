@@ -51,15 +51,16 @@ pub fn next_step(ledger: &Ledger, operator: &Operator) -> Step {
         return Step::Void;
     };
     let is_wanted = |replica: &&Replica| operator.target.contains(&replica.node);
+    let learners = || group.replicas.iter().filter(|replica| replica.learner);
     // One with its node's number was added by a user with etcd's command.
-    let ours = |replica: &&Replica| replica.learner && replica.replica != replica.node;
-    if let Some(learner) = group.replicas.iter().find(ours) {
-        let learner = learner.clone();
-        let wanted = is_wanted(&&learner);
-        return if wanted { Step::Promote(learner) } else { Step::Remove(learner) };
+    if let Some(learner) = learners().find(|r| !is_wanted(r) && r.replica != r.node) {
+        return Step::Remove(learner.clone());
+    }
+    if let Some(learner) = learners().find(is_wanted) {
+        return Step::Promote(learner.clone());
     }
     if voters(group).count() > operator.target.len()
-        && let Some(extra) = group.replicas.iter().find(|replica| !is_wanted(replica))
+        && let Some(extra) = voters(group).find(|replica| !is_wanted(replica))
     {
         return Step::Remove(extra.clone());
     }
@@ -78,6 +79,7 @@ fn voters(group: &Group) -> impl Iterator<Item = &Replica> {
 pub fn removals(group: &Group, operator: &Operator) -> Vec<Step> {
     let is_extra = |replica: &&Replica| !operator.target.contains(&replica.node);
     let extra = group.replicas.iter().filter(is_extra);
+    let extra = extra.filter(|r| !r.learner || r.replica != r.node);
     extra.map(|replica| Step::Remove(replica.clone())).collect()
 }
 
@@ -234,8 +236,7 @@ pub fn plan_drains(ledger: &Ledger, now_ms: u64) -> Option<Change> {
 
 /// The group's nodes with another one in the place of `node`; `None` if there is no other.
 fn without(ledger: &Ledger, group: &Group, node: u64) -> Option<Vec<u64>> {
-    let stay: Vec<u64> =
-        voters(group).map(|replica| replica.node).filter(|n| *n != node).collect();
+    let stay: Vec<u64> = voters(group).map(|replica| replica.node).filter(|n| *n != node).collect();
     let zones: BTreeSet<&str> =
         stay.iter().filter_map(|id| ledger.nodes.get(id)).map(|n| n.zone.as_str()).collect();
     let others = ledger.nodes.values().filter(|n| !stay.contains(&n.id));
@@ -304,7 +305,7 @@ mod tests {
             Step::Done | Step::Void => return ledger.clone(),
         }
         let version = group.membership_version + 1;
-        let change = nodes::report(ledger, group.id, version, &replicas);
+        let change = nodes::report(ledger, group.id, version, &replicas, &[]);
         change.expect("it is newer").applied_to(ledger)
     }
 

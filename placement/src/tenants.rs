@@ -386,6 +386,14 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_copy_of_the_ledger_says_the_same() {
+        let ledger = founded();
+        let ledger = done(&ledger, create(&ledger, "acme", 0, 4001));
+        assert_eq!(Ledger::load(&ledger.save()).expect("it can be read"), ledger);
+        assert!(Ledger::load(b"").is_err() && Ledger::load(b"1 1\natoll/node/1\n").is_err());
+    }
+
+    #[test]
     fn what_cannot_be_is_refused_in_words() {
         let ledger = founded();
         let ledger = done(&ledger, create(&ledger, "acme", 0, 4001));

@@ -127,6 +127,7 @@ table! {
     TenantFrozen = 57, FailedPrecondition, "atoll: the tenant is frozen";
     TenantDeleted = 58, FailedPrecondition, "atoll: the tenant is deleted";
     MembersFixed = 59, PermissionDenied, "atoll: members are nodes of the service; ask its operator";
+    NodeInUse = 61, FailedPrecondition, "atoll: the node has replicas of tenants: drain it first";
     NotSupportedForLeader = 60, FailedPrecondition, "atoll: a leader does not remove itself";
 }
 

@@ -227,6 +227,13 @@ impl PlacementMap {
         &self.routers
     }
 
+    /// Has a node replicas of tenants, beside those of the default one?
+    pub fn is_used(&self, node: NodeId) -> bool {
+        let own = [id::SYSTEM_GROUP, id::DEFAULT_GROUP];
+        let others = self.replicas.iter().filter(|(group, _)| !own.contains(group));
+        others.into_iter().any(|(_, nodes)| nodes.contains(&node))
+    }
+
     /// The nodes that have a replica of `group`, as far as placement knows.
     pub fn replicas(&self, group: GroupId) -> &[NodeId] {
         self.replicas.get(&group).map_or(&[], Vec::as_slice)

@@ -9,7 +9,7 @@
 mod addresses;
 
 use proto::{
-    Error,
+    Error, NodeId,
     etcd::{
         Member, MemberAddRequest, MemberAddResponse, MemberListRequest, MemberListResponse,
         MemberPromoteRequest, MemberPromoteResponse, MemberRemoveRequest, MemberRemoveResponse,
@@ -72,6 +72,10 @@ pub(super) async fn remove(
     request: MemberRemoveRequest,
 ) -> Result<MemberRemoveResponse, Status> {
     check_members_are_own(&caller)?;
+    // A member that is removed stops, with all that it has.
+    if caller.door().map().is_used(NodeId(request.id)) {
+        return Err(Error::NodeInUse.into());
+    }
     let (header, members) = members(&caller, Request::MemberRemove(request)).await?;
     Ok(MemberRemoveResponse { header, members })
 }

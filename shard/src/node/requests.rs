@@ -294,6 +294,7 @@ impl Node {
             proposals_failed: group.failed,
             membership_version: state.membership_version,
             replicas: members::statuses(group),
+            retired: state.retired.clone(),
         }
     }
 }

@@ -8,8 +8,8 @@ use proto::mvccpb::{Event, KeyValue, event::EventType};
 use proto::{KeyRange, limits};
 
 use crate::engine::EngineError;
-use crate::machine::{NO_SHELF, Published};
 use crate::machine::effect::{ChangeEvent, RevisionEvents};
+use crate::machine::{NO_SHELF, Published};
 use crate::store::Store;
 use crate::store::changes::Change;
 use crate::store::view::{Found, View};

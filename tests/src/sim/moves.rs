@@ -60,7 +60,7 @@ impl Moves {
             .map(|r| Replica { node: r.node, replica: r.replica, learner: r.is_learner })
             .collect();
         let (group, version) = (id::DEFAULT_GROUP.0, told.membership_version);
-        if let Some(change) = nodes::report(&self.ledger, group, version, &replicas) {
+        if let Some(change) = nodes::report(&self.ledger, group, version, &replicas, &[]) {
             self.ledger = change.applied_to(&self.ledger);
         }
     }
