@@ -5,7 +5,8 @@
 #   ATOLL_BIN=target/release/atoll .ci/interop.sh [PART...]
 #   INTEROP_PEER=etcd              .ci/interop.sh [PART...]   the same against real etcd
 #
-# Parts: etcdctl, old-etcdctl, go, python, node, rust, apiserver, members, tenants, disk, damage, perf,
+# Parts: etcdctl, old-etcdctl, go, python, node, rust, apiserver, members, tenants,
+# tenants-apiserver, disk, damage, perf,
 # cluster;
 # all when none is named. Each starts its own server and is told as passed or failed; the
 # rest goes on after a failure. Servers listen on free ports of 127.0.0.1.
@@ -23,9 +24,9 @@ export ATOLL_BIN
 . tests/interop/lib.sh
 . tests/interop/servers.sh
 
-PARTS="etcdctl old-etcdctl go python node rust apiserver members tenants disk damage perf cluster"
+PARTS="etcdctl old-etcdctl go python node rust apiserver members tenants tenants-apiserver disk damage perf cluster"
 # How a full disk is met, and the commands for members, are our own.
-[ "$INTEROP_PEER" = atoll ] || PARTS=${PARTS/ members tenants disk damage/}
+[ "$INTEROP_PEER" = atoll ] || PARTS=${PARTS/ members tenants tenants-apiserver disk damage/}
 [ $# -eq 0 ] || PARTS=$*
 # What Atoll does not have yet. Real etcd is asked for everything.
 if [ "$INTEROP_PEER" = atoll ]; then
@@ -52,7 +53,7 @@ prepare() {
   if wants old-etcdctl; then install etcd-client; fi
   if wants rust; then install protobuf-compiler libprotobuf-dev; fi
   if [ "$INTEROP_PEER" = etcd ]; then peers=(etcd etcdctl); fi
-  if wants apiserver; then peers+=(apiserver); fi
+  if wants apiserver || wants tenants-apiserver; then peers+=(apiserver); fi
   tests/peers/build.sh "${peers[@]}" >/dev/null
   for it in go python node rust; do if wants "$it"; then clients+=("$it"); fi; done
   [ ${#clients[@]} -eq 0 ] || tests/interop/clients.sh "" "${clients[@]}"
@@ -74,6 +75,7 @@ part_rust() { serve_one server && tests/interop/clients.sh "$ENDPOINT" rust; }
 part_apiserver() { serve_one server && tests/interop/apiserver.sh "$ENDPOINT"; }
 part_members() { tests/interop/members.sh; }
 part_tenants() { tests/interop/tenants.sh; }
+part_tenants_apiserver() { tests/interop/tenants-apiserver.sh; }
 part_disk() { tests/interop/disk.sh; }
 part_damage() { tests/interop/damage.sh; }
 part_perf() { serve_one server && tests/interop/perf.sh "$ENDPOINT"; }

@@ -18,6 +18,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--url", required=True)
 parser.add_argument("--ca", required=True)
 parser.add_argument("--store", required=True, help="endpoints of the store, for etcdctl")
+parser.add_argument("--events", required=True, help="endpoints of the store of events")
 parser.add_argument("--run", required=True, help="a name that no other run uses")
 parser.add_argument("--watch-cache", choices=["true", "false"], required=True)
 options = parser.parse_args()
@@ -158,9 +159,10 @@ def eventually_story(seconds, what, watch, story):
     same(what, story, watch.story())
 
 
-def store(*arguments):
+def store(*arguments, endpoints=None):
     """etcdctl on the store itself: what it printed."""
-    done = subprocess.run([os.environ["ETCDCTL"], "--endpoints", options.store, *arguments], capture_output=True, text=True, timeout=30)
+    command = [os.environ["ETCDCTL"], "--endpoints", endpoints or options.store, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     check(done.returncode == 0, f"etcdctl {' '.join(arguments)}", done.stderr)
     return done.stdout
 
@@ -400,9 +402,9 @@ def workloads():
     # Events carry a lease of the store, which ends them.
     event = {"metadata": {"name": "happened"}, "involvedObject": {"namespace": NS, "kind": "Pod", "name": "pod-2"}, "reason": "Interop", "type": "Normal"}
     ok("create an event", "POST", f"/api/v1/namespaces/{NS}/events", event, code=201)
-    fields = dict(line.split(" : ", 1) for line in store("get", f"/registry/events/{NS}/happened", "-w", "fields").splitlines() if " : " in line)
+    fields = dict(line.split(" : ", 1) for line in store("get", f"/registry/events/{NS}/happened", "-w", "fields", endpoints=options.events).splitlines() if " : " in line)
     check(int(fields['"Lease"']) != 0, "an event has a lease", fields.get('"Lease"'))
-    left = store("lease", "timetolive", f'{int(fields[chr(34) + "Lease" + chr(34)]):x}', "--keys")
+    left = store("lease", "timetolive", f'{int(fields[chr(34) + "Lease" + chr(34)]):x}', "--keys", endpoints=options.events)
     check(f"/registry/events/{NS}/happened" in left and "granted with TTL(" in left, "which knows the event", left)
 
 

@@ -3,6 +3,7 @@
 #
 #   tests/interop/apiserver.sh ENDPOINT[,ENDPOINT...] [WATCH_CACHE...]
 #
+# (with events in another store if EVENTS names its endpoints)
 # once for each WATCH_CACHE (true and false when none is given) on a free port of
 # 127.0.0.1 (or APISERVER_PORT), with certificates and a token of its own making.
 # apiserver.py is the client; everything started here is ended here.
@@ -35,10 +36,13 @@ show_log() {
   } >&2
 }
 
+OVERRIDES=()
+[ -z "${EVENTS:-}" ] || OVERRIDES=("--etcd-servers-overrides=/events#${EVENTS//,/;}")
+
 for watch_cache; do
   port=${APISERVER_PORT:-$(free_ports 1)}
   begun=$SECONDS
-  spawn apiserver "$APISERVER" --etcd-servers="$ENDPOINTS" --watch-cache="$watch_cache" \
+  spawn apiserver "$APISERVER" --etcd-servers="$ENDPOINTS" --watch-cache="$watch_cache" "${OVERRIDES[@]}" \
     --bind-address=127.0.0.1 --secure-port="$port" --advertise-address=127.0.0.1 \
     --tls-cert-file="$TMP/server.crt" --tls-private-key-file="$TMP/server.key" \
     --authorization-mode=AlwaysAllow --token-auth-file="$TMP/tokens" \
@@ -53,7 +57,7 @@ for watch_cache; do
   done
   echo "kube-apiserver --watch-cache=$watch_cache: ready after $((SECONDS - begun)) s"
   TOKEN=$TOKEN ETCDCTL="$ETCDCTL" python3 "$HERE/apiserver.py" --url "https://127.0.0.1:$port" --ca "$TMP/server.crt" \
-    --store "$ENDPOINTS" --run "$RUN-${watch_cache:0:1}" --watch-cache "$watch_cache"
+    --store "$ENDPOINTS" --events "${EVENTS:-$ENDPOINTS}" --run "$RUN-${watch_cache:0:1}" --watch-cache "$watch_cache"
   kill -TERM "$server"
   ended "$server" "kube-apiserver"
   same "kube-apiserver ends when told to" 0 "$STATUS"
