@@ -165,6 +165,8 @@ pub struct Group {
     pub(crate) stopped: Option<String>,
     /// Large values that records in the log hold, by index.
     pub(crate) held: BTreeMap<u64, Vec<Slot>>,
+    /// Ticks for which it stands for election at once: a new group need not wait for a timeout.
+    pub(crate) eager_ticks: u8,
     /// Nodes of replicas that spoke to this one before it knew the members.
     pub(crate) heard: BTreeMap<u64, NodeId>,
 }
@@ -204,6 +206,7 @@ impl Group {
             seed_anew: false,
             stopped: None,
             held: BTreeMap::new(),
+            eager_ticks: 0,
             heard: BTreeMap::new(),
         };
         group.publish_membership();

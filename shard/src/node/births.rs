@@ -20,11 +20,23 @@ use proto::{Error, GroupId};
 use super::open::{BIRTH, Judged, birth_record, first_state, group_key};
 use super::rounds::let_go;
 use super::{Birth, Node, NodeError, Output};
+use crate::group::Group;
 use crate::group::core::PersistId;
 use crate::group::large::Slot;
 use crate::log::{Record, ReplicaKey};
 use crate::machine::state::State;
 use crate::store::layout::Shelf;
+
+/// Ticks for which a new group's first leader tries to be it: the others may come later.
+const EAGER_TICKS: u8 = 50;
+
+/// Is it this one of a new group's replicas that had better lead it? Another one each time, so that
+/// leaders are spread.
+fn is_first_leader(group: &Group) -> bool {
+    let members = &group.machine.state().members;
+    let place = group.id.0 as usize % members.len().max(1);
+    members.get(place).is_some_and(|member| member.id == group.node.0)
+}
 
 /// A replica whose first state is not durable yet.
 pub(super) struct Newborn {
@@ -113,7 +125,10 @@ impl Node {
                 self.records.push(birth_record(key, &state));
             }
             match self.open_replica(key, Judged::newborn(state), BTreeMap::new())? {
-                Ok(group) => {
+                Ok(mut group) => {
+                    if is_first_leader(&group) {
+                        group.eager_ticks = EAGER_TICKS;
+                    }
                     self.groups.insert(id, group);
                     self.touched.insert(id);
                     self.outputs.push(Output::Born { group: id });

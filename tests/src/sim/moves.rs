@@ -20,6 +20,8 @@ use super::random::Random;
 pub struct Moves {
     ledger: Ledger,
     operators: u64,
+    /// Node that was said to lead, 0 for none.
+    pub leader: u64,
 }
 
 impl Moves {
@@ -39,7 +41,7 @@ impl Moves {
         let empty = Ledger::default();
         let ledger = nodes::found(&empty, 7, &first, true).expect("it is new").applied_to(&empty);
         let spare = nodes::register(&ledger, node(founders + 1)).expect("it is new");
-        Moves { ledger: spare.applied_to(&ledger), operators: 0 }
+        Moves { ledger: spare.applied_to(&ledger), operators: 0, leader: 0 }
     }
 
     fn group(&self) -> &Group {

@@ -649,7 +649,9 @@ impl World {
             let text = format!("placement asks: {request:?}");
             self.note(&text);
             self.faults += 1;
-            let host = self.placer.below(self.hosts.len() as u64) as usize;
+            let any = self.placer.below(self.hosts.len() as u64) as usize;
+            let hinted = self.host_of(self.moves.leader).filter(|_| self.placer.permille(700));
+            let host = hinted.unwrap_or(any);
             if self.hosts[host].process.is_some() {
                 self.request(host, Waiting::Step, request);
             }
@@ -867,7 +869,13 @@ impl World {
                     self.moves.hear(&told);
                 }
             }
-            Waiting::Step => {}
+            Waiting::Step => {
+                let text = format!("placement hears of n{}: {answer:?}", host + 1);
+                self.note(&text);
+                if let Err(GroupError { leader_node: Some(leader), .. }) = answer {
+                    self.moves.leader = leader;
+                }
+            }
             Waiting::Watcher { watcher } => {
                 if let Ok(Answer::Reply(Reply::Linearize(header))) = answer {
                     self.create_watch(watcher, host, header.revision);
