@@ -98,6 +98,13 @@ mod tests {
         check(67);
     }
 
+    /// A node that had no group any more, and whose engine went back, did not write down that old
+    /// rows own no pages.
+    #[test]
+    fn a_node_without_groups_remembers_what_its_engine_forgot() {
+        check(272);
+    }
+
     /// A replica whose node crashed between its first state and the beginning of its log could not
     /// write to it.
     #[test]

@@ -294,7 +294,7 @@ impl Node {
         mut rows: BTreeMap<Bytes, Option<Bytes>>,
         records: Vec<Record>,
     ) -> Result<(), NodeError> {
-        if judged.values().all(Result::is_err) {
+        if !judged.is_empty() && judged.values().all(Result::is_err) {
             // Nothing will run: what is on disk stays as it is.
             return Ok(());
         }
