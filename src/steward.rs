@@ -234,8 +234,7 @@ impl Steward {
     }
 
     async fn keep(&self, ledger: &Ledger) {
-        let has_deleted = ledger.tenants.values().any(|tenant| tenant.deleted_ms != 0);
-        if has_deleted && let Err(error) = self.office.keep(now_ms()).await {
+        if let Err(error) = self.office.keep(ledger, now_ms()).await {
             tracing::debug!(%error, "placement does not answer");
         }
     }

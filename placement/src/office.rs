@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use proto::cluster::group::GroupRequest;
-use proto::etcd::{RangeRequest, TxnRequest};
+use proto::etcd::{CompactionRequest, RangeRequest, TxnRequest};
 use proto::group::{GroupError, Groups, Reply, Request, WatchOutput, WatchSink, WatchSpec};
 use proto::mvccpb::Event;
 use proto::{GroupId, KeyRange, TenantId, id};
@@ -26,6 +26,8 @@ use crate::{nodes, operators};
 const TRIES: usize = 20;
 /// Outputs of the watch that may wait for us.
 const SINK_DEPTH: usize = 1024;
+/// Revisions of the ledger that are kept, about.
+const HISTORY: i64 = 1000;
 /// Pause before the ledger is read anew, at most.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
@@ -137,8 +139,18 @@ impl Office {
         self.insist(|ledger| nodes::report(ledger, group.0, version, replicas, retired)).await
     }
 
-    /// Does what time alone asks for.
-    pub async fn keep(&self, now_ms: u64) -> Result<(), Refusal> {
+    /// Does what time alone asks for: what was deleted goes when its grace is over, and so does old
+    /// history of the ledger.
+    pub async fn keep(&self, ledger: &Ledger, now_ms: u64) -> Result<(), Refusal> {
+        if ledger.revision > 0 && ledger.revision % HISTORY > HISTORY / 2 {
+            let revision = ledger.revision - ledger.revision % HISTORY;
+            let ask = CompactionRequest { revision, physical: false };
+            // Refused when it was done before.
+            let _ = self.groups.call(request(Request::Compact(ask))).await;
+        }
+        if tenants::purge(ledger, now_ms).is_none() {
+            return Ok(());
+        }
         self.insist(|ledger| tenants::purge(ledger, now_ms)).await
     }
 

@@ -44,7 +44,8 @@ impl Hasher for Stable {
 
 struct StableHash;
 
-fn stable<T: Hash>(item: &T) -> u64 {
+/// A number that looks like nothing, the same everywhere and for ever.
+pub(crate) fn stable<T: Hash>(item: &T) -> u64 {
     let mut hasher = Stable(0xcbf2_9ce4_8422_2325);
     item.hash(&mut hasher);
     hasher.finish()

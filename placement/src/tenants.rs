@@ -55,18 +55,6 @@ fn check_port(ledger: &Ledger, port: u16) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Mixes numbers into an id that looks like nothing.
-fn mixed(numbers: &[u64]) -> u64 {
-    let mut z = 0x9e37_79b9_7f4a_7c15u64;
-    for number in numbers {
-        z = (z ^ number).wrapping_add(0x9e37_79b9_7f4a_7c15);
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^= z >> 31;
-    }
-    z.max(1)
-}
-
 /// A new group for a namespace, on nodes that the ring proposes.
 fn new_group(
     ledger: &Ledger,
@@ -100,7 +88,8 @@ fn new_group(
         id,
         tenant: owner.0,
         namespace: owner.1,
-        cluster_id: mixed(&[meta.cluster, owner.0, owner.1, id]),
+        // Drawn once and stored; 0 means none.
+        cluster_id: ring::stable(&(meta.cluster, owner.0, owner.1, id)).max(1),
         replicas: founders.iter().map(replica).collect(),
         founders,
         membership_version: 1,
@@ -166,7 +155,10 @@ pub fn create_namespace(
         }
         None => {
             check_port(ledger, port)?;
-            let group = new_group(ledger, &mut meta, (tenant.id, id), 0)?;
+            // As many replicas as the tenant has.
+            let like = ledger.groups.values().find(|g| g.tenant == tenant.id && !g.dead);
+            let replicas = like.map_or(0, |group| group.founders.len());
+            let group = new_group(ledger, &mut meta, (tenant.id, id), replicas)?;
             tenant.namespaces.push(separate(&group, name, port));
             change = change.put(Record::Group(group));
         }
