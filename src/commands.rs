@@ -381,7 +381,6 @@ pub(crate) fn env(way: &Way, name: &str) -> Result<(), String> {
     };
     let urls = nodes.iter().flat_map(|node| &node.client_urls);
     let urls: Vec<String> = urls.filter_map(|url| with_port(url, view.port)).collect();
-    println!("export ETCDCTL_API=3");
     println!("export ETCDCTL_ENDPOINTS={}", urls.join(","));
     if view.port == 0 {
         println!("export ETCDCTL_USER=root@{name}:none");

@@ -78,7 +78,7 @@ eventually 10 "a separate namespace is an etcd of its own" events put key event
 same "with its own revisions" "2 3" "$(revision events) $(revision acme)"
 eval "$(atoll env acme/events)"
 same "atoll env sets etcdctl up" event "$("$ETCDCTL" get key --print-value-only)"
-unset ETCDCTL_ENDPOINTS ETCDCTL_API
+unset ETCDCTL_ENDPOINTS
 
 # === freeze, delete, rename
 
