@@ -9,7 +9,7 @@ use placement::{Answer, Command, Office};
 use proto::cluster::admin::admin_client::AdminClient;
 use proto::cluster::admin::admin_server::{Admin, AdminServer};
 use proto::cluster::admin::{Ask, Told};
-use proto::group::Groups;
+use proto::group::{Groups, request_to};
 use proto::{GroupId, cluster::group::GroupRequest, cluster::group::LinearizeRequest};
 use tokio::net::TcpListener;
 use tonic::{Request, Response, Status};
@@ -55,13 +55,8 @@ impl Service {
     async fn await_group(&self, group: u64) -> bool {
         let until = tokio::time::Instant::now() + PATIENCE;
         while tokio::time::Instant::now() < until {
-            let request = GroupRequest {
-                group,
-                range_version: 1,
-                timeout_ms: 1000,
-                body: Some(proto::group::Request::Linearize(LinearizeRequest {})),
-                ..Default::default()
-            };
+            let body = proto::group::Request::Linearize(LinearizeRequest {});
+            let request = GroupRequest { timeout_ms: 1000, ..request_to(GroupId(group), body) };
             if self.groups.call(request).await.is_ok() {
                 return true;
             }

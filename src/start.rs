@@ -9,7 +9,7 @@ use placement::{Ledger, Office, view};
 use proto::cluster::group::groups_client::GroupsClient;
 use proto::cluster::group::{GroupRequest, PublishMember, RequestBatch, RequestFrame};
 use proto::etcd::{CompactionRequest, Member, MemberListRequest, MemberListResponse, RangeRequest};
-use proto::group::{Groups, Identity, Reply, Request, from_reply, own_request};
+use proto::group::{Groups, Identity, Reply, Request, from_reply, own_request, request_to};
 use proto::{GroupId, NodeId, PlacementMap, id};
 use router::{HistogramReading, NodeReport, Router, RouterConfig, StatusSource};
 use shard::autocompact::{AutoCompactor, Retention};
@@ -141,12 +141,7 @@ async fn was_started(url: &str, place: &Place) -> bool {
     let record = record::node_key(place.node);
     let range =
         RangeRequest { key: record.clone().into(), serializable: true, ..Default::default() };
-    let request = GroupRequest {
-        group: id::SYSTEM_GROUP.0,
-        range_version: 1,
-        body: Some(Request::Range(range)),
-        ..Default::default()
-    };
+    let request = request_to(id::SYSTEM_GROUP, Request::Range(range));
     let Some(Reply::Range(answer)) = ask(url, place.cluster, request).await else { return false };
     let known = answer.kvs.first().and_then(|kv| Record::decode(&record, &kv.value).ok().flatten());
     matches!(known, Some(Record::Node(node)) if node.directory != 0)

@@ -12,15 +12,14 @@ use std::time::Duration;
 use placement::record::{Node, Replica};
 use placement::view::{self, Wanted};
 use placement::{Ledger, Office};
-use proto::cluster::group::{DescribeRequest, GroupRequest};
-use proto::group::{Reply, Request};
+use proto::cluster::group::DescribeRequest;
+use proto::group::{Reply, Request, request_to};
 use proto::{GroupId, NodeId, id};
 use router::Router;
 use shard::local::LocalGroups;
 use shard::node::{Answer, Birth, Input};
 use shard::transport::Peers;
 use shard::worker::NodeHandle;
-
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -212,12 +211,7 @@ impl Steward {
             if !newer {
                 continue;
             }
-            let request = GroupRequest {
-                group: group.id,
-                range_version: 1,
-                body: Some(Request::Describe(DescribeRequest {})),
-                ..Default::default()
-            };
+            let request = request_to(id, Request::Describe(DescribeRequest {}));
             let answer = self.handle.request(request).await;
             let Ok(Answer::Reply(Reply::Describe(told))) = answer else { continue };
             let replicas: Vec<Replica> = told

@@ -7,10 +7,10 @@
 
 use std::sync::Arc;
 
-use proto::Error;
 use proto::cluster::group::{ChangeReplica, GroupRequest, change_replica::Kind};
 use proto::etcd::Member;
-use proto::group::{GroupError, Request};
+use proto::group::{GroupError, Request, request_to};
+use proto::{Error, GroupId};
 use tokio::task::JoinSet;
 
 use crate::ledger::Ledger;
@@ -79,11 +79,8 @@ impl Office {
         let request = GroupRequest {
             tenant: group.tenant,
             namespace: group.namespace,
-            group: group.id,
-            range_version: 1,
             timeout_ms: STEP_MS,
-            body: Some(body),
-            ..Default::default()
+            ..request_to(GroupId(group.id), body)
         };
         self.groups.call(request).await.map(drop)
     }

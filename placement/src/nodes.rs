@@ -43,18 +43,14 @@ pub fn found(
         deleted_ms: 0,
         namespaces: vec![Namespace { id: id::DEFAULT_NAMESPACE.0, name: String::new(), kind }],
     };
-    let founder = |node: &Node| Founder {
-        node: node.id,
-        name: node.name.clone(),
-        peer_urls: node.peer_urls.clone(),
-    };
+    let first: Vec<Founder> = founders.iter().map(Founder::of).collect();
     let group = |id: u64, tenant: u64| Group {
         id,
         tenant,
         namespace: if tenant == 0 { 0 } else { id::DEFAULT_NAMESPACE.0 },
         cluster_id: cluster,
-        founders: founders.iter().map(founder).collect(),
-        replicas: founders.iter().map(first_replica).collect(),
+        founders: first.clone(),
+        replicas: first.iter().map(Founder::replica).collect(),
         membership_version: 1,
         dead: false,
     };
@@ -64,10 +60,6 @@ pub fn found(
         .put(Record::Group(group(id::SYSTEM_GROUP.0, 0)))
         .put(Record::Group(group(id::DEFAULT_GROUP.0, id::DEFAULT_TENANT.0)));
     Some(founders.iter().fold(change, |change, node| change.put(Record::Node(node.clone()))))
-}
-
-fn first_replica(node: &Node) -> Replica {
-    Replica { node: node.id, replica: node.id, learner: false }
 }
 
 /// A leader reports the members of its group, and the nodes that left the cluster: what else they

@@ -11,7 +11,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use proto::cluster::group::GroupRequest;
 use proto::etcd::{CompactionRequest, RangeRequest, TxnRequest};
-use proto::group::{GroupError, Groups, Reply, Request, WatchOutput, WatchSink, WatchSpec};
+use proto::group::{
+    GroupError, Groups, Reply, Request, WatchOutput, WatchSink, WatchSpec, request_to,
+};
 use proto::mvccpb::Event;
 use proto::{GroupId, KeyRange, TenantId, id};
 use tokio::sync::{mpsc, watch};
@@ -42,12 +44,7 @@ fn unreachable(error: GroupError) -> Refusal {
 }
 
 fn request(body: Request) -> GroupRequest {
-    GroupRequest {
-        group: id::SYSTEM_GROUP.0,
-        range_version: 1,
-        body: Some(body),
-        ..Default::default()
-    }
+    request_to(id::SYSTEM_GROUP, body)
 }
 
 fn whole() -> KeyRange {

@@ -288,6 +288,20 @@ pub enum OperatorState {
     Void,
 }
 
+// === impl Founder, impl Replica ===
+
+impl Founder {
+    /// As the node is known now.
+    pub fn of(node: &Node) -> Founder {
+        Founder { node: node.id, name: node.name.clone(), peer_urls: node.peer_urls.clone() }
+    }
+
+    /// Its replica: a voter with the node's number.
+    pub fn replica(&self) -> Replica {
+        Replica { node: self.node, replica: self.node, learner: false }
+    }
+}
+
 /// A row of the ledger.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {

@@ -6,7 +6,7 @@
 use crate::command::{Answer, GroupView, Refusal, TenantView, refused};
 use crate::ledger::{Change, Ledger};
 use crate::record::{
-    Founder, Group, Meta, Namespace, NamespaceKind, Node, Record, Replica, Tenant, TenantState,
+    Founder, Group, Meta, Namespace, NamespaceKind, Record, Replica, Tenant, TenantState,
 };
 use crate::ring;
 
@@ -75,22 +75,15 @@ fn new_group(
         )));
     }
     meta.next_group += 1;
-    let founder = |node: &&Node| Founder {
-        node: node.id,
-        name: node.name.clone(),
-        peer_urls: node.peer_urls.clone(),
-    };
-    let mut founders: Vec<Founder> = homes.iter().map(founder).collect();
+    let mut founders: Vec<Founder> = homes.into_iter().map(Founder::of).collect();
     founders.sort_by_key(|founder| founder.node);
-    let replica =
-        |founder: &Founder| Replica { node: founder.node, replica: founder.node, learner: false };
     Ok(Group {
         id,
         tenant: owner.0,
         namespace: owner.1,
         // Drawn once and stored; 0 means none.
         cluster_id: ring::stable(&(meta.cluster, owner.0, owner.1, id)).max(1),
-        replicas: founders.iter().map(replica).collect(),
+        replicas: founders.iter().map(Founder::replica).collect(),
         founders,
         membership_version: 1,
         dead: false,
@@ -336,6 +329,7 @@ pub fn groups(ledger: &Ledger) -> Answer {
 pub(crate) mod tests {
     use super::*;
     use crate::nodes;
+    use crate::record::Node;
 
     /// Four nodes, of which three began together.
     pub(crate) fn founded() -> Ledger {

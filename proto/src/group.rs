@@ -62,15 +62,17 @@ impl GroupError {
     }
 }
 
-/// A request to the default tenant's only group, which nobody's router has made.
+/// A request to a group that serves all keys, which nobody's router has made.
+pub fn request_to(group: GroupId, body: Request) -> GroupRequest {
+    GroupRequest { group: group.0, range_version: 1, body: Some(body), ..Default::default() }
+}
+
+/// The same to the default tenant's only group.
 pub fn own_request(body: Request) -> GroupRequest {
     GroupRequest {
         tenant: id::DEFAULT_TENANT.0,
         namespace: id::DEFAULT_NAMESPACE.0,
-        group: id::DEFAULT_GROUP.0,
-        range_version: 1,
-        body: Some(body),
-        ..Default::default()
+        ..request_to(id::DEFAULT_GROUP, body)
     }
 }
 

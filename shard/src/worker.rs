@@ -22,7 +22,7 @@ use tokio::sync::oneshot;
 
 use crate::engine::Engine;
 use crate::extents::Extents;
-use crate::group::{Shared, Ticket};
+use crate::group::{Group, Shared, Ticket};
 use crate::log::Log;
 use crate::mailbox::Mailbox;
 use crate::node::{Answer, Input, Node, NodeError, Output, Persist};
@@ -184,6 +184,14 @@ fn now_ms(origin: Instant) -> u64 {
     origin.elapsed().as_millis() as u64 + 1000
 }
 
+/// What everybody may know of a replica here; its members are made known as well.
+fn view_of(id: GroupId, group: &Group, hubs: &Arc<HubThreads>, outbox: &dyn Outbox) -> GroupView {
+    outbox.members(id, &group.machine().state().members);
+    let shared = group.shared().clone();
+    let feed = Feed::start(hubs, shared.published.clone());
+    GroupView { shared, feed }
+}
+
 /// Starts a node's threads.
 ///
 /// `reserve_bytes` is what must stay free on the disk; by default a share of it (`room.rs`).
@@ -197,10 +205,7 @@ pub fn start(
     let hubs = HubThreads::start(node.store().clone(), fatal.clone());
     let mut views = BTreeMap::new();
     for (id, group) in node.groups() {
-        let shared = group.shared().clone();
-        let feed = Feed::start(&hubs, shared.published.clone());
-        outbox.members(*id, &group.machine().state().members);
-        views.insert(*id, GroupView { shared, feed });
+        views.insert(*id, view_of(*id, group, &hubs, outbox.as_ref()));
     }
     let parts = Arc::new(Parts {
         mailbox: Mailbox::new(limits::MAILBOX_DEPTH),
@@ -455,10 +460,8 @@ impl Worker {
     /// Lets everybody know a replica that came.
     fn born(&self, handle: &NodeHandle, id: GroupId) {
         let Some(group) = self.node.group(id) else { return };
-        let shared = group.shared().clone();
-        let feed = Feed::start(&self.hubs, shared.published.clone());
-        self.outbox.members(id, &group.machine().state().members);
-        handle.parts.groups.write().insert(id, GroupView { shared, feed });
+        let view = view_of(id, group, &self.hubs, self.outbox.as_ref());
+        handle.parts.groups.write().insert(id, view);
     }
 
     fn carry_out(&mut self, handle: &NodeHandle, outputs: Vec<Output>) {
