@@ -18,6 +18,9 @@ use clap::{Parser, Subcommand};
 
 use config::Settings;
 
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// Multi-tenant, sharded key-value service that speaks the etcd v3 API.
 #[derive(Parser)]
 #[command(version, about)]

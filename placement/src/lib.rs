@@ -9,6 +9,7 @@
 //! ```text
 //!   record.rs    what the ledger holds, and the bytes of it
 //!   ledger.rs    all records at one revision; a change of it as one transaction (pure)
+//!   inventory.rs what nodes say of themselves: load, room, damage (pure)
 //!   ring.rs      which nodes a new group is proposed to (pure)
 //!   command.rs   what an operator may ask and hears back
 //!   tenants.rs   commands about tenants and namespaces (pure)
@@ -26,6 +27,7 @@
 
 pub mod command;
 pub mod executor;
+pub mod inventory;
 pub mod ledger;
 pub mod nodes;
 pub mod office;

@@ -1,0 +1,95 @@
+//! What nodes say of themselves: what they have, how full they are, how much work each group makes.
+//!
+//! The node that leads the system group asks every node every [`ASK_MS`] and keeps the answers in
+//! memory: they are too many and too short-lived for the ledger, and a new leader has them again
+//! after one round. Planners get an [`Inventory`] beside the ledger and decide nothing on what is
+//! older than [`STALE_MS`]. Pure data.
+
+use std::collections::BTreeMap;
+
+/// Pause between two questions to a node, in milliseconds.
+pub const ASK_MS: u64 = 2_000;
+/// Reports older than this decide nothing, in milliseconds.
+pub const STALE_MS: u64 = 15_000;
+
+/// What is known of the nodes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Inventory {
+    /// Since when somebody has been asking, in milliseconds since 1970: silence is counted from
+    /// then on.
+    pub since_ms: u64,
+    /// The last report of each node that has answered.
+    pub nodes: BTreeMap<u64, NodeReport>,
+}
+
+/// The last that a node said.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeReport {
+    /// When it was heard, in milliseconds since 1970.
+    pub heard_ms: u64,
+    /// Bytes of the file system that its data is on.
+    pub disk_total: u64,
+    /// Bytes of it that are free.
+    pub disk_free: u64,
+    /// CPU time of the process, in microseconds a second, over the time since the last report.
+    pub cpu_us_per_s: u64,
+    /// The replicas there that have something to tell: what is led there, what had work since the
+    /// last report, what is quarantined. Others are there, quiet and well.
+    pub groups: BTreeMap<u64, GroupReport>,
+}
+
+/// What a node says of its replica of a group. Rates are over the time since the last report.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GroupReport {
+    /// It leads the group.
+    pub leads: bool,
+    /// Why the replica was taken out of service, if it was.
+    pub quarantined: Option<String>,
+    /// Bytes of the group's rows and large values.
+    pub size_bytes: u64,
+    /// Requests a second.
+    pub requests_per_s: u64,
+    /// Bytes a second appended to the group's log.
+    pub write_bytes_per_s: u64,
+    /// CPU time spent for the group, in microseconds a second, as far as it can be told apart.
+    pub cpu_us_per_s: u64,
+}
+
+// === impl Inventory ===
+
+impl Inventory {
+    /// How long nothing was heard of a node, in milliseconds.
+    pub fn silence_ms(&self, node: u64, now_ms: u64) -> u64 {
+        let heard = self.nodes.get(&node).map_or(self.since_ms, |report| report.heard_ms);
+        now_ms.saturating_sub(heard.max(self.since_ms))
+    }
+
+    /// The report of a node, unless it is too old to decide on.
+    pub fn fresh(&self, node: u64, now_ms: u64) -> Option<&NodeReport> {
+        self.nodes.get(&node).filter(|report| report.heard_ms + STALE_MS > now_ms)
+    }
+
+    /// The report of whoever leads a group.
+    pub fn leader_of(&self, group: u64, now_ms: u64) -> Option<(u64, &GroupReport)> {
+        let fresh = self.nodes.keys().filter_map(|node| Some((*node, self.fresh(*node, now_ms)?)));
+        let mut led = fresh.filter_map(|(node, report)| {
+            report.groups.get(&group).filter(|group| group.leads).map(|group| (node, group))
+        });
+        led.next()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn silence_is_counted_from_when_somebody_began_to_ask() {
+        let mut inventory = Inventory { since_ms: 1_000, ..Inventory::default() };
+        assert_eq!(inventory.silence_ms(7, 4_000), 3_000);
+        inventory.nodes.insert(7, NodeReport { heard_ms: 3_500, ..NodeReport::default() });
+        assert_eq!(inventory.silence_ms(7, 4_000), 500);
+        assert!(inventory.fresh(7, 3_500 + STALE_MS - 1).is_some());
+        assert!(inventory.fresh(7, 3_500 + STALE_MS).is_none());
+    }
+}
