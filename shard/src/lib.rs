@@ -15,6 +15,7 @@ pub mod mailbox;
 pub mod node;
 pub mod read;
 pub mod room;
+pub mod split;
 pub mod store;
 pub mod transport;
 pub mod watch;

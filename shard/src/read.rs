@@ -92,6 +92,12 @@ pub fn range(
     if request.count_only {
         return Ok(RangeResponse { header, kvs, more: false, count });
     }
+    Ok(RangeResponse { header, ..shape(request, kvs, count) })
+}
+
+/// Filters, sorts and cuts the live keys of a range, which stand in order; `count` are there.
+pub fn shape(request: &RangeRequest, mut kvs: Vec<KeyValue>, count: i64) -> RangeResponse {
+    let limit = usize::try_from(request.limit).unwrap_or(0);
     if has_filters(request) {
         kvs.retain(|kv| passes(request, kv));
     }
@@ -111,7 +117,7 @@ pub fn range(
             }
         }
     }
-    Ok(RangeResponse { header, kvs, more, count })
+    RangeResponse { header: None, kvs, more, count }
 }
 
 fn has_filters(request: &RangeRequest) -> bool {

@@ -6,3 +6,4 @@ pub mod check;
 pub mod differential;
 pub mod process;
 pub mod sim;
+pub mod split;

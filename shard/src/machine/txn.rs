@@ -39,7 +39,8 @@ impl Path {
     }
 }
 
-fn branch(request: &TxnRequest, taken: bool) -> &[RequestOp] {
+/// The operations on a path.
+pub(crate) fn branch(request: &TxnRequest, taken: bool) -> &[RequestOp] {
     if taken { &request.success } else { &request.failure }
 }
 
@@ -91,11 +92,17 @@ fn evaluate(view: &View, compare: &Compare) -> Result<bool, EngineError> {
     if any {
         return Ok(holds);
     }
-    // A missing key has no value at all: no comparison with one holds.
-    Ok(compare.target() != CompareTarget::Value && matches(compare, &KeyValue::default()))
+    Ok(holds_without(compare))
 }
 
-fn matches(compare: &Compare, kv: &KeyValue) -> bool {
+/// Does a compare hold where there is no key? It has no value at all: no comparison with one
+/// holds.
+pub(crate) fn holds_without(compare: &Compare) -> bool {
+    compare.target() != CompareTarget::Value && matches(compare, &KeyValue::default())
+}
+
+/// Does a compare hold for a key?
+pub(crate) fn matches(compare: &Compare, kv: &KeyValue) -> bool {
     let union = &compare.target_union;
     let order = match (CompareTarget::try_from(compare.target), union) {
         (Ok(CompareTarget::Version), Some(TargetUnion::Version(v))) => kv.version.cmp(v),

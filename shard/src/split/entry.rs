@@ -1,0 +1,164 @@
+//! What a split tenant's groups keep in their logs, and what an entry does to what is kept. Pure.
+//!
+//! Every group keeps its seal and its last revision; home keeps the limit, the leases and the
+//! decisions that somebody has not applied yet besides.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proto::GroupId;
+use proto::etcd::TxnRequest;
+
+use super::evaluate::{Change, Prediction};
+use super::faults::{Fault, Faults};
+use super::stream::{Branch, TxId};
+
+/// An entry.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Entry {
+    /// Nothing of an older epoch counts from here on.
+    Seal {
+        /// Raft term of the home leader that asked for it.
+        epoch: u64,
+    },
+    /// A change inside this group.
+    Write {
+        /// Epoch of the sequencer that granted the revision.
+        epoch: u64,
+        /// The revision.
+        revision: i64,
+        /// What is done.
+        txn: TxnRequest,
+        /// What was foreseen; if it comes to something else nothing is changed.
+        predicted: Prediction,
+    },
+    /// This group's part of a decided transaction.
+    Branch {
+        /// Epoch of the sequencer that sent it.
+        epoch: u64,
+        /// What is changed.
+        branch: Branch,
+    },
+    /// Home: revisions up to this one may be granted.
+    Limit {
+        /// The highest.
+        revision: i64,
+    },
+    /// Home: the sequencer moves, and has granted and shown nothing above this revision.
+    Hand {
+        /// The last one.
+        revision: i64,
+    },
+    /// Home: a transaction over several groups has happened.
+    Decision {
+        /// Which.
+        id: TxId,
+        /// What it changes where.
+        decision: Decision,
+    },
+    /// Home: every participant has applied its branch.
+    Forget {
+        /// Whose.
+        id: TxId,
+    },
+    /// Home: a lease is there.
+    LeaseGranted {
+        /// Its id.
+        lease: i64,
+    },
+    /// Home: a lease without keys is gone.
+    LeaseGone {
+        /// Its id.
+        lease: i64,
+    },
+}
+
+/// A transaction that has happened.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Decision {
+    /// Its revision.
+    pub revision: i64,
+    /// What it changes in each participant; some have nothing to change.
+    pub changes: BTreeMap<GroupId, Vec<Change>>,
+    /// The lease that it revokes.
+    pub lease: Option<i64>,
+}
+
+impl Decision {
+    /// A participant's part.
+    pub fn branch(&self, id: TxId, group: GroupId) -> Option<Branch> {
+        let changes = self.changes.get(&group)?.clone();
+        Some(Branch { id, revision: self.revision, changes })
+    }
+}
+
+/// What is kept of all entries so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// The highest sealed epoch.
+    pub seal: u64,
+    /// The last revision.
+    pub revision: i64,
+    /// Home: the limit.
+    pub limit: i64,
+    /// Home: decisions that are not finished everywhere.
+    pub decisions: BTreeMap<TxId, Decision>,
+    /// Home: the tenant's leases.
+    pub leases: BTreeSet<i64>,
+}
+
+/// What is to be done for an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing more.
+    Kept,
+    /// Its changes are to be made under its revision. A write is evaluated again first.
+    Make,
+    /// Nothing, it is of an epoch that is over: it was *not done*.
+    Refused,
+}
+
+/// A revision in a log is not above the one before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("revision {next} stands behind {last} in a group's log")]
+pub struct Disorder {
+    /// The one before.
+    pub last: i64,
+    /// The one that is not above it.
+    pub next: i64,
+}
+
+impl Kept {
+    /// Takes an entry in. Fails if the log breaks the protocol's promise: the group cannot go on.
+    pub fn apply(&mut self, entry: &Entry, faults: Faults) -> Result<Verdict, Disorder> {
+        match entry {
+            Entry::Write { epoch, .. } | Entry::Branch { epoch, .. }
+                if *epoch < self.seal && !faults.has(Fault::NoSeal) =>
+            {
+                return Ok(Verdict::Refused);
+            }
+            Entry::Write { revision, .. }
+            | Entry::Branch { branch: Branch { revision, .. }, .. } => {
+                let (last, next) = (self.revision, *revision);
+                if next <= last {
+                    return Err(Disorder { last, next });
+                }
+                self.revision = next;
+                return Ok(Verdict::Make);
+            }
+            Entry::Seal { epoch } => self.seal = self.seal.max(*epoch),
+            Entry::Limit { revision } => self.limit = self.limit.max(*revision),
+            // The only way down: whoever wrote it grants nothing more.
+            Entry::Hand { revision } => self.limit = *revision,
+            Entry::Decision { id, decision } => {
+                if let Some(lease) = decision.lease {
+                    self.leases.remove(&lease);
+                }
+                self.decisions.insert(*id, decision.clone());
+            }
+            Entry::Forget { id } => drop(self.decisions.remove(id)),
+            Entry::LeaseGranted { lease } => drop(self.leases.insert(*lease)),
+            Entry::LeaseGone { lease } => drop(self.leases.remove(lease)),
+        }
+        Ok(Verdict::Kept)
+    }
+}

@@ -1,0 +1,748 @@
+//! A group's leader as a part of a split tenant: it takes the requests for its range, asks the
+//! sequencer for revisions, and keeps what collides with a transaction over several groups away
+//! until that is decided. Pure; lives as long as the leadership.
+//!
+//! Everything that changes something stands in one *line*, in order of arrival, until it is
+//! applied. An item goes on when nothing before it in the line holds it up:
+//!
+//! | before it | it | held up |
+//! |---|---|---|
+//! | a latch | anything that collides or names its lease | until the latch ends |
+//! | a write without a revision yet | a write that collides | until that has asked |
+//! | a write or branch on its way | a conditional write that collides | until that is applied |
+//! | a write or branch | a latch that collides or names its lease | until that is applied |
+//!
+//! Nothing ever waits for what came later, so there is no deadlock and no starvation. A
+//! conditional write is evaluated on applied rows when its turn has come: everything that collides
+//! and came before is among them, and what comes later gets a higher revision.
+//!
+//! What would change nothing is a read: it is evaluated at the revision that the sequencer names.
+//!
+//! Made by a leader that has applied the first entry of its term; dropped when it leads no more:
+//! whoever drives it answers what is left, *unknown* for what was proposed, *not done* for the
+//! rest.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use bytes::Bytes;
+use proto::etcd::request_op::Request as Op;
+use proto::etcd::{RequestOp, TxnRequest, TxnResponse};
+use proto::mvccpb::KeyValue;
+use proto::{Error, KeyRange};
+
+use super::entry::Entry;
+use super::evaluate::{Change, Outcome, Prediction, Revisions, Rows, evaluate};
+use super::faults::{Fault, Faults};
+use super::footprint::Footprint;
+use super::stream::{Branch, Down, Granted, TxId, Up, Vote, Wanted};
+
+/// Names a waiting request to whoever drives the participant.
+pub type Ticket = u64;
+/// Writes that ask together, at most.
+const WANT_MAX: usize = 256;
+
+/// The applied state of the group's replica here.
+pub trait Replica: Rows {
+    /// The last revision in the log, as far as it is applied.
+    fn revision(&self) -> i64;
+    /// The highest sealed epoch, as far as it is applied.
+    fn seal(&self) -> u64;
+    /// Below this nothing can be read.
+    fn compacted(&self) -> i64;
+    /// Keys that are attached to a lease.
+    fn attached(&self, lease: i64) -> Vec<Bytes>;
+}
+
+/// What a participant wants done, in this order.
+#[derive(Debug, PartialEq)]
+pub enum Do {
+    /// Say this on the stream.
+    Send(Up),
+    /// Propose an entry; `tag` comes back when it is applied.
+    Propose {
+        /// Names the proposal.
+        tag: i64,
+        /// The entry.
+        entry: Entry,
+    },
+    /// Answer a request: a change, or what would have changed nothing.
+    Answer {
+        /// Whose.
+        ticket: Ticket,
+        /// How.
+        answer: Result<TxnResponse, Error>,
+    },
+    /// Rows may be read for a request, at this revision.
+    Readable {
+        /// Whose.
+        ticket: Ticket,
+        /// At which.
+        revision: i64,
+    },
+    /// The stream is of no use any more: begin a new one.
+    Break,
+}
+
+/// What applying a write gave.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Written {
+    /// It was made.
+    Done(TxnResponse),
+    /// It came to something else than was foreseen: nothing was changed.
+    Void,
+    /// Its epoch is over: nothing was changed.
+    Refused,
+}
+
+#[derive(Clone, Debug)]
+enum Body {
+    Write {
+        ticket: Ticket,
+        txn: TxnRequest,
+        stage: Stage,
+    },
+    Latch {
+        id: TxId,
+        voted: bool,
+    },
+    /// Proposed, not applied yet.
+    Branch,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Stage {
+    Waiting,
+    Asked(Prediction),
+    Proposed,
+}
+
+#[derive(Clone, Debug)]
+struct Item {
+    footprint: Footprint,
+    body: Body,
+}
+
+#[derive(Clone, Debug)]
+enum Read {
+    Rows(Ticket),
+    /// A transaction that would have changed nothing.
+    Idle(Ticket, TxnRequest),
+}
+
+/// Somebody asks for a lease that the sequencer does not have.
+#[derive(Clone, Debug)]
+struct Doubt {
+    ticket: Ticket,
+    txn: TxnRequest,
+    leases: Vec<i64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// No stream.
+    Apart,
+    /// Has a stream; what was proposed is not applied yet.
+    Joining,
+    Registering,
+    /// Registered; branches up to this revision are not applied yet.
+    Catching(i64),
+    Live,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Participant {
+    faults: Faults,
+    term: u64,
+    number: u64,
+    /// Epoch of the sequencer at the other end of the stream.
+    epoch: u64,
+    /// The highest epoch that is sealed, or proposed to be.
+    seal: u64,
+    phase: Phase,
+    line: BTreeMap<i64, Item>,
+    first: i64,
+    next: i64,
+    /// Latches that came before the branches were applied.
+    latches: VecDeque<(TxId, Footprint, bool)>,
+    asked: Option<Vec<i64>>,
+    reads: Vec<Read>,
+    asking: Option<Vec<Read>>,
+    told: Vec<(Read, i64, i64)>,
+    doubts: Vec<Doubt>,
+    doubting: Option<Vec<Doubt>>,
+    /// Proposals that are not applied.
+    unapplied: BTreeSet<i64>,
+    out: Vec<Do>,
+}
+
+/// Rows of another moment.
+struct At<'a>(&'a dyn Replica, i64);
+
+impl Rows for At<'_> {
+    fn scan(&self, range: &KeyRange, at: Option<i64>) -> Vec<KeyValue> {
+        self.0.scan(range, Some(at.unwrap_or(self.1)))
+    }
+}
+
+fn leases_of(changes: &[Change]) -> Vec<i64> {
+    let leases: BTreeSet<i64> = changes.iter().filter_map(Change::attaches).collect();
+    leases.into_iter().collect()
+}
+
+/// The path of a transaction without compares.
+fn plain_path(txn: &TxnRequest) -> Vec<bool> {
+    let nested = |op: &RequestOp| match &op.request {
+        Some(Op::RequestTxn(nested)) => plain_path(nested),
+        _ => Vec::new(),
+    };
+    std::iter::once(true).chain(txn.success.iter().flat_map(nested)).collect()
+}
+
+fn of_branch(branch: &Branch) -> Footprint {
+    let mut footprint = Footprint { leases: leases_of(&branch.changes), ..Footprint::default() };
+    footprint.cover(branch.changes.iter().map(|change| change.key.clone()));
+    footprint
+}
+
+impl Participant {
+    /// A participant for the leadership of `term`, of a replica that has sealed `seal`.
+    pub fn new(term: u64, seal: u64, faults: Faults) -> Participant {
+        Participant {
+            faults,
+            term,
+            number: 0,
+            epoch: 0,
+            seal,
+            phase: Phase::Apart,
+            line: BTreeMap::new(),
+            first: 0,
+            next: 1,
+            latches: VecDeque::new(),
+            asked: None,
+            reads: Vec::new(),
+            asking: None,
+            told: Vec::new(),
+            doubts: Vec::new(),
+            doubting: None,
+            unapplied: BTreeSet::new(),
+            out: Vec::new(),
+        }
+    }
+
+    /// What is to be done.
+    pub fn take(&mut self) -> Vec<Do> {
+        std::mem::take(&mut self.out)
+    }
+
+    /// Is nothing waiting or on its way here?
+    pub fn is_idle(&self) -> bool {
+        let reads = self.reads.is_empty() && self.asking.is_none() && self.told.is_empty();
+        let doubts = self.doubts.is_empty() && self.doubting.is_none();
+        self.line.is_empty() && reads && doubts && self.unapplied.is_empty()
+    }
+
+    /// Requests that are not answered, and whether each may have been proposed.
+    pub fn open_tickets(&self) -> Vec<(Ticket, bool)> {
+        let writes = self.line.values().filter_map(|item| match &item.body {
+            Body::Write { ticket, stage, .. } => Some((*ticket, *stage == Stage::Proposed)),
+            _ => None,
+        });
+        let asking = self.asking.iter().flatten();
+        let reads = self.reads.iter().chain(asking).chain(self.told.iter().map(|told| &told.0));
+        let reads = reads.map(|read| match read {
+            Read::Rows(ticket) | Read::Idle(ticket, _) => (*ticket, false),
+        });
+        let doubts = self.doubts.iter().chain(self.doubting.iter().flatten());
+        writes.chain(reads).chain(doubts.map(|doubt| (doubt.ticket, false))).collect()
+    }
+
+    // === requests ===
+
+    /// A transaction whose keys are all in this group's range.
+    pub fn write(&mut self, ticket: Ticket, txn: TxnRequest) {
+        let footprint = Footprint::of(&txn);
+        let body = Body::Write { ticket, txn, stage: Stage::Waiting };
+        self.push(Item { footprint, body });
+    }
+
+    /// A linearizable read.
+    pub fn read(&mut self, ticket: Ticket) {
+        self.reads.push(Read::Rows(ticket));
+    }
+
+    fn push(&mut self, item: Item) {
+        self.line.insert(self.next, item);
+        self.next += 1;
+    }
+
+    /// In front of everything that waits.
+    fn push_front(&mut self, item: Item) -> i64 {
+        self.first -= 1;
+        self.line.insert(self.first, item);
+        self.first
+    }
+
+    // === the stream ===
+
+    /// There is a way to the sequencer of `epoch`; gives the number of the stream.
+    pub fn connect(&mut self, epoch: u64) -> u64 {
+        self.disconnect();
+        self.epoch = epoch;
+        self.number += 1;
+        self.phase = Phase::Joining;
+        self.number
+    }
+
+    /// The stream is broken: what was asked on it is asked again on the next.
+    pub fn disconnect(&mut self) {
+        self.phase = Phase::Apart;
+        for tag in self.asked.take().into_iter().flatten() {
+            if let Some(Item { body: Body::Write { stage, .. }, .. }) = self.line.get_mut(&tag) {
+                *stage = Stage::Waiting;
+            }
+        }
+        self.line.retain(|_, item| !matches!(item.body, Body::Latch { .. }));
+        self.latches.clear();
+        let told = std::mem::take(&mut self.told).into_iter().map(|told| told.0);
+        self.reads.extend(self.asking.take().into_iter().flatten().chain(told));
+        self.doubts.extend(self.doubting.take().into_iter().flatten());
+    }
+
+    /// Is there no stream?
+    pub fn is_apart(&self) -> bool {
+        self.phase == Phase::Apart
+    }
+
+    /// Are requests taken on, on the stream of now?
+    pub fn is_live(&self) -> bool {
+        self.phase == Phase::Live
+    }
+
+    /// A sequencer of `epoch` wants everything older to end. From now on nothing of an older one
+    /// is taken; the caller answers it with the last revision once the seal is applied.
+    pub fn seal(&mut self, epoch: u64) {
+        if epoch <= self.seal {
+            return;
+        }
+        self.seal = epoch;
+        if self.phase != Phase::Apart && self.epoch < epoch {
+            self.give_up_stream();
+        }
+        self.out.push(Do::Propose { tag: 0, entry: Entry::Seal { epoch } });
+    }
+
+    fn give_up_stream(&mut self) {
+        self.disconnect();
+        self.out.push(Do::Break);
+    }
+
+    /// The sequencer said something on the stream of now.
+    pub fn hear(&mut self, replica: &dyn Replica, word: Down) {
+        if self.epoch < self.seal && !self.faults.has(Fault::NoSeal) {
+            return self.give_up_stream();
+        }
+        match word {
+            Down::NeedSeal { epoch } => {
+                self.seal(epoch);
+                if self.phase != Phase::Apart {
+                    self.give_up_stream();
+                }
+            }
+            Down::Registered { branches } => self.registered(replica, branches),
+            Down::Granted { items } => self.granted(items),
+            Down::Answer { revision, last } => {
+                let reads = self.asking.take().into_iter().flatten();
+                self.told.extend(reads.map(|read| (read, revision, last)));
+            }
+            Down::Leases { found } => self.found(found),
+            Down::Latch { id, footprint, revokes } => {
+                self.latches.push_back((id, footprint, revokes));
+            }
+            Down::Release { id } => {
+                self.latches.retain(|latch| latch.0 != id);
+                self.line.retain(|_, item| !is_latch(item, id));
+            }
+            Down::Decided(branch) => self.decided(branch),
+        }
+    }
+
+    fn registered(&mut self, replica: &dyn Replica, branches: Vec<Branch>) {
+        let last = branches.last().map_or(0, |branch| branch.revision);
+        self.phase = Phase::Catching(last.max(replica.revision()));
+        // Each goes in front of all that waits, the first one first.
+        self.first -= branches.len() as i64;
+        for (place, branch) in (self.first..).zip(branches) {
+            self.propose_branch(place, branch);
+        }
+    }
+
+    fn decided(&mut self, branch: Branch) {
+        self.latches.retain(|latch| latch.0 != branch.id);
+        let latch = self.line.iter().find(|(_, item)| is_latch(item, branch.id));
+        // What the latch held up waits for the branch now.
+        let place = latch.map(|(tag, _)| *tag);
+        let place = place.unwrap_or_else(|| {
+            let footprint = Footprint::default();
+            self.push_front(Item { footprint, body: Body::Branch })
+        });
+        self.propose_branch(place, branch);
+    }
+
+    fn propose_branch(&mut self, tag: i64, branch: Branch) {
+        self.line.insert(tag, Item { footprint: of_branch(&branch), body: Body::Branch });
+        self.propose(tag, Entry::Branch { epoch: self.epoch, branch });
+    }
+
+    fn propose(&mut self, tag: i64, entry: Entry) {
+        self.unapplied.insert(tag);
+        self.out.push(Do::Propose { tag, entry });
+    }
+
+    fn granted(&mut self, items: Vec<Granted>) {
+        for (tag, granted) in self.asked.take().into_iter().flatten().zip(items) {
+            let Some(item) = self.line.remove(&tag) else { continue };
+            let Body::Write { ticket, txn, stage: Stage::Asked(predicted) } = item.body else {
+                continue;
+            };
+            match granted {
+                Granted::Revision(revision) => {
+                    let body = Body::Write { ticket, txn: txn.clone(), stage: Stage::Proposed };
+                    self.line.insert(tag, Item { footprint: item.footprint, body });
+                    let epoch = self.epoch;
+                    self.propose(tag, Entry::Write { epoch, revision, txn, predicted });
+                }
+                // At the end of the line: the latch that is to come must not wait for it.
+                Granted::Later => self.write(ticket, txn),
+                Granted::NoLease => {
+                    let leases = item.footprint.leases;
+                    self.doubts.push(Doubt { ticket, txn, leases });
+                }
+            }
+        }
+    }
+
+    fn found(&mut self, found: Vec<bool>) {
+        for (doubt, found) in self.doubting.take().into_iter().flatten().zip(found) {
+            match found {
+                true => self.write(doubt.ticket, doubt.txn),
+                false => self.answer(doubt.ticket, Err(Error::LeaseNotFound)),
+            }
+        }
+    }
+
+    fn answer(&mut self, ticket: Ticket, answer: Result<TxnResponse, Error>) {
+        self.out.push(Do::Answer { ticket, answer });
+    }
+
+    // === what was applied ===
+
+    /// A proposed write was applied.
+    pub fn written(&mut self, tag: i64, written: Written) {
+        self.unapplied.remove(&tag);
+        let Some(Item { body: Body::Write { ticket, txn, .. }, .. }) = self.line.remove(&tag)
+        else {
+            return;
+        };
+        match written {
+            Written::Done(response) => self.answer(ticket, Ok(response)),
+            Written::Void | Written::Refused => self.write(ticket, txn),
+        }
+    }
+
+    /// A proposed branch was applied, or refused: then it comes again.
+    pub fn branched(&mut self, tag: i64) {
+        self.unapplied.remove(&tag);
+        self.line.remove(&tag);
+    }
+
+    // === what goes on ===
+
+    /// Does what can be done now. To be called after anything else.
+    pub fn advance(&mut self, replica: &dyn Replica) {
+        let applied = replica.revision();
+        // A seal that is only proposed says nothing: a deposed leader can propose one, too.
+        let sealed = replica.seal() >= self.seal;
+        let drained = self.unapplied.is_empty() || self.faults.has(Fault::RegisterUndrained);
+        if self.phase == Phase::Joining && drained && sealed {
+            self.phase = Phase::Registering;
+            let (term, number, seal) = (self.term, self.number, replica.seal());
+            self.out.push(Do::Send(Up::Register { term, number, seal, applied }));
+        }
+        if matches!(self.phase, Phase::Catching(last) if last <= applied) {
+            self.phase = Phase::Live;
+        }
+        if self.phase != Phase::Live {
+            return;
+        }
+        while let Some((id, mut footprint, revokes)) = self.latches.pop_front() {
+            if revokes && !self.faults.has(Fault::LeaseKeysFree) {
+                self.cover_keys(replica, &mut footprint);
+            }
+            self.push(Item { footprint, body: Body::Latch { id, voted: false } });
+        }
+        self.vote(replica, applied);
+        self.answer_reads(replica, applied);
+        if self.doubting.is_none() && !self.doubts.is_empty() {
+            let leases = self.doubts.iter().map(|doubt| doubt.leases.clone()).collect();
+            self.doubting = Some(std::mem::take(&mut self.doubts));
+            self.out.push(Do::Send(Up::AskLeases { leases }));
+        }
+        if self.asked.is_none() {
+            self.want(replica, applied);
+        }
+        if self.asking.is_none() && !self.reads.is_empty() {
+            self.asking = Some(std::mem::take(&mut self.reads));
+            self.out.push(Do::Send(Up::Ask { applied }));
+        }
+    }
+
+    /// A latch that revokes leases covers their keys, attached or about to be.
+    fn cover_keys(&self, replica: &dyn Replica, footprint: &mut Footprint) {
+        let named = Footprint { leases: footprint.leases.clone(), ..Footprint::default() };
+        for lease in &named.leases {
+            footprint.cover(replica.attached(*lease));
+        }
+        let attaching = self.line.values().filter(|item| item.footprint.shares_lease(&named));
+        let writes = attaching.flat_map(|item| item.footprint.writes.iter().cloned());
+        footprint.writes.extend(writes);
+    }
+
+    fn is_held_up(&self, tag: i64, item: &Item) -> bool {
+        self.line.range(..tag).any(|(_, earlier)| self.holds_up(earlier, item))
+    }
+
+    /// See the module's table.
+    fn holds_up(&self, earlier: &Item, item: &Item) -> bool {
+        let collides = earlier.footprint.collides(&item.footprint);
+        let lease = || earlier.footprint.shares_lease(&item.footprint);
+        match (&earlier.body, &item.body) {
+            (Body::Latch { .. }, _) => collides || lease(),
+            (Body::Write { stage, .. }, Body::Latch { .. }) => {
+                let jumps = self.faults.has(Fault::LatchJumps) && *stage != Stage::Proposed;
+                let early = self.faults.has(Fault::VoteEarly) && *stage == Stage::Proposed;
+                (collides || lease()) && !jumps && !early
+            }
+            (Body::Branch, Body::Latch { .. }) => {
+                (collides || lease()) && !self.faults.has(Fault::VoteEarly)
+            }
+            (Body::Write { stage: Stage::Waiting, .. }, _) => collides,
+            (Body::Write { .. } | Body::Branch, _) => {
+                collides && item.footprint.conditional && !self.faults.has(Fault::PredictOnApplied)
+            }
+        }
+    }
+
+    fn vote(&mut self, replica: &dyn Replica, applied: i64) {
+        if self.faults.has(Fault::LatchDropped) && applied % 7 == 3 {
+            let voted = |item: &Item| matches!(item.body, Body::Latch { voted: true, .. });
+            self.line.retain(|_, item| !voted(item));
+        }
+        let unheld = |(tag, item): (&i64, &Item)| match item.body {
+            Body::Latch { id, voted: false } if !self.is_held_up(*tag, item) => Some((*tag, id)),
+            _ => None,
+        };
+        let ready: Vec<(i64, TxId)> = self.line.iter().filter_map(unheld).collect();
+        for (tag, id) in ready {
+            let Some(item) = self.line.get_mut(&tag) else { continue };
+            item.body = Body::Latch { id, voted: true };
+            let vote = ballot(replica, &item.footprint);
+            self.out.push(Do::Send(Up::Vote { id, vote, applied }));
+        }
+    }
+
+    fn answer_reads(&mut self, replica: &dyn Replica, applied: i64) {
+        let waits = |last: i64| applied < last && !self.faults.has(Fault::NoWaitForLast);
+        let told = std::mem::take(&mut self.told);
+        let (late, ready): (Vec<_>, Vec<_>) = told.into_iter().partition(|told| waits(told.2));
+        self.told = late;
+        for (read, revision, _) in ready {
+            match read {
+                Read::Rows(ticket) => self.out.push(Do::Readable { ticket, revision }),
+                Read::Idle(ticket, txn) => {
+                    let (before, compacted) = (revision, replica.compacted());
+                    let revisions = Revisions { before, own: before + 1, compacted };
+                    match evaluate(&At(replica, revision), &txn, revisions) {
+                        Ok(outcome) if outcome.changes.is_empty() => {
+                            self.answer(ticket, Ok(outcome.response));
+                        }
+                        // Something came between: it is a write after all.
+                        Ok(_) => self.write(ticket, txn),
+                        Err(error) => self.answer(ticket, Err(error)),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Asks for the revisions of all writes whose turn has come.
+    fn want(&mut self, replica: &dyn Replica, applied: i64) {
+        let (mut wanted, mut tags) = (Vec::new(), Vec::new());
+        let waiting = |item: &Item| matches!(item.body, Body::Write { stage: Stage::Waiting, .. });
+        let turn: Vec<i64> =
+            self.line.iter().filter(|(_, item)| waiting(item)).map(|(tag, _)| *tag).collect();
+        for tag in turn {
+            if tags.len() == WANT_MAX {
+                break;
+            }
+            let Some(item) = self.line.get(&tag) else { continue };
+            if self.is_held_up(tag, item) {
+                continue;
+            }
+            let Body::Write { ticket, txn, .. } = &item.body else { continue };
+            let foreseen = if item.footprint.conditional {
+                foresee(replica, txn)
+            } else {
+                let predicted = Prediction { path: plain_path(txn), changes: true };
+                Some((predicted, item.footprint.leases.clone()))
+            };
+            let Some((predicted, leases)) = foreseen else {
+                self.reads.push(Read::Idle(*ticket, txn.clone()));
+                self.line.remove(&tag);
+                continue;
+            };
+            if let Some(Item { body: Body::Write { stage, .. }, .. }) = self.line.get_mut(&tag) {
+                *stage = Stage::Asked(predicted);
+            }
+            tags.push(tag);
+            wanted.push(Wanted { leases });
+        }
+        if !tags.is_empty() {
+            self.asked = Some(tags);
+            self.out.push(Do::Send(Up::Want { items: wanted, applied }));
+        }
+    }
+}
+
+fn is_latch(item: &Item, which: TxId) -> bool {
+    matches!(item.body, Body::Latch { id, .. } if id == which)
+}
+
+/// What a write would come to on applied rows; `None` if it would change nothing.
+fn foresee(replica: &dyn Replica, txn: &TxnRequest) -> Option<(Prediction, Vec<i64>)> {
+    let before = replica.revision();
+    let revisions = Revisions { before, own: before + 1, compacted: replica.compacted() };
+    let outcome: Outcome = evaluate(replica, txn, revisions).ok()?;
+    let leases = leases_of(&outcome.changes);
+    (!outcome.changes.is_empty()).then(|| (outcome.prediction(), leases))
+}
+
+/// Everything that a transaction needs to know of this group.
+fn ballot(replica: &dyn Replica, footprint: &Footprint) -> Vote {
+    let ranges = footprint.reads.iter().chain(&footprint.writes);
+    let rows: BTreeMap<Bytes, KeyValue> =
+        ranges.flat_map(|range| replica.scan(range, None)).map(|kv| (kv.key.clone(), kv)).collect();
+    let past = footprint.past.iter();
+    let past = past.map(|(range, at)| (range.clone(), *at, replica.scan(range, Some(*at))));
+    Vote { rows: rows.into_values().collect(), past: past.collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A replica with nothing in it.
+    #[derive(Default)]
+    struct Bare {
+        seal: u64,
+    }
+
+    impl Rows for Bare {
+        fn scan(&self, _: &KeyRange, _: Option<i64>) -> Vec<KeyValue> {
+            Vec::new()
+        }
+    }
+
+    impl Replica for Bare {
+        fn revision(&self) -> i64 {
+            1
+        }
+
+        fn seal(&self) -> u64 {
+            self.seal
+        }
+
+        fn compacted(&self) -> i64 {
+            0
+        }
+
+        fn attached(&self, _: i64) -> Vec<Bytes> {
+            Vec::new()
+        }
+    }
+
+    fn put(key: &'static str) -> TxnRequest {
+        let put = proto::etcd::PutRequest { key: key.into(), ..Default::default() };
+        let success = vec![RequestOp { request: Some(Op::RequestPut(put)) }];
+        TxnRequest { success, ..Default::default() }
+    }
+
+    fn live() -> Participant {
+        let mut participant = Participant::new(1, 0, Faults::NONE);
+        let replica = Bare::default();
+        participant.connect(2);
+        participant.advance(&replica);
+        participant.hear(&replica, Down::Registered { branches: Vec::new() });
+        participant.advance(&replica);
+        participant.take();
+        participant
+    }
+
+    #[test]
+    fn a_seal_that_is_only_proposed_is_not_told() {
+        let mut participant = Participant::new(1, 0, Faults::NONE);
+        participant.seal(5);
+        participant.connect(5);
+        participant.take();
+        participant.advance(&Bare { seal: 0 });
+        assert_eq!(participant.take(), Vec::new());
+        participant.advance(&Bare { seal: 5 });
+        let (term, number, seal, applied) = (1, 1, 5, 1);
+        let register = Up::Register { term, number, seal, applied };
+        assert_eq!(participant.take(), vec![Do::Send(register)]);
+    }
+
+    #[test]
+    fn a_latch_holds_back_what_comes_later_and_ends_with_its_branch() {
+        let (mut participant, replica) = (live(), Bare::default());
+        let id = TxId { epoch: 2, number: 1 };
+        let footprint = Footprint::of(&put("a"));
+        participant.hear(&replica, Down::Latch { id, footprint, revokes: false });
+        participant.advance(&replica);
+        let vote = Up::Vote { id, vote: Vote::default(), applied: 1 };
+        assert_eq!(participant.take(), vec![Do::Send(vote)]);
+        participant.write(7, put("a"));
+        participant.write(8, put("b"));
+        participant.advance(&replica);
+        let one = vec![Wanted::default()];
+        let want = Do::Send(Up::Want { items: one.clone(), applied: 1 });
+        assert_eq!(participant.take(), vec![want], "only the other key's write asks");
+        participant.hear(&replica, Down::Granted { items: vec![Granted::Revision(3)] });
+        participant.take();
+        let branch = Branch { id, revision: 4, changes: Vec::new() };
+        participant.hear(&replica, Down::Decided(branch.clone()));
+        participant.advance(&replica);
+        let (tag, entry) = (1, Entry::Branch { epoch: 2, branch });
+        let want = Do::Send(Up::Want { items: one, applied: 1 });
+        assert_eq!(participant.take(), vec![Do::Propose { tag, entry }, want]);
+    }
+
+    #[test]
+    fn what_was_asked_on_a_broken_stream_is_asked_again() {
+        let (mut participant, replica) = (live(), Bare::default());
+        participant.write(7, put("a"));
+        participant.read(8);
+        participant.advance(&replica);
+        assert_eq!(participant.take().len(), 2);
+        participant.disconnect();
+        participant.connect(3);
+        participant.advance(&replica);
+        participant.hear(&replica, Down::Registered { branches: Vec::new() });
+        participant.advance(&replica);
+        let asked = participant.take();
+        let want = Do::Send(Up::Want { items: vec![Wanted::default()], applied: 1 });
+        assert!(asked.contains(&want), "{asked:?}");
+        assert!(asked.contains(&Do::Send(Up::Ask { applied: 1 })), "{asked:?}");
+        assert_eq!(participant.open_tickets(), vec![(7, false), (8, false)]);
+    }
+}

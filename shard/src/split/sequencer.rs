@@ -1,0 +1,975 @@
+//! The home group's leader as the one who gives out a split tenant's revisions, decides its
+//! transactions over several groups, and keeps its leases. Pure; lives as long as the leadership
+//! while the tenant is split. Its *epoch* is home's Raft term.
+//!
+//! It knows of every group its last[S]: no revision above it, and up to the last one granted,
+//! concerns the group. So a pair (R, last[S]) is a promise: who has applied last[S] has all of S
+//! up to R.
+//!
+//! A new sequencer opens when every group of the map has sealed its epoch, and goes on above the
+//! limit that home's log names: what the one before granted or showed is at or below it. Until
+//! then it answers nothing.
+//!
+//! A decision takes its revision in the same step in which it is proposed. From then until it is
+//! applied its participants get no answers (`undecided`): they would order something behind it
+//! that is committed before it. Its record stays until all of them have applied their branches.
+//!
+//! Invariants:
+//! - `next - 1` is the last revision granted or shown, and is at most the committed limit;
+//! - `last` of a group is lowered only by a registration, which voids what older streams granted;
+//! - an id that was called dead is never decided.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use bytes::Bytes;
+use proto::etcd::{TxnRequest, TxnResponse};
+use proto::mvccpb::KeyValue;
+use proto::{Error, GroupId, KeyRange};
+
+use super::entry::{Decision, Entry, Kept};
+use super::evaluate::{Change, Revisions, Rows, evaluate};
+use super::faults::{Fault, Faults};
+use super::footprint::{Footprint, common};
+use super::participant::Ticket;
+use super::stream::{Branch, Down, Granted, StreamId, TxId, Up, Vote};
+
+/// Revisions that the limit is ahead of the last one granted, when it is raised.
+pub const WINDOW: i64 = 4096;
+
+/// What a sequencer wants done, in this order.
+#[derive(Debug, PartialEq)]
+pub enum Do {
+    /// Ask a group's leader, whoever it is, to seal this epoch; again until it is answered.
+    Seal {
+        /// Which group.
+        group: GroupId,
+    },
+    /// Say this on a stream.
+    Send {
+        /// On which.
+        to: StreamId,
+        /// What.
+        word: Down,
+    },
+    /// Propose an entry in home's log.
+    Propose(Entry),
+    /// Begin a read round of home, and say when it is done.
+    Round {
+        /// Names it.
+        round: u64,
+    },
+    /// Answer a transaction over several groups.
+    Answer {
+        /// Whose.
+        ticket: Ticket,
+        /// How.
+        answer: Result<TxnResponse, Error>,
+    },
+    /// Answer a revocation.
+    Revoked {
+        /// Whose.
+        ticket: Ticket,
+        /// The revision that deleted its keys, or the newest one if it had none.
+        revision: i64,
+        /// How many keys went.
+        deleted: i64,
+    },
+    /// Answer a grant.
+    LeaseGranted {
+        /// Whose.
+        ticket: Ticket,
+        /// The newest revision.
+        revision: i64,
+    },
+    /// A read over several groups is done at `revision`, in each group once it has applied `last`.
+    Readable {
+        /// Whose.
+        ticket: Ticket,
+        /// At which.
+        revision: i64,
+        /// By group.
+        last: BTreeMap<GroupId, i64>,
+    },
+    /// Certainly not done: may be tried again.
+    NotDone {
+        /// Whose.
+        ticket: Ticket,
+    },
+    /// For watches over several groups: these are the pairs from now on, all at this revision.
+    Marks {
+        /// The last revision granted.
+        revision: i64,
+        /// What changed.
+        last: Vec<(GroupId, i64)>,
+    },
+    /// Somebody has sealed a higher epoch: this leader is not the last one.
+    StepDown,
+}
+
+#[derive(Debug)]
+struct Shard {
+    range: KeyRange,
+    sealed: bool,
+    last: i64,
+    /// What it is known to have applied.
+    applied: i64,
+    /// The newest stream: term and number.
+    stream: Option<(u64, u64)>,
+    /// It is registered on that stream.
+    live: bool,
+    /// What its log held when it registered.
+    registering: Option<i64>,
+    /// What waits until no decision that concerns it is undecided.
+    waiting: VecDeque<Up>,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Txn(TxnRequest),
+    Revoke(i64),
+}
+
+#[derive(Debug)]
+struct Tx {
+    ticket: Ticket,
+    kind: Kind,
+    parts: BTreeMap<GroupId, Footprint>,
+    votes: BTreeMap<GroupId, ((u64, u64), Vote)>,
+    /// All votes are in, but its revision is above the limit.
+    waits_for_limit: bool,
+    /// Only with a planted fault: it was called dead.
+    dead: bool,
+}
+
+#[derive(Debug)]
+struct Undecided {
+    id: TxId,
+    ticket: Ticket,
+    parts: BTreeSet<GroupId>,
+    revision: i64,
+    end: End,
+}
+
+#[derive(Debug)]
+enum End {
+    Txn(TxnResponse),
+    Revoke { deleted: i64 },
+}
+
+/// Which groups may have keys of a lease.
+#[derive(Debug, Clone)]
+enum Holders {
+    /// All: this sequencer does not know what others granted.
+    All,
+    Some(BTreeSet<GroupId>),
+}
+
+/// What waits for a read round of home.
+#[derive(Debug)]
+enum Pending {
+    Ask { to: StreamId, revision: i64, last: i64 },
+    Leases { to: StreamId, found: Vec<bool> },
+    Read { ticket: Ticket, revision: i64, last: BTreeMap<GroupId, i64> },
+    Idle { ticket: Ticket, answer: Result<TxnResponse, Error> },
+    NoLease { ticket: Ticket },
+    Gone { ticket: Ticket, revision: i64 },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hand {
+    No,
+    /// Nothing is granted or shown any more.
+    Over,
+    /// The transfer has failed: it goes on when a higher limit is applied.
+    Back,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Sequencer {
+    faults: Faults,
+    epoch: u64,
+    window: i64,
+    kept: Kept,
+    asked_limit: bool,
+    next: i64,
+    open: bool,
+    hand: Hand,
+    shards: BTreeMap<GroupId, Shard>,
+    holders: BTreeMap<i64, Holders>,
+    revoking: BTreeSet<i64>,
+    /// Revocations of leases without keys that are proposed, with who waits.
+    leaving: BTreeMap<i64, (Ticket, i64)>,
+    granting: BTreeMap<i64, Ticket>,
+    undecided: BTreeMap<TxId, Undecided>,
+    txs: BTreeMap<TxId, Tx>,
+    next_tx: u64,
+    forgetting: BTreeSet<TxId>,
+    /// Begun before the sequencer was open.
+    early: VecDeque<(Ticket, Early)>,
+    rounds: u64,
+    fresh: Vec<Pending>,
+    in_round: BTreeMap<u64, Vec<Pending>>,
+    late: Vec<(StreamId, Down)>,
+    out: Vec<Do>,
+}
+
+#[derive(Debug)]
+enum Early {
+    Read,
+    Txn(TxnRequest),
+    Revoke(i64),
+    Grant(i64),
+}
+
+/// Rows that participants voted with.
+struct Ballots<'a> {
+    rows: BTreeMap<&'a Bytes, &'a KeyValue>,
+    past: Vec<(&'a KeyRange, i64, &'a [KeyValue])>,
+}
+
+impl Rows for Ballots<'_> {
+    fn scan(&self, range: &KeyRange, at: Option<i64>) -> Vec<KeyValue> {
+        let Some(at) = at else {
+            let inside = self.rows.iter().filter(|(key, _)| range.contains(key));
+            return inside.map(|(_, kv)| (*kv).clone()).collect();
+        };
+        let mut found: BTreeMap<Bytes, KeyValue> = BTreeMap::new();
+        for (part, revision, rows) in &self.past {
+            if *revision == at && common(part, range).is_some() {
+                let inside = rows.iter().filter(|kv| range.contains(&kv.key));
+                found.extend(inside.map(|kv| (kv.key.clone(), kv.clone())));
+            }
+        }
+        found.into_values().collect()
+    }
+}
+
+impl Sequencer {
+    /// A sequencer for home's leadership of term `epoch`, which has applied the first entry of that
+    /// term; `kept` is home's state then, `map` says which groups the tenant is split over. It
+    /// opens when all of them have sealed.
+    pub fn new(
+        epoch: u64,
+        map: &BTreeMap<GroupId, KeyRange>,
+        kept: Kept,
+        window: i64,
+        faults: Faults,
+    ) -> Sequencer {
+        let shard = |range: &KeyRange| Shard {
+            range: range.clone(),
+            sealed: false,
+            last: 0,
+            applied: 0,
+            stream: None,
+            live: false,
+            registering: None,
+            waiting: VecDeque::new(),
+        };
+        let holders =
+            kept.leases.iter().map(|lease| match faults.has(Fault::LeaseGroupsForgotten) {
+                true => (*lease, Holders::Some(BTreeSet::new())),
+                false => (*lease, Holders::All),
+            });
+        let mut sequencer = Sequencer {
+            faults,
+            epoch,
+            window,
+            asked_limit: false,
+            next: 0,
+            open: false,
+            hand: Hand::No,
+            shards: map.iter().map(|(group, range)| (*group, shard(range))).collect(),
+            holders: holders.collect(),
+            kept,
+            revoking: BTreeSet::new(),
+            leaving: BTreeMap::new(),
+            granting: BTreeMap::new(),
+            undecided: BTreeMap::new(),
+            txs: BTreeMap::new(),
+            next_tx: 1,
+            forgetting: BTreeSet::new(),
+            early: VecDeque::new(),
+            rounds: 0,
+            fresh: Vec::new(),
+            in_round: BTreeMap::new(),
+            late: Vec::new(),
+            out: Vec::new(),
+        };
+        sequencer.out.extend(map.keys().map(|group| Do::Seal { group: *group }));
+        sequencer
+    }
+
+    /// What is to be done.
+    pub fn take(&mut self) -> Vec<Do> {
+        std::mem::take(&mut self.out)
+    }
+
+    /// Does it give out revisions?
+    pub fn is_open(&self) -> bool {
+        self.open
+    }
+
+    /// The last revision granted or shown.
+    pub fn last(&self) -> i64 {
+        self.next - 1
+    }
+
+    /// What watches over several groups begin with: the last revision, and last[S] of all.
+    pub fn marks(&self) -> (i64, Vec<(GroupId, i64)>) {
+        (self.next - 1, self.shards.iter().map(|(group, shard)| (*group, shard.last)).collect())
+    }
+
+    // === opening ===
+
+    /// A group has applied the seal of an epoch; `last` is the last revision in its log.
+    pub fn sealed(&mut self, group: GroupId, epoch: u64, last: i64) {
+        if epoch > self.epoch {
+            return self.out.push(Do::StepDown);
+        }
+        let Some(shard) = self.shards.get_mut(&group).filter(|_| epoch == self.epoch) else {
+            return;
+        };
+        if self.open || shard.sealed {
+            return;
+        }
+        shard.sealed = true;
+        shard.last = last;
+        let missing = self.shards.values().filter(|shard| !shard.sealed).count();
+        if missing > usize::from(self.faults.has(Fault::NoSeal)) {
+            return;
+        }
+        for (group, shard) in &mut self.shards {
+            let decided = self.kept.decisions.values().filter(|d| d.changes.contains_key(group));
+            shard.last = decided.map(|decision| decision.revision).fold(shard.last, i64::max);
+        }
+        self.next = self.kept.limit + 1;
+        if self.faults.has(Fault::RestartAtMax) {
+            let max = self.shards.values().map(|shard| shard.last).max().unwrap_or(0);
+            self.next = max + 1;
+        }
+        self.open = true;
+        let (revision, last) = self.marks();
+        self.out.push(Do::Marks { revision, last });
+        self.go_on();
+    }
+
+    // === requests over several groups ===
+
+    /// A linearizable read over several groups.
+    pub fn read(&mut self, ticket: Ticket) {
+        self.begin(ticket, Early::Read);
+    }
+
+    /// A transaction over several groups.
+    pub fn transact(&mut self, ticket: Ticket, txn: TxnRequest) {
+        self.begin(ticket, Early::Txn(txn));
+    }
+
+    /// Ends a lease, and with it the keys that are attached to it.
+    pub fn revoke(&mut self, ticket: Ticket, lease: i64) {
+        self.begin(ticket, Early::Revoke(lease));
+    }
+
+    /// A new lease.
+    pub fn grant(&mut self, ticket: Ticket, lease: i64) {
+        self.begin(ticket, Early::Grant(lease));
+    }
+
+    fn begin(&mut self, ticket: Ticket, what: Early) {
+        self.early.push_back((ticket, what));
+        self.go_on();
+    }
+
+    fn is_quiet(&self) -> bool {
+        !self.open || (self.hand != Hand::No && !self.faults.has(Fault::HandGoesOn))
+    }
+
+    /// Everything that could not be done before.
+    fn go_on(&mut self) {
+        if self.is_quiet() {
+            return;
+        }
+        let mut again = VecDeque::new();
+        while let Some((ticket, what)) = self.early.pop_front() {
+            match what {
+                Early::Read => {
+                    let (revision, last) = self.marks();
+                    let last = last.into_iter().collect();
+                    self.pend(Pending::Read { ticket, revision, last });
+                }
+                Early::Txn(txn) => self.begin_txn(ticket, txn),
+                Early::Revoke(lease) if self.revoking.contains(&lease) => {
+                    again.push_back((ticket, Early::Revoke(lease)));
+                }
+                Early::Revoke(lease) if !self.kept.leases.contains(&lease) => {
+                    self.pend(Pending::NoLease { ticket });
+                }
+                Early::Revoke(lease) => self.begin_revoke(ticket, lease),
+                Early::Grant(lease) => {
+                    self.granting.insert(lease, ticket);
+                    self.out.push(Do::Propose(Entry::LeaseGranted { lease }));
+                }
+            }
+        }
+        self.early = again;
+        self.raise_limit();
+        let waiting = self.txs.iter().filter(|(_, tx)| tx.waits_for_limit);
+        let waiting: Vec<TxId> = waiting.map(|(id, _)| *id).collect();
+        for id in waiting {
+            self.decide(id);
+        }
+        let groups: Vec<GroupId> = self.shards.keys().copied().collect();
+        for group in groups {
+            self.answer(group);
+        }
+        self.forget();
+    }
+
+    fn raise_limit(&mut self) {
+        if self.kept.limit - self.next < self.window / 2 && !self.asked_limit {
+            self.asked_limit = true;
+            let revision = self.kept.limit.max(self.next) + self.window;
+            self.out.push(Do::Propose(Entry::Limit { revision }));
+        }
+    }
+
+    fn begin_txn(&mut self, ticket: Ticket, txn: TxnRequest) {
+        let footprint = Footprint::of(&txn);
+        let touched = self.shards.iter().filter(|(_, shard)| footprint.touches(&shard.range));
+        let parts: BTreeMap<GroupId, Footprint> =
+            touched.map(|(group, shard)| (*group, footprint.within(&shard.range))).collect();
+        for lease in &footprint.leases {
+            self.hold(*lease, parts.keys().copied());
+        }
+        self.latch(ticket, Kind::Txn(txn), parts);
+    }
+
+    /// From now on these groups may have keys of the lease.
+    fn hold(&mut self, lease: i64, groups: impl Iterator<Item = GroupId>) {
+        if let Some(Holders::Some(holders)) = self.holders.get_mut(&lease) {
+            holders.extend(groups);
+        }
+    }
+
+    fn begin_revoke(&mut self, ticket: Ticket, lease: i64) {
+        if !self.faults.has(Fault::LeaseNotMarked) {
+            self.revoking.insert(lease);
+        }
+        let groups: Vec<GroupId> = match self.holders.get(&lease) {
+            Some(Holders::Some(groups)) => groups.iter().copied().collect(),
+            Some(Holders::All) | None => self.shards.keys().copied().collect(),
+        };
+        let parts = groups.into_iter().map(|group| (group, Footprint::of_lease(lease))).collect();
+        self.latch(ticket, Kind::Revoke(lease), parts);
+    }
+
+    fn latch(&mut self, ticket: Ticket, kind: Kind, parts: BTreeMap<GroupId, Footprint>) {
+        let id = TxId { epoch: self.epoch, number: self.next_tx };
+        self.next_tx += 1;
+        let (votes, waits_for_limit, dead) = (BTreeMap::new(), false, false);
+        let groups: Vec<GroupId> = parts.keys().copied().collect();
+        self.txs.insert(id, Tx { ticket, kind, parts, votes, waits_for_limit, dead });
+        for group in &groups {
+            self.send_latch(*group, id);
+        }
+        if groups.is_empty() {
+            self.decide(id);
+        }
+    }
+
+    fn send_latch(&mut self, group: GroupId, id: TxId) {
+        let Some(tx) = self.txs.get(&id) else { return };
+        let Some(footprint) = tx.parts.get(&group).cloned() else { return };
+        let revokes = matches!(tx.kind, Kind::Revoke(_));
+        self.say(group, Down::Latch { id, footprint, revokes });
+    }
+
+    /// Says something to a group that is registered.
+    fn say(&mut self, group: GroupId, word: Down) {
+        let Some(shard) = self.shards.get(&group).filter(|shard| shard.live) else { return };
+        if let Some((term, number)) = shard.stream {
+            self.out.push(Do::Send { to: StreamId { group, term, number }, word });
+        }
+    }
+
+    // === streams ===
+
+    /// A group's leader said something.
+    pub fn hear(&mut self, from: StreamId, word: Up) {
+        let stream = (from.term, from.number);
+        let Some(shard) = self.shards.get_mut(&from.group) else { return };
+        if let Up::Register { seal, applied, .. } = word {
+            if seal > self.epoch && !self.faults.has(Fault::NoSeal) {
+                return self.out.push(Do::StepDown);
+            }
+            let older = shard.stream.is_some_and(|seen| stream <= seen);
+            if older && !self.faults.has(Fault::OldRegistration) {
+                return;
+            }
+            if seal < self.epoch && !self.faults.has(Fault::NoSeal) {
+                let epoch = self.epoch;
+                return self.out.push(Do::Send { to: from, word: Down::NeedSeal { epoch } });
+            }
+            shard.stream = Some(stream);
+            shard.live = false;
+            shard.registering = Some(applied);
+            shard.applied = shard.applied.max(applied);
+            shard.waiting.clear();
+            return self.go_on();
+        }
+        let current = shard.stream == Some(stream) && shard.live;
+        if !current && !self.faults.has(Fault::OldStream) {
+            return;
+        }
+        match word {
+            Up::Vote { id, vote, applied } => {
+                shard.applied = shard.applied.max(applied);
+                self.voted(from.group, stream, id, vote);
+            }
+            word => shard.waiting.push_back(word),
+        }
+        self.go_on();
+    }
+
+    /// The way to a group is broken. What it asked comes again when it registers anew.
+    pub fn disconnected(&mut self, from: StreamId) {
+        let Some(shard) = self.shards.get_mut(&from.group) else { return };
+        if shard.stream == Some((from.term, from.number)) {
+            shard.live = false;
+            shard.registering = None;
+            shard.waiting.clear();
+        }
+    }
+
+    fn concerns_undecided(&self, group: GroupId) -> bool {
+        self.undecided.values().any(|undecided| undecided.parts.contains(&group))
+    }
+
+    /// Answers what a group waits for, as far as that can be done.
+    fn answer(&mut self, group: GroupId) {
+        self.answer_registration(group);
+        loop {
+            if self.concerns_undecided(group) && !self.faults.has(Fault::AnswersNotWithheld) {
+                return;
+            }
+            let Some(shard) = self.shards.get_mut(&group) else { return };
+            let Some(word) = shard.waiting.pop_front() else { return };
+            let Some((term, number)) = shard.stream else { return };
+            let to = StreamId { group, term, number };
+            match word {
+                Up::Want { items, applied } => {
+                    let fits = self.next + items.len() as i64 - 1 <= self.kept.limit;
+                    if !fits && !self.faults.has(Fault::GrantAboveLimit) {
+                        shard.waiting.push_front(Up::Want { items, applied });
+                        return self.raise_limit();
+                    }
+                    shard.applied = shard.applied.max(applied);
+                    let leases = items.into_iter().map(|item| item.leases);
+                    let items: Vec<Granted> =
+                        leases.map(|leases| self.grant_one(group, &leases)).collect();
+                    self.out.push(Do::Send { to, word: Down::Granted { items } });
+                }
+                Up::Ask { applied } => {
+                    shard.applied = shard.applied.max(applied);
+                    let (revision, last) = (self.next - 1, shard.last);
+                    self.pend(Pending::Ask { to, revision, last });
+                }
+                Up::AskLeases { leases } => {
+                    let known = |leases: &Vec<i64>| {
+                        leases.iter().all(|lease| self.kept.leases.contains(lease))
+                    };
+                    let found = leases.iter().map(known).collect();
+                    self.pend(Pending::Leases { to, found });
+                }
+                Up::Register { .. } | Up::Vote { .. } => {}
+            }
+        }
+    }
+
+    fn grant_one(&mut self, group: GroupId, leases: &[i64]) -> Granted {
+        let missing = |lease: &i64| !self.kept.leases.contains(lease);
+        if leases.iter().any(missing) && !self.faults.has(Fault::LeaseNotChecked) {
+            return Granted::NoLease;
+        }
+        if leases.iter().any(|lease| self.revoking.contains(lease)) {
+            return Granted::Later;
+        }
+        let revision = self.next;
+        self.next += 1;
+        for lease in leases {
+            self.hold(*lease, std::iter::once(group));
+        }
+        self.set_last(&BTreeSet::from([group]), revision);
+        Granted::Revision(revision)
+    }
+
+    fn set_last(&mut self, groups: &BTreeSet<GroupId>, last: i64) {
+        let mut changed = Vec::new();
+        for group in groups {
+            if let Some(shard) = self.shards.get_mut(group).filter(|shard| shard.last != last) {
+                shard.last = last;
+                changed.push((*group, last));
+            }
+        }
+        if !changed.is_empty() {
+            self.out.push(Do::Marks { revision: self.next - 1, last: changed });
+        }
+    }
+
+    /// A registration is answered when no decision that concerns the group is undecided: then the
+    /// group gets every branch that it lacks, and after them the latches that are alive.
+    fn answer_registration(&mut self, group: GroupId) {
+        let Some(shard) = self.shards.get(&group) else { return };
+        let Some(applied) = shard.registering else { return };
+        if self.concerns_undecided(group) && !self.faults.has(Fault::RegisteredEarly) {
+            return;
+        }
+        let lacks = |(id, decision): (&TxId, &Decision)| {
+            decision.branch(*id, group).filter(|branch| branch.revision > applied)
+        };
+        let mut branches: Vec<Branch> = self.kept.decisions.iter().filter_map(lacks).collect();
+        branches.sort_by_key(|branch| branch.revision);
+        let last = branches.last().map_or(applied, |branch| branch.revision.max(applied));
+        if self.faults.has(Fault::RegisteredWithoutBranches) {
+            branches.clear();
+        }
+        // What else was granted to this group is void: it is in no log.
+        self.set_last(&BTreeSet::from([group]), last);
+        if let Some(shard) = self.shards.get_mut(&group) {
+            shard.registering = None;
+            shard.live = true;
+        }
+        self.say(group, Down::Registered { branches });
+        let alive = self.txs.iter().filter(|(_, tx)| tx.parts.contains_key(&group) && !tx.dead);
+        let alive: Vec<TxId> = alive.map(|(id, _)| *id).collect();
+        for id in alive {
+            if let Some(tx) = self.txs.get_mut(&id)
+                && !self.faults.has(Fault::VotesNotChecked)
+            {
+                tx.votes.remove(&group);
+                tx.waits_for_limit = false;
+            }
+            self.send_latch(group, id);
+        }
+    }
+
+    // === decisions ===
+
+    fn voted(&mut self, group: GroupId, stream: (u64, u64), id: TxId, vote: Vote) {
+        let Some(tx) = self.txs.get_mut(&id) else { return };
+        if !tx.parts.contains_key(&group) {
+            return;
+        }
+        tx.votes.insert(group, (stream, vote));
+        if tx.votes.len() == tx.parts.len() {
+            self.decide(id);
+        }
+    }
+
+    fn decide(&mut self, id: TxId) {
+        if self.is_quiet() {
+            // It is looked at again when this goes on.
+            if let Some(tx) = self.txs.get_mut(&id) {
+                tx.waits_for_limit = true;
+            }
+            return;
+        }
+        let Some(tx) = self.txs.get(&id) else { return };
+        let holds = tx.votes.iter().all(|(group, (stream, _))| {
+            let shard = self.shards.get(group);
+            shard.is_some_and(|shard| shard.live && shard.stream == Some(*stream))
+        });
+        if !holds && !self.faults.has(Fault::VotesNotChecked) {
+            return self.kill(id);
+        }
+        match &tx.kind {
+            Kind::Txn(_) => self.decide_txn(id),
+            Kind::Revoke(lease) => self.decide_revoke(id, *lease),
+        }
+    }
+
+    fn decide_txn(&mut self, id: TxId) {
+        let Some(tx) = self.txs.get(&id) else { return };
+        let Kind::Txn(txn) = &tx.kind else { return };
+        let rows = tx.votes.values().flat_map(|(_, vote)| &vote.rows);
+        let past = tx.votes.values().flat_map(|(_, vote)| &vote.past);
+        let ballots = Ballots {
+            rows: rows.map(|kv| (&kv.key, kv)).collect(),
+            past: past.map(|(range, at, rows)| (range, *at, rows.as_slice())).collect(),
+        };
+        let revisions = Revisions { before: self.next - 1, own: self.next, compacted: 0 };
+        let (ticket, outcome) = (tx.ticket, evaluate(&ballots, txn, revisions));
+        let outcome = match outcome {
+            Ok(outcome) if !outcome.changes.is_empty() => outcome,
+            idle => {
+                let answer = idle.map(|outcome| outcome.response);
+                self.pend(Pending::Idle { ticket, answer });
+                return self.release(id);
+            }
+        };
+        let leases: BTreeSet<i64> = outcome.changes.iter().filter_map(Change::attaches).collect();
+        if leases.iter().any(|lease| self.revoking.contains(lease)) {
+            return self.kill(id);
+        }
+        if leases.iter().any(|lease| !self.kept.leases.contains(lease)) {
+            self.pend(Pending::NoLease { ticket });
+            return self.release(id);
+        }
+        self.conclude(id, outcome.changes, None, End::Txn(outcome.response));
+    }
+
+    fn decide_revoke(&mut self, id: TxId, lease: i64) {
+        let Some(tx) = self.txs.get(&id) else { return };
+        let rows = tx.votes.values().flat_map(|(_, vote)| &vote.rows);
+        let attached = rows.filter(|kv| kv.lease == lease);
+        // In the order of the keys, as etcd deletes them.
+        let keys: BTreeSet<Bytes> = attached.map(|kv| kv.key.clone()).collect();
+        let changes: Vec<Change> =
+            (0..).zip(keys).map(|(place, key)| Change { place, key, put: None }).collect();
+        if changes.is_empty() {
+            // No revision holds anything back for it: the mark does, until this is applied.
+            self.leaving.insert(lease, (tx.ticket, self.next - 1));
+            self.out.push(Do::Propose(Entry::LeaseGone { lease }));
+            if self.faults.has(Fault::MarkEndsEarly) {
+                self.revoking.remove(&lease);
+            }
+            return self.release(id);
+        }
+        let deleted = changes.len() as i64;
+        self.conclude(id, changes, Some(lease), End::Revoke { deleted });
+    }
+
+    /// Gives a decision its revision and proposes it, in one step.
+    fn conclude(&mut self, id: TxId, changes: Vec<Change>, lease: Option<i64>, end: End) {
+        if self.next > self.kept.limit && !self.faults.has(Fault::GrantAboveLimit) {
+            if let Some(tx) = self.txs.get_mut(&id) {
+                tx.waits_for_limit = true;
+            }
+            return self.raise_limit();
+        }
+        let Some(tx) = self.txs.remove(&id) else { return };
+        let revision = self.next;
+        self.next += 1;
+        let mut by_group: BTreeMap<GroupId, Vec<Change>> =
+            tx.parts.keys().map(|group| (*group, Vec::new())).collect();
+        for change in changes {
+            let owner = self.shards.iter().find(|(_, shard)| shard.range.contains(&change.key));
+            let owner = owner.map(|(group, _)| *group);
+            if let Some(changes) = owner.and_then(|group| by_group.get_mut(&group)) {
+                changes.push(change);
+            }
+        }
+        let parts: BTreeSet<GroupId> = tx.parts.keys().copied().collect();
+        if !self.faults.has(Fault::LastAtCommit) {
+            self.set_last(&parts, revision);
+        }
+        let ticket = tx.ticket;
+        self.undecided.insert(id, Undecided { id, ticket, parts, revision, end });
+        let decision = Decision { revision, changes: by_group, lease };
+        self.out.push(Do::Propose(Entry::Decision { id, decision }));
+    }
+
+    /// The latches of a transaction end without a branch.
+    fn release(&mut self, id: TxId) {
+        let Some(tx) = self.txs.remove(&id) else { return };
+        for group in tx.parts.keys() {
+            self.say(*group, Down::Release { id });
+        }
+    }
+
+    /// A transaction that waits too long for its votes is not done. For good.
+    pub fn kill(&mut self, id: TxId) {
+        let Some(tx) = self.txs.get_mut(&id).filter(|tx| !tx.dead) else { return };
+        let ticket = tx.ticket;
+        if let Kind::Revoke(lease) = tx.kind {
+            self.revoking.remove(&lease);
+        }
+        self.out.push(Do::NotDone { ticket });
+        if self.faults.has(Fault::DeadDecided) {
+            tx.dead = true;
+        } else {
+            self.release(id);
+        }
+        self.go_on();
+    }
+
+    /// Transactions that wait for votes, oldest first.
+    pub fn waiting(&self) -> impl Iterator<Item = TxId> {
+        self.txs.keys().copied()
+    }
+
+    /// Decisions that everybody has applied are forgotten.
+    fn forget(&mut self) {
+        let early = self.faults.has(Fault::ForgetEarly);
+        let done = |decision: &Decision| {
+            decision.changes.keys().all(|group| {
+                let shard = self.shards.get(group);
+                shard.is_none_or(|shard| shard.applied >= decision.revision) || early
+            })
+        };
+        let decisions = self.kept.decisions.iter();
+        let over = decisions.filter(|(id, d)| !self.forgetting.contains(id) && done(d));
+        let over: Vec<TxId> = over.map(|(id, _)| *id).collect();
+        for id in over {
+            self.forgetting.insert(id);
+            self.out.push(Do::Propose(Entry::Forget { id }));
+        }
+    }
+
+    // === what home has applied ===
+
+    /// Home has applied an entry: its own, or one of its predecessors.
+    pub fn applied(&mut self, entry: &Entry) {
+        match entry {
+            Entry::Limit { revision } => {
+                self.kept.limit = self.kept.limit.max(*revision);
+                self.asked_limit = false;
+                if self.hand == Hand::Back {
+                    self.hand = Hand::No;
+                }
+            }
+            Entry::Hand { revision } => self.kept.limit = *revision,
+            Entry::Decision { id, decision } => {
+                self.kept.decisions.insert(*id, decision.clone());
+                if let Some(lease) = decision.lease {
+                    self.kept.leases.remove(&lease);
+                    self.revoking.remove(&lease);
+                }
+                self.decided(*id, decision);
+            }
+            Entry::Forget { id } => {
+                self.kept.decisions.remove(id);
+                self.forgetting.remove(id);
+            }
+            Entry::LeaseGranted { lease } => {
+                self.kept.leases.insert(*lease);
+                self.holders.insert(*lease, Holders::Some(BTreeSet::new()));
+                if let Some(ticket) = self.granting.remove(lease) {
+                    let revision = self.next - 1;
+                    self.out.push(Do::LeaseGranted { ticket, revision });
+                }
+            }
+            Entry::LeaseGone { lease } => {
+                self.kept.leases.remove(lease);
+                self.revoking.remove(lease);
+                if let Some((ticket, revision)) = self.leaving.remove(lease) {
+                    self.pend(Pending::Gone { ticket, revision });
+                }
+            }
+            Entry::Seal { .. } | Entry::Write { .. } | Entry::Branch { .. } => return,
+        }
+        self.go_on();
+    }
+
+    fn decided(&mut self, id: TxId, decision: &Decision) {
+        let Some(undecided) = self.undecided.remove(&id) else { return };
+        if self.faults.has(Fault::LastAtCommit) {
+            self.set_last(&undecided.parts, undecided.revision);
+        }
+        for group in &undecided.parts {
+            let Some(branch) = decision.branch(undecided.id, *group) else { continue };
+            if self.faults.has(Fault::BranchLate) {
+                let stream = self.shards.get(group).and_then(|shard| shard.stream);
+                let Some((term, number)) = stream else { continue };
+                let to = StreamId { group: *group, term, number };
+                self.late.push((to, Down::Decided(branch)));
+            } else {
+                self.say(*group, Down::Decided(branch));
+            }
+        }
+        let ticket = undecided.ticket;
+        self.out.push(match undecided.end {
+            End::Txn(response) => Do::Answer { ticket, answer: Ok(response) },
+            End::Revoke { deleted, .. } => {
+                Do::Revoked { ticket, revision: undecided.revision, deleted }
+            }
+        });
+    }
+
+    /// Only with a planted fault: the branches that were left behind go out.
+    pub fn send_late(&mut self) {
+        for (to, word) in std::mem::take(&mut self.late) {
+            self.out.push(Do::Send { to, word });
+        }
+    }
+
+    // === read rounds ===
+
+    fn pend(&mut self, pending: Pending) {
+        let without = match &pending {
+            Pending::NoLease { .. } | Pending::Leases { .. } => {
+                self.faults.has(Fault::LeaseNotConfirmed)
+            }
+            _ => self.faults.has(Fault::NoReadRound),
+        };
+        if without {
+            return self.confirmed(pending);
+        }
+        self.fresh.push(pending);
+        self.begin_round();
+    }
+
+    /// What came while a round is under way shares the next one.
+    fn begin_round(&mut self) {
+        if self.in_round.is_empty() && !self.fresh.is_empty() {
+            self.rounds += 1;
+            self.in_round.insert(self.rounds, std::mem::take(&mut self.fresh));
+            self.out.push(Do::Round { round: self.rounds });
+        }
+    }
+
+    /// A read round that was begun when it was asked for is done: this leads still, then.
+    pub fn round_done(&mut self, round: u64) {
+        for pending in self.in_round.remove(&round).into_iter().flatten() {
+            self.confirmed(pending);
+        }
+        self.begin_round();
+    }
+
+    fn confirmed(&mut self, pending: Pending) {
+        match pending {
+            Pending::Ask { to, revision, last } => {
+                self.out.push(Do::Send { to, word: Down::Answer { revision, last } });
+            }
+            Pending::Leases { to, found } => {
+                self.out.push(Do::Send { to, word: Down::Leases { found } });
+            }
+            Pending::Read { ticket, revision, last } => {
+                self.out.push(Do::Readable { ticket, revision, last });
+            }
+            Pending::Idle { ticket, answer } => self.out.push(Do::Answer { ticket, answer }),
+            Pending::NoLease { ticket } => {
+                self.out.push(Do::Answer { ticket, answer: Err(Error::LeaseNotFound) });
+            }
+            Pending::Gone { ticket, revision } => {
+                self.out.push(Do::Revoked { ticket, revision, deleted: 0 });
+            }
+        }
+    }
+
+    // === planned transfer ===
+
+    /// Home's leadership is to move: grants and shows nothing more, and writes down where it
+    /// stopped, so that the next sequencer goes on without a gap. Says whether it could; not while
+    /// something is undecided.
+    pub fn hand_over(&mut self) -> bool {
+        if !self.open || self.hand != Hand::No || !self.undecided.is_empty() || self.asked_limit {
+            return false;
+        }
+        self.hand = Hand::Over;
+        self.out.push(Do::Propose(Entry::Hand { revision: self.next - 1 }));
+        true
+    }
+
+    /// The transfer has come to nothing: goes on as soon as a higher limit is applied. To be
+    /// called when the entry of [`Sequencer::hand_over`] was applied.
+    pub fn take_back(&mut self) {
+        if self.hand == Hand::Over {
+            self.hand = Hand::Back;
+            self.asked_limit = true;
+            let revision = self.kept.limit.max(self.next) + self.window;
+            self.out.push(Do::Propose(Entry::Limit { revision }));
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! What Raft promises of a group: one committed log, and what applying it gives.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use bytes::Bytes;
+use proto::KeyRange;
+use proto::etcd::{TxnRequest, TxnResponse};
+use proto::mvccpb::{Event, KeyValue, event::EventType};
+use shard::split::entry::{Entry, Kept, Verdict};
+use shard::split::evaluate::{Change, Prediction, Revisions, Rows, evaluate};
+use shard::split::faults::{Fault, Faults};
+use shard::split::participant::Replica;
+
+/// An entry of a group's log.
+#[derive(Clone, Debug)]
+pub(super) enum Logged {
+    /// The first of a term.
+    Noop(u64),
+    /// Of the protocol.
+    Split(Entry),
+}
+
+/// What applying an entry gave.
+#[derive(Clone, Debug)]
+pub(super) enum Made {
+    /// Nothing to speak of.
+    Nothing,
+    /// Not done: its epoch was over.
+    Refused,
+    /// It came to something else than was foreseen.
+    Void,
+    /// A write was made.
+    Done(TxnResponse),
+}
+
+/// A committed change as watches see it: place in its revision, and the event.
+pub(super) type Placed = (u32, Event);
+
+/// A group as all its replicas agree on it.
+pub(super) struct Group {
+    pub(super) log: Vec<Logged>,
+    /// After so many entries.
+    pub(super) kept: Vec<Rc<Kept>>,
+    pub(super) made: Vec<Made>,
+    /// By key: all versions, ascending by revision.
+    rows: BTreeMap<Bytes, Vec<(i64, Option<KeyValue>)>>,
+    /// What entries changed, and when, by their place in the log.
+    pub(super) events: BTreeMap<usize, (i64, u64, Vec<Placed>)>,
+}
+
+/// A replica that has applied up to a revision.
+pub(super) struct View<'a> {
+    pub(super) group: &'a Group,
+    pub(super) revision: i64,
+    pub(super) seal: u64,
+}
+
+impl Rows for View<'_> {
+    fn scan(&self, range: &KeyRange, at: Option<i64>) -> Vec<KeyValue> {
+        let at = at.unwrap_or(self.revision).min(self.revision);
+        let inside = self.group.rows.iter().filter(|(key, _)| range.contains(key));
+        inside.filter_map(|(_, versions)| live(versions, at).cloned()).collect()
+    }
+}
+
+impl Replica for View<'_> {
+    fn revision(&self) -> i64 {
+        self.revision
+    }
+
+    fn seal(&self) -> u64 {
+        self.seal
+    }
+
+    fn compacted(&self) -> i64 {
+        0
+    }
+
+    fn attached(&self, lease: i64) -> Vec<Bytes> {
+        let all = self.scan(&KeyRange::all(), None);
+        all.into_iter().filter(|kv| kv.lease == lease).map(|kv| kv.key).collect()
+    }
+}
+
+fn live(versions: &[(i64, Option<KeyValue>)], at: i64) -> Option<&KeyValue> {
+    let version = versions.iter().rev().find(|(revision, _)| *revision <= at);
+    version.and_then(|(_, kv)| kv.as_ref())
+}
+
+/// What was foreseen, whether it still holds or not.
+fn foreseen(txn: &TxnRequest, predicted: &Prediction) -> TxnRequest {
+    let taken = predicted.path.first().copied().unwrap_or(true);
+    let success = if taken { txn.success.clone() } else { txn.failure.clone() };
+    TxnRequest { success, ..TxnRequest::default() }
+}
+
+impl Group {
+    pub(super) fn new() -> Group {
+        let kept = Kept { revision: 1, limit: 1, ..Kept::default() };
+        let (log, made, rows, events) = (Vec::new(), Vec::new(), BTreeMap::new(), BTreeMap::new());
+        Group { log, kept: vec![Rc::new(kept)], made, rows, events }
+    }
+
+    /// Everything committed.
+    pub(super) fn newest(&self) -> &Kept {
+        &self.kept[self.kept.len() - 1]
+    }
+
+    /// A replica that has applied this revision, and nothing is known of its seals.
+    pub(super) fn at(&self, revision: i64) -> View<'_> {
+        View { group: self, revision, seal: 0 }
+    }
+
+    /// Commits an entry; an error is a promise of the protocol that was broken.
+    pub(super) fn commit(
+        &mut self,
+        logged: Logged,
+        now: u64,
+        faults: Faults,
+    ) -> Result<(), String> {
+        let mut made = Made::Nothing;
+        let mut broken = Ok(());
+        if let Logged::Split(entry) = &logged {
+            let mut kept = self.newest().clone();
+            match kept.apply(entry, faults) {
+                Ok(Verdict::Kept) => {}
+                Ok(Verdict::Refused) => made = Made::Refused,
+                Ok(Verdict::Make) => made = self.make(entry, now, faults),
+                Err(disorder) => broken = Err(disorder.to_string()),
+            }
+            self.kept.push(Rc::new(kept));
+        } else {
+            self.kept.push(self.kept[self.kept.len() - 1].clone());
+        }
+        self.log.push(logged);
+        self.made.push(made);
+        broken
+    }
+
+    fn make(&mut self, entry: &Entry, now: u64, faults: Faults) -> Made {
+        match entry {
+            Entry::Write { revision, txn, predicted, .. } => {
+                let own = *revision;
+                let revisions = Revisions { before: own - 1, own, compacted: 0 };
+                let unseen = faults.has(Fault::NoVerify).then(|| foreseen(txn, predicted));
+                match evaluate(&self.at(own), unseen.as_ref().unwrap_or(txn), revisions) {
+                    Ok(outcome) if unseen.is_some() || outcome.prediction() == *predicted => {
+                        self.change(own, now, &outcome.changes);
+                        let succeeded = predicted.path.first().copied().unwrap_or(true);
+                        Made::Done(TxnResponse { succeeded, ..outcome.response })
+                    }
+                    _ => Made::Void,
+                }
+            }
+            Entry::Branch { branch, .. } => {
+                self.change(branch.revision, now, &branch.changes);
+                Made::Nothing
+            }
+            _ => Made::Nothing,
+        }
+    }
+
+    fn change(&mut self, revision: i64, now: u64, changes: &[Change]) {
+        let mut events = Vec::new();
+        for change in changes {
+            let versions = self.rows.entry(change.key.clone()).or_default();
+            let old = versions.last().and_then(|(_, kv)| kv.clone());
+            let kv = change.put.as_ref().map(|put| KeyValue {
+                key: change.key.clone(),
+                create_revision: old.as_ref().map_or(revision, |kv| kv.create_revision),
+                mod_revision: revision,
+                version: old.as_ref().map_or(0, |kv| kv.version) + 1,
+                value: put.value.clone(),
+                lease: put.lease,
+            });
+            let kind = if kv.is_some() { EventType::Put } else { EventType::Delete };
+            let gone =
+                KeyValue { key: change.key.clone(), mod_revision: revision, ..Default::default() };
+            let told = Some(kv.clone().unwrap_or(gone));
+            events.push((change.place, Event { r#type: kind as i32, kv: told, prev_kv: None }));
+            versions.push((revision, kv));
+        }
+        if !events.is_empty() {
+            self.events.insert(self.log.len(), (revision, now, events));
+        }
+    }
+}

@@ -1,0 +1,1203 @@
+//! The run: chance decides who acts next, who fails, what clients ask.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use proto::etcd::compare::{CompareResult, CompareTarget, TargetUnion};
+use proto::etcd::request_op::Request as Op;
+use proto::etcd::response_op::Response as OpAnswer;
+use proto::etcd::{
+    Compare, DeleteRangeRequest, LeaseGrantRequest, LeaseGrantResponse, LeaseRevokeRequest,
+    LeaseRevokeResponse, PutRequest, RangeRequest, RangeResponse, RequestOp, ResponseHeader,
+    TxnRequest, TxnResponse,
+};
+use proto::group::{Reply, Request};
+use proto::mvccpb::KeyValue;
+use proto::{Error, GroupId, KeyRange};
+use shard::split::entry::Entry;
+use shard::split::evaluate::Rows;
+use shard::split::faults::{Fault, Faults};
+use shard::split::participant::{self, Participant, Ticket, Written};
+use shard::split::sequencer::{self, Sequencer};
+use shard::split::stream::StreamId;
+
+use super::groups::{Group, Logged, Made, Placed, View};
+use super::leaders::{At, Leader, Proposed, Stream};
+use super::names::Names;
+use crate::check::history::{Heard, History, OpId, Outcome as Ended, WatchId, WatchSpec};
+use crate::check::{linear, watches, witness};
+use crate::sim::random::Random;
+
+/// Groups of the tenant; the first one is home.
+const GROUPS: usize = 3;
+/// Keys of each.
+const KEYS: u64 = 2;
+/// Revisions that the limit is ahead.
+const WINDOW: i64 = 40;
+/// Steps with clients and failures, and after them in calm until everything has come to an end.
+const STEPS: u64 = 2600;
+const CALM: u64 = 12_000;
+
+/// What a run came to.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// What was wrong; empty for a good run.
+    pub violations: Vec<String>,
+    /// Requests that were answered.
+    pub answered: u64,
+    /// Revisions that something happened at.
+    pub revisions: u64,
+    /// Revisions that were skipped.
+    pub holes: u64,
+    /// Changes of a leader.
+    pub elections: u64,
+    /// Transactions over several groups that changed something.
+    pub decisions: u64,
+    /// Predictions that did not hold.
+    pub voids: u64,
+    /// Planned transfers of home.
+    pub transfers: u64,
+    /// What happened, if it was asked for.
+    pub text: String,
+}
+
+/// Runs a seed. Without `failures` nothing fails, and the revisions must have no holes.
+pub fn run(seed: u64, faults: Faults, failures: bool, tell: bool) -> Outcome {
+    let mut world = World::new(seed, faults, failures, tell);
+    world.run();
+    world.judge()
+}
+
+#[derive(Clone, Debug)]
+enum Ask {
+    Put,
+    Delete,
+    Txn,
+    Get,
+    Range(RangeRequest),
+    Grant(i64),
+    Revoke,
+}
+
+struct Client {
+    op: OpId,
+    ask: Ask,
+    open: bool,
+    /// Leases that were known to be there when it was asked.
+    leases: BTreeSet<i64>,
+    lease: i64,
+}
+
+/// A client of a router that merges all groups.
+struct Watch {
+    id: WatchId,
+    home: Option<At>,
+    seen_marks: usize,
+    revision: i64,
+    last: Vec<i64>,
+    /// Entries of each group's log that it has seen, and its mark there.
+    position: Vec<usize>,
+    mark: Vec<i64>,
+    waiting: BTreeMap<i64, Vec<Placed>>,
+    progress: i64,
+}
+
+struct World {
+    random: Random,
+    faults: Faults,
+    failures: bool,
+    now: u64,
+    calm: bool,
+    groups: Vec<Group>,
+    /// Who proposed the entries of the logs.
+    by: BTreeMap<(usize, usize), Option<(At, i64)>>,
+    leaders: Vec<Vec<Leader>>,
+    streams: Vec<Stream>,
+    clients: Vec<Client>,
+    watches: Vec<Watch>,
+    history: History,
+    /// Newest known modification of keys: what clients compare with.
+    hints: BTreeMap<Bytes, i64>,
+    leases: BTreeSet<i64>,
+    next_lease: i64,
+    next_value: u64,
+    outcome: Outcome,
+    tell: bool,
+}
+
+fn key(group: usize, nth: u64) -> Bytes {
+    Bytes::from(format!("{}{nth}", (b'a' + group as u8) as char))
+}
+
+fn id(group: usize) -> GroupId {
+    GroupId(group as u64 + 10)
+}
+
+fn place(group: GroupId) -> usize {
+    (group.0 - 10) as usize
+}
+
+fn ranges() -> Vec<KeyRange> {
+    let edge = |group: usize| Bytes::from(format!("{}", (b'a' + group as u8) as char));
+    let start = |group: usize| if group == 0 { Bytes::new() } else { edge(group) };
+    let end = |group: usize| (group + 1 < GROUPS).then(|| edge(group + 1));
+    (0..GROUPS).map(|group| KeyRange { start: start(group), end: end(group) }).collect()
+}
+
+fn header(revision: i64) -> Option<ResponseHeader> {
+    Some(ResponseHeader { revision, ..Default::default() })
+}
+
+fn op(request: Op) -> RequestOp {
+    RequestOp { request: Some(request) }
+}
+
+impl World {
+    fn new(seed: u64, faults: Faults, failures: bool, tell: bool) -> World {
+        let mut world = World {
+            random: Random::new(seed),
+            faults,
+            failures,
+            now: 0,
+            calm: false,
+            groups: (0..GROUPS).map(|_| Group::new()).collect(),
+            by: BTreeMap::new(),
+            leaders: (0..GROUPS).map(|_| Vec::new()).collect(),
+            streams: Vec::new(),
+            clients: Vec::new(),
+            watches: Vec::new(),
+            history: History::new(),
+            hints: BTreeMap::new(),
+            leases: BTreeSet::new(),
+            next_lease: 1,
+            next_value: 1,
+            outcome: Outcome::default(),
+            tell,
+        };
+        for client in 0..2 {
+            let spec = WatchSpec { prev_kv: false, ..WatchSpec::new(b"\0", b"\0", 2) };
+            let watch = world.history.watch(9000 + client, 9000 + client, 0, spec);
+            world.history.hear(watch, 0, Heard::Created(1));
+            world.watches.push(Watch {
+                id: watch,
+                home: None,
+                seen_marks: 0,
+                revision: 1,
+                last: vec![0; GROUPS],
+                position: vec![0; GROUPS],
+                mark: vec![1; GROUPS],
+                waiting: BTreeMap::new(),
+                progress: 1,
+            });
+        }
+        for group in 0..GROUPS {
+            world.elect(group, true);
+        }
+        world
+    }
+
+    fn note(&mut self, text: impl FnOnce() -> String) {
+        if self.tell {
+            let line = format!("{:6} {}\n", self.now, text());
+            self.outcome.text.push_str(&line);
+        }
+    }
+
+    fn wrong(&mut self, text: String) {
+        self.note(|| format!("WRONG {text}"));
+        self.outcome.violations.push(text);
+    }
+
+    fn chance(&mut self, permille: u64) -> bool {
+        self.random.permille(permille)
+    }
+
+    fn pick<T: Copy>(&mut self, list: &[T]) -> Option<T> {
+        let at = self.random.below(list.len() as u64) as usize;
+        list.get(at).copied()
+    }
+
+    fn real(&self, group: usize) -> At {
+        At { group, nth: self.leaders[group].len() - 1 }
+    }
+
+    fn is_real(&self, at: At) -> bool {
+        self.real(at.group) == at
+    }
+
+    fn leader(&mut self, at: At) -> &mut Leader {
+        &mut self.leaders[at.group][at.nth]
+    }
+
+    fn alive(&self, group: usize) -> Vec<At> {
+        let all = self.leaders[group].iter().enumerate();
+        all.filter(|(_, leader)| leader.alive).map(|(nth, _)| At { group, nth }).collect()
+    }
+
+    // === the run ===
+
+    fn run(&mut self) {
+        for now in 1..=STEPS {
+            self.now = now;
+            self.step();
+        }
+        self.calm = true;
+        self.now += 1;
+        for group in 0..GROUPS {
+            for at in self.alive(group) {
+                if !self.is_real(at) {
+                    self.die(at);
+                }
+            }
+            if !self.leaders[group][self.real(group).nth].alive {
+                self.elect(group, false);
+            }
+        }
+        for turn in 0..CALM {
+            self.now += 1;
+            let at = self.real(turn as usize % GROUPS);
+            match self.leader(at).alive {
+                true => self.act(at),
+                false => self.elect(at.group, false),
+            }
+            if turn % 20 == 0 {
+                self.watch((turn / 20) as usize % self.watches.len());
+            }
+            let open = self.clients.iter().any(|client| client.open);
+            if turn > 3000 && turn % 300 == 299 && !open {
+                break;
+            }
+        }
+        for _ in 0..200 {
+            for watch in 0..self.watches.len() {
+                self.watch(watch);
+            }
+        }
+    }
+
+    fn step(&mut self) {
+        let group = self.random.below(GROUPS as u64) as usize;
+        match self.random.below(10_000) {
+            0..1000 if self.now < STEPS * 4 / 5 => self.ask(),
+            0..1000 => {}
+            1000..1035 if self.failures && self.now < STEPS * 18 / 25 => {
+                // Home changes as often as all the others.
+                let group = [0, 0, 1, 2][self.random.below(4) as usize];
+                self.elect(group, false);
+                if self.chance(300) {
+                    let other = self.random.below(GROUPS as u64) as usize;
+                    self.elect(other, false);
+                }
+            }
+            1035..1120 => {
+                for at in (0..GROUPS).flat_map(|group| self.alive(group)).collect::<Vec<_>>() {
+                    if !self.is_real(at) && self.chance(120) {
+                        self.die(at);
+                    }
+                }
+            }
+            1120..1500 => {
+                let watch = self.random.below(self.watches.len() as u64) as usize;
+                self.watch(watch);
+            }
+            _ => {
+                let mut at = self.real(group);
+                if self.chance(450) {
+                    let alive = self.alive(group);
+                    let lately = &alive[alive.len().saturating_sub(4)..];
+                    at = self.pick(lately).unwrap_or(at);
+                }
+                match self.leader(at).alive {
+                    true => self.act(at),
+                    false => self.elect(group, false),
+                }
+            }
+        }
+    }
+
+    /// A new leader: it may have the beginning of an old leader's tail, and may not have applied
+    /// all that is committed.
+    fn elect(&mut self, group: usize, first: bool) {
+        let committed = self.groups[group].log.len();
+        let mut tail = Vec::new();
+        if !first {
+            self.outcome.elections += 1;
+            let known = self.leaders[group].iter().enumerate();
+            let known: Vec<usize> =
+                known.filter(|(_, l)| l.base == committed).map(|(nth, _)| nth).collect();
+            let newest = known.last().copied();
+            let source = if self.chance(700) { newest } else { self.pick(&known) };
+            if let Some(source) = source {
+                let from = &self.leaders[group][source].tail;
+                let length = self.random.below(from.len() as u64 + 1) as usize;
+                tail = self.leaders[group][source].tail[..length].to_vec();
+            }
+        }
+        let term = self.leaders[group].last().map_or(1, |leader| leader.term + 1);
+        let behind = [0, 0, 1, 3][self.random.below(4) as usize];
+        tail.push(Proposed { logged: Logged::Noop(term), by: None });
+        let leader = Leader::new(term, committed, committed.saturating_sub(behind), tail);
+        let old = (!first).then(|| self.real(group));
+        self.leaders[group].push(leader);
+        self.note(|| format!("group {group}: leader of term {term}"));
+        if let Some(old) = old
+            && self.chance(500)
+            && self.leader(old).alive
+        {
+            self.die(old);
+        }
+    }
+
+    fn die(&mut self, at: At) {
+        self.note(|| format!("{at:?} ends"));
+        let leader = self.leader(at);
+        leader.alive = false;
+        let participant = leader.participant.take();
+        leader.sequencer = None;
+        let taken = std::mem::take(&mut leader.taken);
+        for (ticket, proposed) in participant.map(|p| p.open_tickets()).unwrap_or_default() {
+            let ended = match proposed {
+                true => Ended::Unknown,
+                false => Ended::Refused(Error::LeaderChanged),
+            };
+            self.end(ticket, ended);
+        }
+        for ticket in taken {
+            self.end(ticket, Ended::Unknown);
+        }
+        for stream in &mut self.streams {
+            stream.lost |= stream.shard == at || stream.home == at;
+        }
+    }
+
+    // === a leader's turn ===
+
+    fn act(&mut self, at: At) {
+        let coin = self.random.below(1000);
+        let real = self.is_real(at);
+        let leader = &self.leaders[at.group][at.nth];
+        if real && !leader.tail.is_empty() && coin < 300 {
+            return self.commit(at);
+        }
+        if leader.applied < leader.base && coin < 600 {
+            return self.apply(at);
+        }
+        if at.group == 0 && self.chance(600) {
+            self.act_home(at);
+        } else {
+            self.act_shard(at);
+        }
+    }
+
+    fn commit(&mut self, at: At) {
+        let calm = self.calm;
+        let tail = &self.leaders[at.group][at.nth].tail;
+        // An older term's entries are committed by the first one of the leader's own.
+        let noop = tail.iter().rposition(|p| matches!(p.logged, Logged::Noop(_)));
+        let least = noop.map_or(1, |place| place + 1);
+        let most = tail.len();
+        let count = match calm {
+            true => most,
+            false => self.random.between(least.min(most) as u64, most as u64) as usize,
+        };
+        let entries: Vec<Proposed> = self.leader(at).tail.drain(..count).collect();
+        for entry in entries {
+            self.note(|| format!("group {}: committed {:?}", at.group, entry.logged));
+            if let Logged::Split(Entry::Decision { .. }) = entry.logged {
+                self.outcome.decisions += 1;
+            }
+            let place = self.groups[at.group].log.len();
+            let committed = self.groups[at.group].commit(entry.logged, self.now, self.faults);
+            if let Err(text) = committed {
+                self.wrong(text);
+            }
+            let made = &self.groups[at.group].made[place];
+            self.outcome.voids += u64::from(matches!(made, Made::Void));
+            self.by.insert((at.group, place), entry.by);
+        }
+        let committed = self.groups[at.group].log.len();
+        self.leader(at).base = committed;
+    }
+
+    fn apply(&mut self, at: At) {
+        let leader = &self.leaders[at.group][at.nth];
+        let count = self.random.between(1, (leader.base - leader.applied) as u64);
+        for _ in 0..count {
+            let leader = &mut self.leaders[at.group][at.nth];
+            let place = leader.applied;
+            leader.applied += 1;
+            let group = &self.groups[at.group];
+            let (logged, made) = (group.log[place].clone(), group.made[place].clone());
+            let tag = match self.by.get(&(at.group, place)) {
+                Some(Some((by, tag))) if *by == at => Some(*tag),
+                _ => None,
+            };
+            match logged {
+                Logged::Noop(term) if term == leader.term => self.begin(at),
+                Logged::Noop(_) => {}
+                Logged::Split(entry) => self.applied(at, &entry, made, tag),
+            }
+        }
+    }
+
+    /// The first entry of its own term is applied: the leader takes part from now on.
+    fn begin(&mut self, at: At) {
+        let kept = (*self.kept(at)).clone();
+        let faults = self.faults;
+        let term = self.leader(at).term;
+        self.leader(at).participant = Some(Participant::new(term, kept.seal, faults));
+        if at.group == 0 {
+            let map = (0..GROUPS).map(id).zip(ranges()).collect();
+            self.leader(at).sequencer = Some(Sequencer::new(term, &map, kept, WINDOW, faults));
+            self.drive_home(at);
+        }
+    }
+
+    fn kept(&self, at: At) -> std::rc::Rc<shard::split::entry::Kept> {
+        self.groups[at.group].kept[self.leaders[at.group][at.nth].applied].clone()
+    }
+
+    fn applied(&mut self, at: At, entry: &Entry, made: Made, tag: Option<i64>) {
+        if let Some(participant) = &mut self.leader(at).participant {
+            match (entry, tag) {
+                (Entry::Write { .. }, Some(tag)) => participant.written(
+                    tag,
+                    match made {
+                        Made::Done(response) => Written::Done(response),
+                        Made::Void => Written::Void,
+                        Made::Refused | Made::Nothing => Written::Refused,
+                    },
+                ),
+                (Entry::Branch { .. }, Some(tag)) => participant.branched(tag),
+                _ => {}
+            }
+        }
+        self.drive_shard(at);
+        if let Some(sequencer) = &mut self.leader(at).sequencer {
+            sequencer.applied(entry);
+            self.drive_home(at);
+        }
+    }
+
+    // === the participant ===
+
+    fn act_shard(&mut self, at: At) {
+        if self.leader(at).participant.is_none() {
+            return;
+        }
+        self.answer_seals(at);
+        let fit = self.leader(at).stream.filter(|stream| {
+            let stream = &self.streams[*stream];
+            !stream.lost && self.leaders[0][stream.home.nth].alive
+        });
+        let Some(stream) = fit else {
+            self.connect(at);
+            return self.drive_shard(at);
+        };
+        let strange = !self.is_real(self.streams[stream].home);
+        if !self.calm && self.failures && self.chance(6)
+            || at.group != 0 && strange && self.chance(80)
+        {
+            return self.lose(stream);
+        }
+        if self.chance(650)
+            && let Some(word) = self.streams[stream].down.pop_front()
+        {
+            self.note(|| format!("{at:?} hears {word:?}"));
+            self.with_view(at, |participant, view| participant.hear(view, word));
+        }
+        self.drive_shard(at);
+    }
+
+    fn with_view(&mut self, at: At, act: impl FnOnce(&mut Participant, &View<'_>)) {
+        let kept = self.kept(at);
+        let Some(mut participant) = self.leader(at).participant.take() else { return };
+        let group = &self.groups[at.group];
+        act(&mut participant, &View { group, revision: kept.revision, seal: kept.seal });
+        self.leader(at).participant = Some(participant);
+    }
+
+    fn lose(&mut self, stream: usize) {
+        self.streams[stream].lost = true;
+        let (shard, home) = (self.streams[stream].shard, self.streams[stream].home);
+        if self.leader(shard).stream == Some(stream) {
+            self.leader(shard).stream = None;
+            if let Some(participant) = &mut self.leader(shard).participant {
+                participant.disconnect();
+            }
+        }
+        let known = self.streams[stream].id;
+        // Home may hear of it much later, or by the next registration only.
+        if self.chance(500)
+            && let Some(sequencer) = &mut self.leader(home).sequencer
+        {
+            sequencer.disconnected(known);
+        }
+    }
+
+    fn connect(&mut self, at: At) {
+        if let Some(old) = self.leader(at).stream {
+            self.lose(old);
+        }
+        let home = match at.group {
+            0 => Some(at),
+            _ => {
+                let homes = self.alive(0);
+                if self.chance(300) { self.pick(&homes) } else { homes.last().copied() }
+            }
+        };
+        let Some(home) = home else { return };
+        if self.leader(home).sequencer.is_none() {
+            return;
+        }
+        let epoch = self.leader(home).term;
+        let term = self.leader(at).term;
+        let Some(participant) = &mut self.leader(at).participant else { return };
+        let number = participant.connect(epoch);
+        let id = StreamId { group: id(at.group), term, number };
+        let (up, down) = Default::default();
+        self.streams.push(Stream { id, shard: at, home, up, down, lost: false });
+        self.leader(at).stream = Some(self.streams.len() - 1);
+    }
+
+    /// Lets the participant go on, and does what it wants.
+    fn drive_shard(&mut self, at: At) {
+        if !self.leader(at).alive {
+            return;
+        }
+        self.with_view(at, |participant, view| participant.advance(view));
+        let wishes = match &mut self.leader(at).participant {
+            Some(participant) => participant.take(),
+            None => return,
+        };
+        for wish in wishes {
+            self.note(|| format!("{at:?} does {wish:?}"));
+            match wish {
+                participant::Do::Send(word) => {
+                    if let Some(stream) = self.leader(at).stream {
+                        self.streams[stream].up.push_back(word);
+                    }
+                }
+                participant::Do::Propose { tag, entry } => {
+                    let logged = Logged::Split(entry);
+                    self.leader(at).tail.push(Proposed { logged, by: Some((at, tag)) });
+                }
+                participant::Do::Answer { ticket, answer } => self.answer(ticket, answer),
+                participant::Do::Readable { ticket, revision } => {
+                    self.answer_read(ticket, revision, at);
+                }
+                participant::Do::Break => {
+                    if let Some(stream) = self.leader(at).stream {
+                        self.lose(stream);
+                    }
+                }
+            }
+        }
+    }
+
+    fn answer_seals(&mut self, at: At) {
+        let kept = self.kept(at);
+        let asks = std::mem::take(&mut self.leader(at).seals);
+        for (home, epoch) in asks {
+            if kept.seal < epoch {
+                self.leader(at).seals.push((home, epoch));
+                continue;
+            }
+            if let Some(sequencer) = &mut self.leader(home).sequencer {
+                sequencer.sealed(id(at.group), kept.seal, kept.revision);
+                self.leader(home).unsealed.remove(&id(at.group));
+                self.drive_home(home);
+            }
+        }
+    }
+
+    // === home ===
+
+    fn act_home(&mut self, at: At) {
+        if self.leader(at).sequencer.is_none() {
+            return;
+        }
+        self.ask_seals(at);
+        if self.failures {
+            self.transfer(at);
+        }
+        let mine: Vec<usize> = (0..self.streams.len())
+            .filter(|stream| self.streams[*stream].home == at)
+            .filter(|stream| !self.streams[*stream].up.is_empty())
+            .collect();
+        if let Some(stream) = self.pick(&mine)
+            && (!self.streams[stream].lost || self.chance(300))
+            && self.chance(700)
+        {
+            let from = self.streams[stream].id;
+            if let Some(word) = self.streams[stream].up.pop_front() {
+                self.note(|| format!("{at:?} hears {word:?} from {from:?}"));
+                if let Some(sequencer) = &mut self.leader(at).sequencer {
+                    sequencer.hear(from, word);
+                }
+                return self.drive_home(at);
+            }
+        }
+        let real = self.is_real(at);
+        if real && self.chance(500) {
+            for round in std::mem::take(&mut self.leader(at).rounds) {
+                if let Some(sequencer) = &mut self.leader(at).sequencer {
+                    sequencer.round_done(round);
+                }
+            }
+        }
+        self.give_up_old(at);
+        if self.chance(300)
+            && let Some(sequencer) = &mut self.leader(at).sequencer
+        {
+            sequencer.send_late();
+        }
+        self.read_all(at);
+        self.drive_home(at);
+    }
+
+    /// Asks a leader of each group that is not sealed: mostly the last one.
+    fn ask_seals(&mut self, at: At) {
+        let epoch = self.leader(at).term;
+        for group in self.leader(at).unsealed.clone() {
+            let group = place(group);
+            if !self.chance(500) {
+                continue;
+            }
+            let real = self.real(group);
+            let target = match group {
+                0 => at,
+                _ if self.chance(800) => real,
+                _ => At { group, nth: self.random.below(real.nth as u64 + 1) as usize },
+            };
+            let waits = self.leader(target).seals.contains(&(at, epoch));
+            if !self.leader(target).alive || waits {
+                continue;
+            }
+            if let Some(participant) = &mut self.leader(target).participant {
+                participant.seal(epoch);
+                self.leader(target).seals.push((at, epoch));
+                self.drive_shard(target);
+            }
+        }
+    }
+
+    fn transfer(&mut self, at: At) {
+        let real = self.is_real(at);
+        let handing = self.leader(at).handing;
+        match handing {
+            None if real && !self.calm && self.chance(2) => {
+                let Some(sequencer) = &mut self.leader(at).sequencer else { return };
+                if sequencer.hand_over() {
+                    let now = self.now;
+                    self.leader(at).handing = Some(now);
+                    self.drive_home(at);
+                }
+            }
+            Some(since) => {
+                let leader = self.leader(at);
+                let done = leader.tail.is_empty() && leader.applied == leader.base;
+                if !done {
+                    return;
+                }
+                if real && !self.calm && self.chance(500) {
+                    self.outcome.transfers += 1;
+                    self.leader(at).handing = None;
+                    self.elect(0, false);
+                } else if self.now > since + 150 {
+                    self.leader(at).handing = None;
+                    if let Some(sequencer) = &mut self.leader(at).sequencer {
+                        sequencer.take_back();
+                    }
+                    self.drive_home(at);
+                }
+            }
+            None => {}
+        }
+    }
+
+    /// Transactions that have waited long for votes are not done.
+    fn give_up_old(&mut self, at: At) {
+        let Some(sequencer) = &self.leader(at).sequencer else { return };
+        let waiting: Vec<_> = sequencer.waiting().collect();
+        let (now, rare) = (self.now, if self.calm { 10 } else { 4 });
+        for tx in waiting {
+            let begun = *self.leader(at).begun.entry(tx).or_insert(now);
+            if now > begun + 60 && self.chance(rare) {
+                self.leader(at).begun.insert(tx, now + 100_000);
+                if let Some(sequencer) = &mut self.leader(at).sequencer {
+                    sequencer.kill(tx);
+                }
+            }
+        }
+    }
+
+    /// Reads over several groups: each part at any replica that has applied enough.
+    fn read_all(&mut self, at: At) {
+        let reading = std::mem::take(&mut self.leader(at).reading);
+        for (ticket, revision, last, since) in reading {
+            let mut found: Vec<KeyValue> = Vec::new();
+            let Ask::Range(range) = &self.clients[ticket as usize].ask else { continue };
+            let range = range.clone();
+            let keys = KeyRange::parse(&range.key, &range.range_end);
+            let mut complete = true;
+            for group in 0..GROUPS {
+                let committed = self.groups[group].log.len();
+                let behind = [0, 0, 1, 2, 5][self.random.below(5) as usize].min(committed);
+                let applied = self.groups[group].kept[committed - behind].revision;
+                let least = last.get(&id(group)).copied().unwrap_or(0);
+                if applied < least && !self.faults.has(Fault::NoWaitForLast) {
+                    complete = false;
+                    break;
+                }
+                found.extend(self.groups[group].at(applied).scan(&keys, Some(revision)));
+            }
+            // What it waits for may be void: after a while it is asked for anew.
+            if !complete && self.now > since + 150 {
+                if let Some(sequencer) = &mut self.leader(at).sequencer {
+                    sequencer.read(ticket);
+                }
+                continue;
+            }
+            if !complete {
+                self.leader(at).reading.push((ticket, revision, last, since));
+                continue;
+            }
+            self.leader(at).taken.retain(|taken| *taken != ticket);
+            self.answer_range(ticket, revision, found);
+        }
+    }
+
+    fn drive_home(&mut self, at: At) {
+        if !self.leader(at).alive {
+            return;
+        }
+        let wishes = match &mut self.leader(at).sequencer {
+            Some(sequencer) => sequencer.take(),
+            None => return,
+        };
+        for wish in wishes {
+            self.note(|| format!("{at:?} does {wish:?}"));
+            match wish {
+                sequencer::Do::Seal { group } => {
+                    self.leader(at).unsealed.insert(group);
+                }
+                sequencer::Do::Send { to, word } => {
+                    let known =
+                        |stream: &&mut Stream| stream.home == at && stream.id == to && !stream.lost;
+                    if let Some(stream) = self.streams.iter_mut().rev().find(known) {
+                        stream.down.push_back(word);
+                    }
+                }
+                sequencer::Do::Propose(entry) => {
+                    let logged = Logged::Split(entry);
+                    self.leader(at).tail.push(Proposed { logged, by: Some((at, 0)) });
+                }
+                sequencer::Do::Round { round } => self.leader(at).rounds.push(round),
+                sequencer::Do::Answer { ticket, answer } => {
+                    self.leader(at).taken.retain(|taken| *taken != ticket);
+                    self.answer(ticket, answer);
+                }
+                sequencer::Do::Revoked { ticket, revision, .. } => {
+                    self.leader(at).taken.retain(|taken| *taken != ticket);
+                    let reply = LeaseRevokeResponse { header: header(revision) };
+                    self.end(ticket, Ended::Done(Reply::LeaseRevoke(reply)));
+                }
+                sequencer::Do::LeaseGranted { ticket, revision } => {
+                    self.leader(at).taken.retain(|taken| *taken != ticket);
+                    let Ask::Grant(lease) = self.clients[ticket as usize].ask else { continue };
+                    let (header, ttl) = (header(revision), 1000);
+                    let reply = LeaseGrantResponse { header, id: lease, ttl, ..Default::default() };
+                    self.leases.insert(lease);
+                    self.end(ticket, Ended::Done(Reply::LeaseGrant(reply)));
+                }
+                sequencer::Do::Readable { ticket, revision, last } => {
+                    let now = self.now;
+                    self.leader(at).reading.push((ticket, revision, last, now));
+                }
+                sequencer::Do::NotDone { ticket } => {
+                    self.leader(at).taken.retain(|taken| *taken != ticket);
+                    self.end(ticket, Ended::Refused(Error::LeaderChanged));
+                }
+                sequencer::Do::Marks { revision, last } => {
+                    self.leader(at).marks.push((revision, last));
+                }
+                sequencer::Do::StepDown => return self.die(at),
+            }
+        }
+    }
+
+    // === clients ===
+
+    fn ask(&mut self) {
+        let group = self.random.below(GROUPS as u64) as usize;
+        let one = key(group, self.random.below(KEYS));
+        let known: Vec<i64> = self.leases.iter().rev().take(4).copied().collect();
+        let lease = if self.chance(350) { self.pick(&known).unwrap_or(0) } else { 0 };
+        let value = Bytes::from(format!("v{}", self.next_value));
+        self.next_value += 1;
+        let put = |key: &Bytes, lease: i64| PutRequest {
+            key: key.clone(),
+            value: value.clone(),
+            lease,
+            ..Default::default()
+        };
+        let (request, ask, txn, named) = match self.random.below(25) {
+            0..5 => {
+                let put = put(&one, lease);
+                let txn = TxnRequest { success: vec![op(Op::RequestPut(put.clone()))], ..none() };
+                (Request::Put(put), Ask::Put, Some(txn), lease)
+            }
+            5..10 => {
+                let compare = self.compare(&one);
+                let success = vec![op(Op::RequestPut(put(&one, lease)))];
+                let get = RangeRequest { key: one.clone(), ..Default::default() };
+                let failure = vec![op(Op::RequestRange(get))];
+                let txn = TxnRequest { compare: vec![compare], success, failure };
+                (Request::Txn(txn.clone()), Ask::Txn, Some(txn), lease)
+            }
+            10 => {
+                let delete = DeleteRangeRequest { key: one, ..Default::default() };
+                let ops = vec![op(Op::RequestDeleteRange(delete.clone()))];
+                (
+                    Request::DeleteRange(delete),
+                    Ask::Delete,
+                    Some(TxnRequest { success: ops, ..none() }),
+                    0,
+                )
+            }
+            11..16 => {
+                let get = RangeRequest { key: one, ..Default::default() };
+                (Request::Range(get), Ask::Get, None, 0)
+            }
+            16..18 => {
+                let (key, range_end) = (Bytes::from_static(b"a"), Bytes::from_static(&[0]));
+                let range = RangeRequest { key, range_end, ..Default::default() };
+                return self.ask_home(Request::Range(range.clone()), Ask::Range(range), 0);
+            }
+            18..22 => {
+                let txn = self.txn_over_groups(&value, lease);
+                return self.ask_home(Request::Txn(txn), Ask::Txn, lease);
+            }
+            22 => {
+                let range_end = Bytes::from_static(&[0]);
+                let key = key(self.random.below(2) as usize, self.random.below(KEYS));
+                let delete = DeleteRangeRequest { key, range_end, ..Default::default() };
+                return self.ask_home(Request::DeleteRange(delete), Ask::Delete, 0);
+            }
+            23 => {
+                let Some(lease) = self.pick(&known) else { return };
+                let revoke = LeaseRevokeRequest { id: lease };
+                return self.ask_home(Request::LeaseRevoke(revoke), Ask::Revoke, lease);
+            }
+            _ => {
+                let lease = self.next_lease;
+                self.next_lease += 1;
+                let grant = LeaseGrantRequest { id: lease, ttl: 1000 };
+                return self.ask_home(Request::LeaseGrant(grant), Ask::Grant(lease), 0);
+            }
+        };
+        let ready = |at: &At| self.leaders[at.group][at.nth].participant.is_some();
+        let able: Vec<At> = self.alive(group).into_iter().filter(ready).collect();
+        let chosen = if self.chance(350) { self.pick(&able) } else { able.last().copied() };
+        let Some(at) = chosen else { return };
+        let ticket = self.call(request, ask, named);
+        let Some(participant) = &mut self.leader(at).participant else { return };
+        match txn {
+            Some(txn) => participant.write(ticket, txn),
+            None => participant.read(ticket),
+        }
+        self.drive_shard(at);
+    }
+
+    fn compare(&mut self, key: &Bytes) -> Compare {
+        let hint = self.hints.get(key).copied().unwrap_or(0);
+        let revision = if self.chance(900) { hint } else { 0 };
+        Compare {
+            key: key.clone(),
+            target: CompareTarget::Mod as i32,
+            result: CompareResult::Equal as i32,
+            target_union: Some(TargetUnion::ModRevision(revision)),
+            ..Default::default()
+        }
+    }
+
+    fn txn_over_groups(&mut self, value: &Bytes, lease: i64) -> TxnRequest {
+        let left_out = self.random.below(GROUPS as u64 + 2) as usize;
+        let mut txn = none();
+        for group in (0..GROUPS).filter(|group| *group != left_out) {
+            let key = key(group, self.random.below(KEYS));
+            if self.chance(600) {
+                let compare = self.compare(&key);
+                txn.compare.push(compare);
+            }
+            let get = RangeRequest { key: key.clone(), ..Default::default() };
+            txn.failure.push(op(Op::RequestRange(get)));
+            let request = match self.random.below(10) {
+                0 => Op::RequestDeleteRange(DeleteRangeRequest { key, ..Default::default() }),
+                1 => Op::RequestRange(RangeRequest { key, ..Default::default() }),
+                _ => {
+                    let value = Bytes::from([value.as_ref(), b".", key.as_ref()].concat());
+                    Op::RequestPut(PutRequest { key, value, lease, ..Default::default() })
+                }
+            };
+            txn.success.push(op(request));
+        }
+        txn
+    }
+
+    fn ask_home(&mut self, request: Request, ask: Ask, lease: i64) {
+        let ready = |at: &At| self.leaders[at.group][at.nth].sequencer.is_some();
+        let able: Vec<At> = self.alive(0).into_iter().filter(ready).collect();
+        let chosen = if self.chance(350) { self.pick(&able) } else { able.last().copied() };
+        let Some(at) = chosen else { return };
+        let ticket = self.call(request.clone(), ask, lease);
+        self.leader(at).taken.push(ticket);
+        let Some(sequencer) = &mut self.leader(at).sequencer else { return };
+        match request {
+            Request::Range(_) => sequencer.read(ticket),
+            Request::Txn(txn) => sequencer.transact(ticket, txn),
+            Request::DeleteRange(delete) => {
+                let success = vec![op(Op::RequestDeleteRange(delete))];
+                sequencer.transact(ticket, TxnRequest { success, ..none() });
+            }
+            Request::LeaseGrant(grant) => sequencer.grant(ticket, grant.id),
+            Request::LeaseRevoke(revoke) => sequencer.revoke(ticket, revoke.id),
+            other => unreachable!("nobody asks home for {other:?}"),
+        }
+        self.drive_home(at);
+    }
+
+    fn call(&mut self, request: Request, ask: Ask, lease: i64) -> Ticket {
+        let ticket = self.clients.len() as Ticket;
+        let op = self.history.call(ticket, self.now, request);
+        let leases = self.leases.clone();
+        self.clients.push(Client { op, ask, open: true, leases, lease });
+        ticket
+    }
+
+    fn end(&mut self, ticket: Ticket, outcome: Ended) {
+        let now = self.now;
+        let client = &mut self.clients[ticket as usize];
+        if !std::mem::replace(&mut client.open, false) {
+            return;
+        }
+        let op = client.op;
+        self.note(|| format!("request {ticket} ends: {outcome:?}"));
+        if let Ended::Done(reply) = &outcome {
+            self.outcome.answered += 1;
+            self.remember(reply);
+        }
+        self.history.end(op, now, outcome);
+    }
+
+    /// What clients will compare with.
+    fn remember(&mut self, reply: &Reply) {
+        let kvs: Vec<KeyValue> = match reply {
+            Reply::Range(range) => range.kvs.clone(),
+            Reply::Txn(txn) => {
+                let range = |op: &proto::etcd::ResponseOp| match &op.response {
+                    Some(OpAnswer::ResponseRange(range)) => range.kvs.clone(),
+                    _ => Vec::new(),
+                };
+                txn.responses.iter().flat_map(range).collect()
+            }
+            _ => Vec::new(),
+        };
+        for kv in kvs {
+            self.hints.insert(kv.key, kv.mod_revision);
+        }
+    }
+
+    fn answer(&mut self, ticket: Ticket, answer: Result<TxnResponse, Error>) {
+        let client = &self.clients[ticket as usize];
+        if !client.open {
+            return;
+        }
+        if answer == Err(Error::LeaseNotFound) {
+            let known = client.leases.contains(&client.lease);
+            if known && self.groups[0].newest().leases.contains(&client.lease) {
+                let lease = client.lease;
+                self.wrong(format!("request {ticket}: lease {lease} is said not to be there"));
+            }
+        }
+        let ask = self.clients[ticket as usize].ask.clone();
+        let ended = match (answer, ask) {
+            (Err(error), _) => Ended::Refused(error),
+            (Ok(response), Ask::Txn) => Ended::Done(Reply::Txn(response)),
+            (Ok(response), Ask::Put | Ask::Delete) => {
+                let top = response.header;
+                let only = response.responses.into_iter().next().and_then(|op| op.response);
+                Ended::Done(match only {
+                    Some(OpAnswer::ResponsePut(mut put)) => {
+                        put.header = top;
+                        Reply::Put(put)
+                    }
+                    Some(OpAnswer::ResponseDeleteRange(mut delete)) => {
+                        delete.header = top;
+                        Reply::DeleteRange(delete)
+                    }
+                    other => unreachable!("a put or delete answers with {other:?}"),
+                })
+            }
+            (Ok(_), other) => unreachable!("{other:?} is answered as what it is"),
+        };
+        self.end(ticket, ended);
+    }
+
+    fn answer_read(&mut self, ticket: Ticket, revision: i64, at: At) {
+        let Some(Request::Range(range)) =
+            self.clients.get(ticket as usize).map(|client| &self.history.op(client.op).request)
+        else {
+            return;
+        };
+        let keys = KeyRange::parse(&range.key, &range.range_end);
+        let applied = self.kept(at).revision;
+        let found = self.groups[at.group].at(applied).scan(&keys, Some(revision));
+        self.answer_range(ticket, revision, found);
+    }
+
+    fn answer_range(&mut self, ticket: Ticket, revision: i64, kvs: Vec<KeyValue>) {
+        let count = kvs.len() as i64;
+        let reply = RangeResponse { header: header(revision), kvs, more: false, count };
+        self.end(ticket, Ended::Done(Reply::Range(reply)));
+    }
+
+    // === watches over all groups ===
+
+    fn watch(&mut self, which: usize) {
+        let lost = match self.watches[which].home {
+            Some(home) => !self.leader(home).alive || self.chance(30),
+            None => true,
+        };
+        if lost && !self.subscribe(which) {
+            return;
+        }
+        let Some(home) = self.watches[which].home else { return };
+        let marks = self.leaders[0][home.nth].marks.len();
+        let seen = self.watches[which].seen_marks;
+        let take = self.random.below((marks - seen) as u64 + 1) as usize;
+        for next in seen..seen + take {
+            let (revision, last) = self.leaders[0][home.nth].marks[next].clone();
+            let watch = &mut self.watches[which];
+            watch.revision = revision;
+            for (group, last) in last {
+                watch.last[place(group)] = last;
+            }
+        }
+        self.watches[which].seen_marks = seen + take;
+        for group in 0..GROUPS {
+            let entries = self.random.below(7) as usize;
+            let watch = &mut self.watches[which];
+            let known = &self.groups[group];
+            for _ in 0..entries.min(known.log.len() - watch.position[group]) {
+                if let Some((revision, _, events)) = known.events.get(&watch.position[group]) {
+                    watch.waiting.entry(*revision).or_default().extend(events.iter().cloned());
+                }
+                watch.position[group] += 1;
+            }
+            let applied = known.kept[watch.position[group]].revision;
+            watch.mark[group] = watch.mark[group].max(applied);
+            if applied >= watch.last[group] {
+                watch.mark[group] = watch.mark[group].max(watch.revision);
+            }
+        }
+        self.release(which);
+    }
+
+    fn subscribe(&mut self, which: usize) -> bool {
+        let open = |at: &At| {
+            let sequencer = &self.leaders[0][at.nth].sequencer;
+            sequencer.as_ref().is_some_and(Sequencer::is_open)
+        };
+        let able: Vec<At> = self.alive(0).into_iter().filter(open).collect();
+        let chosen = if self.chance(400) { self.pick(&able) } else { able.last().copied() };
+        let Some(at) = chosen else { return false };
+        let Some(sequencer) = &self.leaders[0][at.nth].sequencer else { return false };
+        let (revision, last) = sequencer.marks();
+        let seen_marks = self.leaders[0][at.nth].marks.len();
+        let watch = &mut self.watches[which];
+        (watch.home, watch.seen_marks, watch.revision) = (Some(at), seen_marks, revision);
+        for (group, last) in last {
+            watch.last[place(group)] = last;
+        }
+        true
+    }
+
+    /// Whole revisions go out once every group's mark has reached them.
+    fn release(&mut self, which: usize) {
+        let now = self.now;
+        let watch = &mut self.watches[which];
+        let ready = watch.mark.iter().copied().min().unwrap_or(0);
+        let later = watch.waiting.split_off(&(ready + 1));
+        let out = std::mem::replace(&mut watch.waiting, later);
+        let progress = watch.progress;
+        watch.progress = ready.max(progress);
+        let id = watch.id;
+        for (revision, mut events) in out {
+            events.sort_by_key(|placed| placed.0);
+            let events = events.into_iter().map(|(_, event)| event).collect();
+            self.history.hear(id, now, Heard::Events { revision, events, fragment: false });
+        }
+        if ready > progress {
+            self.history.hear(id, now, Heard::Progress(ready));
+        }
+    }
+
+    // === the judges ===
+
+    fn judge(mut self) -> Outcome {
+        let stuck = self.clients.iter().filter(|client| client.open).count();
+        if stuck > 0 {
+            let ticket = self.clients.iter().position(|client| client.open).unwrap_or(0);
+            self.wrong(format!("{stuck} requests were never answered, the first is {ticket}"));
+        }
+        let leases = self.groups[0].newest().leases.clone();
+        for group in 0..GROUPS {
+            let last = self.groups[group].newest().revision;
+            for kv in self.groups[group].at(last).scan(&KeyRange::all(), None) {
+                if kv.lease != 0 && !leases.contains(&kv.lease) {
+                    let key = String::from_utf8_lossy(&kv.key).into_owned();
+                    self.wrong(format!(
+                        "key {key} is attached to lease {}, which is gone",
+                        kv.lease
+                    ));
+                }
+            }
+        }
+        let mut changes: BTreeMap<i64, (u64, Vec<Placed>)> = BTreeMap::new();
+        for (revision, at, events) in self.groups.iter().flat_map(|group| group.events.values()) {
+            let change = changes.entry(*revision).or_insert((*at, Vec::new()));
+            change.0 = change.0.min(*at);
+            change.1.extend(events.iter().cloned());
+        }
+        let names = Names::new(&changes.keys().copied().collect());
+        names.rename(&mut self.history);
+        self.outcome.revisions = changes.len() as u64;
+        self.outcome.holes = names.holes();
+        for (revision, (at, mut events)) in changes {
+            events.sort_by_key(|placed| placed.0);
+            let mut events: Vec<_> = events.into_iter().map(|(_, event)| event).collect();
+            events.iter_mut().for_each(|event| names.event(event));
+            self.history.committed(0, at, names.of(revision), &events);
+        }
+        let witnessed = witness::check(&self.history);
+        let settled = Some(witnessed.model.revision());
+        let heard = watches::check(&self.history, &witnessed.model, &witnessed.sightings, settled);
+        let limits = linear::Limits { window: 2000, steps: 200_000 };
+        let search = linear::check(&self.history, &limits, Some(&witnessed));
+        let mut found: Vec<String> = witnessed.violations.iter().map(ToString::to_string).collect();
+        found.extend(heard.iter().map(ToString::to_string));
+        found.extend(search.violations.iter().map(ToString::to_string));
+        found.into_iter().for_each(|text| self.wrong(text));
+        if !self.failures && self.outcome.holes > 0 {
+            let holes = self.outcome.holes;
+            self.wrong(format!("{holes} revisions were skipped though nothing failed"));
+        }
+        self.outcome
+    }
+}
+
+fn none() -> TxnRequest {
+    TxnRequest::default()
+}
