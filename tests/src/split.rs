@@ -10,7 +10,7 @@
 //! ```
 //!
 //! What clients saw is judged by the same checkers as everything else ([`crate::check`]). They
-//! expect revisions without holes, so [`names`] numbers the revisions anew first: a monotone
+//! expect revisions without holes, so `names` numbers the revisions anew first: a monotone
 //! renaming hides nothing but the holes, and these are counted.
 //!
 //! With a planted fault ([`shard::split::faults`]) the same run shows whether the checkers notice.
