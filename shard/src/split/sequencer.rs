@@ -2,8 +2,8 @@
 //! transactions over several groups, and keeps its leases. Pure; lives as long as the leadership
 //! while the tenant is split. Its *epoch* is home's Raft term.
 //!
-//! It knows of every group its last[S]: no revision above it, and up to the last one granted,
-//! concerns the group. So a pair (R, last[S]) is a promise: who has applied last[S] has all of S
+//! It knows of every group its `last[S]`: no revision above it, and up to the last one granted,
+//! concerns the group. So a pair (R, `last[S]`) is a promise: who has applied `last[S]` has all of S
 //! up to R.
 //!
 //! A new sequencer opens when every group of the map has sealed its epoch, and goes on above the
@@ -315,7 +315,7 @@ impl Sequencer {
         self.next - 1
     }
 
-    /// What watches over several groups begin with: the last revision, and last[S] of all.
+    /// What watches over several groups begin with: the last revision, and `last[S]` of all.
     pub fn marks(&self) -> (i64, Vec<(GroupId, i64)>) {
         (self.next - 1, self.shards.iter().map(|(group, shard)| (*group, shard.last)).collect())
     }
