@@ -12,6 +12,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "cluster/raft.proto",
         "cluster/group.proto",
         "cluster/admin.proto",
+        "cluster/node.proto",
     ];
     let descriptors = protox::compile(files, ["."])?;
     tonic_prost_build::configure()

@@ -14,12 +14,15 @@ use proto::{GroupId, cluster::group::GroupRequest, cluster::group::LinearizeRequ
 use tokio::net::TcpListener;
 use tonic::{Request, Response, Status};
 
+use crate::rollcall::RollCall;
+
 /// How long a new group may take to answer before the operator hears that it has not.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The service.
 pub(crate) struct Service {
     office: Office,
+    roll_call: Arc<RollCall>,
     groups: Arc<dyn Groups>,
 }
 
@@ -33,8 +36,12 @@ pub(crate) fn now_ms() -> u64 {
 
 impl Service {
     /// A service that reaches groups through `groups`.
-    pub(crate) fn new(office: Office, groups: Arc<dyn Groups>) -> Service {
-        Service { office, groups }
+    pub(crate) fn new(
+        office: Office,
+        roll_call: Arc<RollCall>,
+        groups: Arc<dyn Groups>,
+    ) -> Service {
+        Service { office, roll_call, groups }
     }
 
     /// Answers until `shutdown` ends.
@@ -73,7 +80,8 @@ impl Admin for Service {
         let text = request.into_inner().command;
         let command: Command = serde_json::from_str(&text)
             .map_err(|error| Status::invalid_argument(format!("the command: {error}")))?;
-        let mut answer = self.office.run(&command, now_ms()).await;
+        let inventory = self.roll_call.inventory().await;
+        let mut answer = self.office.run(&command, &inventory, now_ms()).await;
         let begins =
             matches!(command, Command::TenantCreate { .. } | Command::NamespaceCreate { .. });
         if let Answer::Tenants(views) = &answer

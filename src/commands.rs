@@ -1,12 +1,18 @@
 //! `atoll tenant | namespace | node | group | env`: from words to commands, from answers to
 //! tables. Whatever was refused ends the program with 1 and one line that says why.
 
+use std::process::ExitCode;
+use std::time::Duration;
+
 use clap::{Args, Subcommand, ValueEnum};
-use placement::command::{GroupView, NodeView, OperatorView, TenantView};
+use placement::command::{
+    GroupView, NodeView, OperatorView, ShortView, Standing, StatusView, TenantView,
+};
 use placement::record::{NodeState, OperatorState, TenantState};
 use placement::{Answer, Command};
 
 use crate::admin;
+use crate::config::parse_duration;
 use crate::table::Table;
 
 /// Whom to ask, and how to print.
@@ -139,6 +145,15 @@ pub(crate) enum NodeVerb {
     Remove {
         /// Its name or id.
         name: String,
+        /// It is lost for good: replace what was there at once, then forget it.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Set how long a node may be silent before what is on it is replaced (at least 10s).
+    RepairAfter {
+        /// For example 10m.
+        #[arg(value_parser = time)]
+        time: Duration,
     },
     /// Set its share of new groups.
     Weight {
@@ -229,7 +244,10 @@ impl From<NodeVerb> for Command {
             NodeVerb::Cordon { name } => Command::NodeCordon { name },
             NodeVerb::Uncordon { name } => Command::NodeUncordon { name },
             NodeVerb::Drain { name } => Command::NodeDrain { name },
-            NodeVerb::Remove { name } => Command::NodeRemove { name },
+            NodeVerb::Remove { name, force } => Command::NodeRemove { name, force },
+            NodeVerb::RepairAfter { time } => {
+                Command::NodeRepairAfter { ms: time.as_millis() as u64 }
+            }
             NodeVerb::Weight { name, weight } => Command::NodeWeight { name, weight },
             NodeVerb::Zone { name, zone } => Command::NodeZone { name, zone },
         }
@@ -242,6 +260,10 @@ impl From<GroupVerb> for Command {
             GroupVerb::List => Command::GroupList,
         }
     }
+}
+
+fn time(text: &str) -> Result<Duration, String> {
+    parse_duration(text).ok_or_else(|| "give a time such as 30s or 10m".to_owned())
 }
 
 fn ask(way: &Way, command: &Command) -> Result<Answer, String> {
@@ -257,13 +279,30 @@ fn ask(way: &Way, command: &Command) -> Result<Answer, String> {
 
 /// Carries a command out and prints what comes back.
 pub(crate) fn run(way: &Way, command: Command) -> Result<(), String> {
-    let answer = ask(way, &command)?;
+    print(way, &ask(way, &command)?)
+}
+
+/// Prints how everything is; the exit code says it to scripts.
+pub(crate) fn status(way: &Way) -> Result<ExitCode, String> {
+    let answer = ask(way, &Command::Status).map_err(|why| format!("cannot tell: {why}"))?;
+    print(way, &answer)?;
+    let Answer::Status(status) = answer else {
+        return Err("the answer is of another kind".to_owned());
+    };
+    Ok(match status.standing {
+        Standing::Well => ExitCode::SUCCESS,
+        Standing::Unknown => ExitCode::FAILURE,
+        Standing::Degraded => ExitCode::from(2),
+    })
+}
+
+fn print(way: &Way, answer: &Answer) -> Result<(), String> {
     if way.write_out == Form::Json {
         let text = serde_json::to_string_pretty(&answer).map_err(|error| error.to_string())?;
         println!("{text}");
         return Ok(());
     }
-    for line in lines(&answer) {
+    for line in lines(answer) {
         println!("{line}");
     }
     Ok(())
@@ -276,7 +315,58 @@ fn lines(answer: &Answer) -> Vec<String> {
         Answer::Nodes(views) => nodes(views),
         Answer::Groups(views) => groups(views),
         Answer::Operators(views) => operators(views),
+        Answer::Status(view) => whole(view),
     }
+}
+
+/// Rows of a list that people are shown.
+const SHOWN: usize = 20;
+
+fn whole(view: &StatusView) -> Vec<String> {
+    let mut lines = vec![view.verdict.clone(), String::new()];
+    lines.extend(nodes(&view.nodes));
+    lines.push(String::new());
+    let running = match view.operators.first() {
+        None => "none".to_owned(),
+        Some(oldest) => {
+            let count = view.operators.len();
+            let (age, why) = (since(oldest.begun_ms), &oldest.why);
+            format!("{count}, the oldest for {age}: {why}")
+        }
+    };
+    for (what, count) in [
+        ("tenants", view.tenants.to_string()),
+        ("groups", view.groups.to_string()),
+        ("groups without quorum", view.without_quorum.len().to_string()),
+        ("groups with too few replicas", view.short.len().to_string()),
+        ("quarantined replicas", view.quarantined.len().to_string()),
+        ("operators", running),
+    ] {
+        lines.push(format!("{what:<30}{count}"));
+    }
+    let short = |view: &ShortView, what: &str| {
+        format!("group {} of {} {what}: {} of {}", view.group, view.of, view.well, view.wanted)
+    };
+    let mut listed: Vec<String> =
+        view.without_quorum.iter().map(|view| short(view, "has no quorum")).collect();
+    listed.extend(view.quarantined.iter().map(|view| {
+        format!("group {} of {} on {}: {}", view.group, view.of, view.node, view.reason)
+    }));
+    listed.extend(view.short.iter().map(|view| short(view, "has too few replicas")));
+    if !listed.is_empty() {
+        lines.push(String::new());
+    }
+    let more = listed.len().saturating_sub(SHOWN);
+    lines.extend(listed.into_iter().take(SHOWN));
+    if more > 0 {
+        lines.push(format!("and {more} more: -w json has all"));
+    }
+    lines
+}
+
+/// Time since a moment, to the second.
+fn since(begun_ms: u64) -> String {
+    format!("{} s", admin::now_ms().saturating_sub(begun_ms) / 1000)
 }
 
 fn tenants(views: &[TenantView]) -> Vec<String> {
@@ -312,24 +402,45 @@ fn left(until_ms: u64) -> String {
 }
 
 fn nodes(views: &[NodeView]) -> Vec<String> {
-    let head = ["NAME", "ID", "STATE", "ZONE", "WEIGHT", "REPLICAS", "PEERS", "CLIENTS"];
+    let head = [
+        "NAME", "ID", "STATE", "ZONE", "WEIGHT", "REPLICAS", "LEADERS", "FREE", "PEERS", "CLIENTS",
+        "NOTE",
+    ];
     let mut table = Table::new(&head);
     for view in views {
         let state = match view.state {
             NodeState::Up => "up",
             NodeState::Cordoned => "cordoned",
             NodeState::Draining => "draining",
+            NodeState::Lost => "lost",
+        };
+        let state = match view.silent_ms {
+            0 => state.to_owned(),
+            ms => format!("{state}, silent {} s", ms / 1000),
+        };
+        let free = match view.disk_total {
+            0 => "-".to_owned(),
+            total => {
+                format!(
+                    "{} GiB ({}%)",
+                    view.disk_free >> 30,
+                    view.disk_free.saturating_mul(100) / total
+                )
+            }
         };
         let zone = if view.zone.is_empty() { "-" } else { &view.zone };
         table.row(vec![
             view.name.clone(),
             format!("{:x}", view.id),
-            state.to_owned(),
+            state,
             zone.to_owned(),
             view.weight.to_string(),
             view.replicas.to_string(),
+            view.leaders.to_string(),
+            free,
             view.peer_urls.join(","),
             view.client_urls.join(","),
+            view.note.clone(),
         ]);
     }
     table.lines()

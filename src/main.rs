@@ -7,6 +7,7 @@ mod config;
 mod directory;
 mod members;
 mod playground;
+mod rollcall;
 mod start;
 mod steward;
 mod table;
@@ -92,6 +93,12 @@ enum Verb {
         #[command(subcommand)]
         command: commands::OperatorVerb,
     },
+    /// Say how everything is, first in a sentence. Ends with 0 if all is well, 2 if something is
+    /// lost or missing, 1 if that cannot be told.
+    Status {
+        #[command(flatten)]
+        way: commands::Way,
+    },
     /// Print what sets etcdctl up for a tenant: eval $(atoll env acme).
     Env {
         #[command(flatten)]
@@ -110,6 +117,7 @@ fn run(settings: Settings, alone: bool) -> Result<(), String> {
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
+        Verb::Status { way } => return ended(commands::status(&way)),
         Verb::Dev { settings } => run(settings, true),
         Verb::Start { config_file, settings } => settings
             .with_file(config_file.as_deref())
@@ -124,8 +132,12 @@ fn main() -> ExitCode {
         Verb::Op { way, command } => commands::run(&way, command.into()),
         Verb::Env { way, tenant } => commands::env(&way, &tenant),
     };
+    ended(done.map(|()| ExitCode::SUCCESS))
+}
+
+fn ended(done: Result<ExitCode, String>) -> ExitCode {
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(message) => {
             eprintln!("atoll: {message}");
             ExitCode::FAILURE

@@ -30,6 +30,7 @@ use tokio::sync::watch;
 use crate::admin;
 use crate::config::{Config, host};
 use crate::directory::{Directory, number};
+use crate::rollcall::RollCall;
 use crate::steward::Steward;
 
 /// How long leaderships may take to move when the node is told to stop.
@@ -267,7 +268,10 @@ pub(crate) async fn serve(config: Config) -> Result<(), String> {
             "a replica is quarantined"
         );
     }
-    if let (Some(refused), true) = (opened.refused.first(), opened.node.groups().next().is_none()) {
+    // What others have as well is replaced; without them nothing is left to run.
+    let nothing_runs = opened.node.groups().next().is_none();
+    let lost = opened.refused.iter().all(|refused| refused.alone);
+    if let (Some(refused), true) = (opened.refused.first(), nothing_runs && lost) {
         return Err(format!(
             "the data of this node cannot be trusted ({}): remove this member from the cluster, \
              empty {} and add it again",
@@ -315,13 +319,16 @@ pub(crate) async fn serve(config: Config) -> Result<(), String> {
     };
 
     let alone: Arc<dyn Groups> = make(None);
+    let directory_number = number(&identity_salt)?;
+    let roll_call = RollCall::new(place.node, place.cluster, directory_number, handle.clone());
+    let roll_call = Arc::new(roll_call);
     for address in &config.listen_peer {
         let listener = listen(address).await?;
         let services =
             PeerServices::new(NodeId(place.node), place.cluster, handle.clone(), alone.clone());
-        let shutdown = ended(stopped.clone());
+        let (others, shutdown) = (roll_call.routes(), ended(stopped.clone()));
         tokio::spawn(async move {
-            if let Err(error) = services.serve(listener, shutdown).await {
+            if let Err(error) = services.serve(listener, others, shutdown).await {
                 tracing::error!(%error, "the peer listener ended");
             }
         });
@@ -370,9 +377,10 @@ pub(crate) async fn serve(config: Config) -> Result<(), String> {
         groups: local,
         peers: peers.clone(),
         router: router.clone(),
-        node: own_record(&config, &place, number(&identity_salt)?),
+        node: own_record(&config, &place, directory_number),
         founders: place.members.iter().map(founder).collect(),
         cluster: place.cluster,
+        roll_call: roll_call.clone(),
         copy: directory.ledger_path(),
     };
     tokio::spawn(steward.run());
@@ -385,7 +393,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), String> {
             }
             Err(error) => return Err(error),
         };
-        let service = admin::Service::new(office.clone(), groups.clone());
+        let service = admin::Service::new(office.clone(), roll_call.clone(), groups.clone());
         let shutdown = ended(stopped.clone());
         tokio::spawn(async move {
             if let Err(error) = service.serve(listener, shutdown).await {

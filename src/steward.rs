@@ -24,6 +24,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::admin::now_ms;
+use crate::rollcall::RollCall;
 
 /// Pause before placement is told again what it did not hear.
 const RETRY: Duration = Duration::from_millis(200);
@@ -47,6 +48,8 @@ pub(crate) struct Steward {
     pub(crate) founders: Vec<Node>,
     /// Id of the cluster.
     pub(crate) cluster: u64,
+    /// What nodes say of themselves.
+    pub(crate) roll_call: Arc<RollCall>,
     /// Where a copy of the ledger is kept.
     pub(crate) copy: PathBuf,
 }
@@ -57,6 +60,7 @@ impl Steward {
     /// Runs for ever.
     pub(crate) async fn run(self) {
         let mut ledger = self.office.follow();
+        tokio::spawn(self.roll_call.clone().run(ledger.clone()));
         let steward = Arc::new(self);
         tokio::spawn(steward.clone().settle());
         steward.look(&mut ledger).await;
@@ -86,7 +90,8 @@ impl Steward {
                 // Groups may be slow to take a step: the rest of this does not wait for them.
                 if working.as_ref().is_none_or(JoinHandle::is_finished) {
                     let (office, ledger) = (self.office.clone(), now.clone());
-                    let work = async move { office.execute(&ledger, now_ms()).await };
+                    let inventory = self.roll_call.heard();
+                    let work = async move { office.execute(&ledger, &inventory, now_ms()).await };
                     working = Some(tokio::spawn(work));
                 }
                 if looks.is_multiple_of(LOOKS_PER_KEEP) {
@@ -127,6 +132,7 @@ impl Steward {
                 self.peers.introduce(NodeId(node.id), url);
             }
         }
+        self.roll_call.introduce(ledger);
         let map = view::map(ledger);
         self.groups.locate(Arc::new(map.clone()));
         self.router.place(map);
@@ -146,13 +152,14 @@ impl Steward {
     async fn fulfil(&self, ledger: &Ledger) {
         let node = NodeId(self.node.id);
         // A lower number is of a replica that was removed before.
+        let quarantined = self.handle.quarantined();
         let lacks = |wanted: &Wanted| {
-            let here = self.handle.group(wanted.group);
-            here.is_none_or(|view| view.shared.replica() < wanted.replica)
+            let here = self.handle.group(wanted.group).map(|view| view.shared.replica());
+            let here = here.or(quarantined.get(&wanted.group).map(|found| found.replica));
+            here.is_none_or(|replica| replica < wanted.replica)
         };
         let duties = view::duties(ledger, node);
-        let dead: Vec<GroupId> =
-            duties.dead.into_iter().filter(|id| self.handle.group(*id).is_some()).collect();
+        let dead: Vec<GroupId> = duties.dead.into_iter().filter(|id| self.has(*id)).collect();
         if !dead.is_empty() {
             self.handle.input(Input::Deaths(dead));
         }
@@ -176,18 +183,30 @@ impl Steward {
         }
     }
 
+    /// Is anything of the group here, be it out of service?
+    fn has(&self, group: GroupId) -> bool {
+        self.handle.group(group).is_some() || self.handle.quarantined().contains_key(&group)
+    }
+
     /// Drops replicas that were removed without a word: nobody whom they know has the group.
     async fn leave(&self, ledger: &Ledger) {
+        let quarantined = self.handle.quarantined();
         let is_gone = |ledger: &Ledger, id: &GroupId| {
-            let Some(view) = self.handle.group(*id) else { return false };
             let Some(group) = ledger.groups.get(&id.0) else { return false };
             let listed = group.replicas.iter().any(|replica| replica.node == self.node.id);
+            let Some(view) = self.handle.group(*id) else {
+                // It was not opened; it had been listed before it was begun.
+                return !listed && quarantined.contains_key(id);
+            };
             // A replica that waits for its first snapshot knows no version: it may be newer than
             // what its leader has reported so far.
             let known = view.shared.membership_version();
             !listed && known > 0 && known < group.membership_version
         };
         let mut gone = self.handle.group_ids();
+        gone.extend(quarantined.keys());
+        gone.sort_unstable();
+        gone.dedup();
         gone.retain(|id| is_gone(ledger, id));
         if gone.is_empty() {
             return;

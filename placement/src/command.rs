@@ -113,7 +113,17 @@ pub enum Command {
     NodeRemove {
         /// Which.
         name: String,
+        /// It is not empty and does not answer: what was there is replaced at once.
+        #[serde(default)]
+        force: bool,
     },
+    /// How long a node may be silent before its replicas are replaced.
+    NodeRepairAfter {
+        /// In milliseconds.
+        ms: u64,
+    },
+    /// How everything is.
+    Status,
     /// All groups.
     GroupList,
     /// Moves all groups of the tenant to these nodes.
@@ -151,6 +161,8 @@ pub enum Answer {
     Groups(Vec<GroupView>),
     /// Operators.
     Operators(Vec<OperatorView>),
+    /// How everything is.
+    Status(Box<StatusView>),
     /// It was not done, for this reason.
     Refused(String),
 }
@@ -199,6 +211,82 @@ pub struct NodeView {
     pub peer_urls: Vec<String>,
     /// Where clients reach it.
     pub client_urls: Vec<String>,
+    /// For how long nothing has been heard of it, in milliseconds; 0 if it answers.
+    #[serde(default)]
+    pub silent_ms: u64,
+    /// Groups that are led there.
+    #[serde(default)]
+    pub leaders: usize,
+    /// Bytes of its disk, 0 if they are not known.
+    #[serde(default)]
+    pub disk_total: u64,
+    /// Bytes of it that are free.
+    #[serde(default)]
+    pub disk_free: u64,
+    /// What is to be known of it, in words.
+    #[serde(default)]
+    pub note: String,
+}
+
+/// How everything is.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct StatusView {
+    /// In a word.
+    pub standing: Standing,
+    /// In a sentence.
+    pub verdict: String,
+    /// Tenants that are not deleted.
+    pub tenants: usize,
+    /// Groups.
+    pub groups: usize,
+    /// The nodes.
+    pub nodes: Vec<NodeView>,
+    /// Groups that cannot change anything now.
+    pub without_quorum: Vec<ShortView>,
+    /// Groups with fewer replicas than they are to have.
+    pub short: Vec<ShortView>,
+    /// Replicas that are out of service.
+    pub quarantined: Vec<QuarantineView>,
+    /// Operators that are not over, oldest first.
+    pub operators: Vec<OperatorView>,
+}
+
+/// How everything is, in a word.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Standing {
+    /// Nothing is to be done.
+    Well,
+    /// Not all nodes have been heard yet.
+    Unknown,
+    /// Something is lost, or on its way to be.
+    Degraded,
+}
+
+/// A group with too few replicas.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct ShortView {
+    /// Its id.
+    pub group: u64,
+    /// Whose keys it has.
+    pub of: String,
+    /// Replicas that can be counted on.
+    pub well: usize,
+    /// Replicas that it is to have.
+    pub wanted: usize,
+}
+
+/// A replica that is out of service.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct QuarantineView {
+    /// Its group.
+    pub group: u64,
+    /// Whose keys it has.
+    pub of: String,
+    /// The name of its node.
+    pub node: String,
+    /// Why.
+    pub reason: String,
 }
 
 /// A group as an operator sees it.

@@ -5,32 +5,60 @@
 //! time, and the group refuses a step that was made for other members than it has. Two executors
 //! at a time, or one that was stopped in the middle, do no harm.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use proto::cluster::group::{ChangeReplica, GroupRequest, change_replica::Kind};
-use proto::etcd::Member;
+use proto::etcd::{Member, MoveLeaderRequest};
 use proto::group::{GroupError, Request, request_to};
 use proto::{Error, GroupId};
 use tokio::task::JoinSet;
 
+use crate::health::Health;
+use crate::inventory::Inventory;
 use crate::ledger::Ledger;
 use crate::office::Office;
 use crate::operators::{self, Step};
 use crate::record::{Group, Operator};
+use crate::repairs;
 
 /// How long a group may take for one step, in milliseconds.
 const STEP_MS: u64 = 2000;
+/// Leaderships that are moved at a time.
+const HANDOVERS_MAX: usize = 4;
 
 impl Office {
-    /// One step of each running operator, and new operators for nodes that are drained.
-    pub async fn execute(&self, ledger: &Arc<Ledger>, now_ms: u64) {
-        if operators::plan_drains(ledger, now_ms).is_some()
-            && let Err(error) = self.insist(|l| operators::plan_drains(l, now_ms)).await
+    /// New operators for what is lost and for nodes that are drained, and one step of each that has
+    /// its turn.
+    pub async fn execute(&self, ledger: &Arc<Ledger>, inventory: &Inventory, now_ms: u64) {
+        let silent = inventory.silent(ledger, now_ms);
+        let repairs = |l: &Ledger| repairs::plan(l, inventory, now_ms);
+        let drains = |l: &Ledger| operators::plan_drains(&l.with_silent(silent.clone()), now_ms);
+        if repairs(ledger).is_some()
+            && let Err(error) = self.insist(repairs).await
+        {
+            tracing::debug!(%error, "repairs cannot be planned now");
+        }
+        if drains(ledger).is_some()
+            && let Err(error) = self.insist(drains).await
         {
             tracing::debug!(%error, "drains cannot be planned now");
         }
+        let ledger = match ledger.with_silent(silent.clone()) {
+            Cow::Borrowed(_) => ledger.clone(),
+            Cow::Owned(seen) => Arc::new(seen),
+        };
         let mut steps = JoinSet::new();
-        for operator in operators::running(ledger) {
+        for (group, to) in handovers(&ledger, inventory, now_ms) {
+            let (office, group) = (self.clone(), group.clone());
+            steps.spawn(async move {
+                let body = Request::MoveLeader(MoveLeaderRequest { target_id: to });
+                if let Err(error) = office.ask(&group, body).await {
+                    tracing::debug!(group = group.id, %error, "its leader stays for now");
+                }
+            });
+        }
+        for operator in operators::running(&ledger) {
             let (office, ledger, operator) = (self.clone(), ledger.clone(), operator.clone());
             steps.spawn(async move { office.step(&ledger, &operator, now_ms).await });
         }
@@ -84,6 +112,17 @@ impl Office {
         };
         self.groups.call(request).await.map(drop)
     }
+}
+
+/// Groups that fit nowhere but on a drained node and are led there, and who is to lead them.
+fn handovers<'a>(ledger: &'a Ledger, inventory: &Inventory, now_ms: u64) -> Vec<(&'a Group, u64)> {
+    let health = Health::of(ledger, inventory, now_ms);
+    let handover = |(group, node, others): (&'a Group, u64, Vec<u64>)| {
+        let (leader, _) = inventory.leader_of(group.id, now_ms)?;
+        let to = others.into_iter().find(|other| health.is_node_well(*other))?;
+        (leader == node).then_some((group, to))
+    };
+    operators::stranded(ledger).into_iter().filter_map(handover).take(HANDOVERS_MAX).collect()
 }
 
 /// A step as the group's leader is asked for it. Panics for the end of an operator, which is no

@@ -5,10 +5,14 @@
 //! after one round. Planners get an [`Inventory`] beside the ledger and decide nothing on what is
 //! older than [`STALE_MS`]. Pure data.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::ledger::Ledger;
 
 /// Pause between two questions to a node, in milliseconds.
 pub const ASK_MS: u64 = 2_000;
+/// A node of which nothing is heard for so long gets nothing new, in milliseconds.
+pub const SILENT_MS: u64 = 10_000;
 /// Reports older than this decide nothing, in milliseconds.
 pub const STALE_MS: u64 = 15_000;
 
@@ -27,6 +31,8 @@ pub struct Inventory {
 pub struct NodeReport {
     /// When it was heard, in milliseconds since 1970.
     pub heard_ms: u64,
+    /// Secret number of its data directory, 0 if it did not say.
+    pub directory: u64,
     /// Bytes of the file system that its data is on.
     pub disk_total: u64,
     /// Bytes of it that are free.
@@ -67,6 +73,19 @@ impl Inventory {
     /// The report of a node, unless it is too old to decide on.
     pub fn fresh(&self, node: u64, now_ms: u64) -> Option<&NodeReport> {
         self.nodes.get(&node).filter(|report| report.heard_ms + STALE_MS > now_ms)
+    }
+
+    /// Is nothing heard of a node?
+    pub fn is_silent(&self, node: u64, now_ms: u64) -> bool {
+        self.silence_ms(node, now_ms) >= SILENT_MS
+    }
+
+    /// The nodes of the ledger of which nothing is heard.
+    pub fn silent(&self, ledger: &Ledger, now_ms: u64) -> BTreeSet<u64> {
+        // Nobody has been asking: nothing is known.
+        let asked = self.since_ms != 0;
+        let nodes = ledger.nodes.keys().copied().filter(|_| asked);
+        nodes.filter(|node| self.is_silent(*node, now_ms)).collect()
     }
 
     /// The report of whoever leads a group.

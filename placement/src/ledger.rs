@@ -4,7 +4,8 @@
 //! revision with the ledger's: every change writes that row, so a change that was planned on an
 //! older ledger is refused as a whole, whoever planned it.
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use proto::etcd::{
@@ -32,6 +33,9 @@ pub struct Ledger {
     pub groups: BTreeMap<u64, Group>,
     /// Operators by id.
     pub operators: BTreeMap<u64, Operator>,
+    /// Nodes that do not answer now, which get nothing new. Nobody writes it down: whoever plans
+    /// puts it here from the inventory.
+    pub silent: BTreeSet<u64>,
 }
 
 /// Rows to be written or removed together.
@@ -140,6 +144,19 @@ impl Ledger {
             ledger.put(key.as_bytes(), value.as_bytes(), meta_revision)?;
         }
         Ok(ledger)
+    }
+
+    /// The same ledger, with what is known of nodes that do not answer.
+    pub fn with_silent(&self, silent: BTreeSet<u64>) -> Cow<'_, Ledger> {
+        if silent == self.silent {
+            return Cow::Borrowed(self);
+        }
+        Cow::Owned(Ledger { silent, ..self.clone() })
+    }
+
+    /// The nodes that something may be put on, but for what an operator has said.
+    pub fn answering(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.values().filter(|node| !self.silent.contains(&node.id))
     }
 
     /// A tenant by its name.

@@ -15,6 +15,9 @@
 //!   tenants.rs   commands about tenants and namespaces (pure)
 //!   nodes.rs     commands about nodes (pure)
 //!   operators.rs where a group is to be, step by step: move, drain (pure)
+//!   health.rs    what has become of nodes and replicas (pure)
+//!   repairs.rs   replaces what is lost (pure)
+//!   status.rs    how everything is, in words and numbers (pure)
 //!   view.rs      what routers and nodes are told: map, replicas to have (pure)
 //!   office.rs    reads the ledger, runs a command on it, writes it; follows its changes
 //!   executor.rs  takes the next step of every operator
@@ -27,13 +30,16 @@
 
 pub mod command;
 pub mod executor;
+pub mod health;
 pub mod inventory;
 pub mod ledger;
 pub mod nodes;
 pub mod office;
 pub mod operators;
 pub mod record;
+pub mod repairs;
 pub mod ring;
+pub mod status;
 pub mod tenants;
 pub mod view;
 

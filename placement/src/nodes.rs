@@ -1,13 +1,18 @@
 //! Commands about nodes, and how the service is founded: what each would change in the ledger.
 //! Pure.
 
+use std::collections::BTreeMap;
+
 use proto::id;
 
 use crate::command::{Answer, NodeView, Refusal, refused};
+use crate::health::Health;
+use crate::inventory::{Inventory, SILENT_MS};
 use crate::ledger::{Change, Ledger};
+use crate::operators;
 use crate::record::{
     FORMAT, Founder, Group, Meta, Namespace, NamespaceKind, Node, NodeState, Operator,
-    OperatorState, Record, Replica, Tenant, TenantState,
+    OperatorState, Record, Replica, Tenant, TenantState, repair_after_ms,
 };
 use crate::tenants::Planned;
 
@@ -34,6 +39,7 @@ pub fn found(
         next_operator: 1,
         replicas,
         default_tenant: if default_tenant { id::DEFAULT_TENANT.0 } else { 0 },
+        repair_after_ms: repair_after_ms(),
     };
     let kind = NamespaceKind::Separate { cluster_id: cluster, port: 0, group: id::DEFAULT_GROUP.0 };
     let tenant = Tenant {
@@ -116,13 +122,41 @@ pub fn set_state(ledger: &Ledger, name: &str, state: NodeState) -> Planned {
     changed(ledger, Node { state, ..find(ledger, name)? })
 }
 
+/// A node that is lost: what was there is replaced at once, and then it is forgotten. Not one that
+/// answers, which can be drained.
+pub fn give_up(ledger: &Ledger, name: &str) -> Planned {
+    let node = find(ledger, name)?;
+    if !ledger.silent.contains(&node.id) {
+        return Err(refused(format!(
+            "node \"{name}\" answers, or did not long ago: atoll node drain {name} moves everything \
+             away"
+        )));
+    }
+    changed(ledger, Node { state: NodeState::Lost, ..node })
+}
+
+/// How long a node may be silent before its replicas are replaced.
+pub fn set_repair_after(ledger: &Ledger, ms: u64) -> Planned {
+    let meta = ledger.meta.clone().ok_or(refused("the service is not set up yet"))?;
+    if ms < SILENT_MS {
+        return Err(refused(format!(
+            "a node counts as silent after {}: say more",
+            words(SILENT_MS)
+        )));
+    }
+    let said = format!("what is on a node that is silent for {} is replaced", words(ms));
+    let meta = Meta { repair_after_ms: ms, ..meta };
+    Ok((Change::default().put(Record::Meta(meta)), Answer::Done(said)))
+}
+
 /// A node that is empty leaves for good; its id is never given again.
 pub fn remove(ledger: &Ledger, name: &str) -> Planned {
     let node = find(ledger, name)?;
     let replicas = view(ledger, &node).replicas;
     if replicas > 0 {
         return Err(refused(format!(
-            "node \"{name}\" has {replicas} replicas: atoll node drain {name} moves them away"
+            "node \"{name}\" has {replicas} replicas: atoll node drain {name} moves them away, --force \
+             replaces them if it is lost"
         )));
     }
     let targets = |o: &&Operator| o.state == OperatorState::Running && o.target.contains(&node.id);
@@ -145,9 +179,78 @@ pub fn set_zone(ledger: &Ledger, name: &str, zone: &str) -> Planned {
     changed(ledger, Node { zone: zone.to_owned(), ..find(ledger, name)? })
 }
 
-/// All nodes.
-pub fn list(ledger: &Ledger) -> Answer {
-    Answer::Nodes(ledger.nodes.values().map(|node| view(ledger, node)).collect())
+/// All nodes, with what they say of themselves.
+pub fn list(ledger: &Ledger, inventory: &Inventory, now_ms: u64) -> Vec<NodeView> {
+    let health = Health::of(ledger, inventory, now_ms);
+    let stranded = operators::stranded(&ledger.with_silent(health.silent.clone()))
+        .into_iter()
+        .fold(BTreeMap::<u64, usize>::new(), |mut counts, (_, node, _)| {
+            *counts.entry(node).or_default() += 1;
+            counts
+        });
+    let list = ledger.nodes.values().map(|node| {
+        let view = view(ledger, node);
+        let is_silent = health.silent.contains(&node.id);
+        let report = inventory.nodes.get(&node.id);
+        let stays = stranded.get(&node.id).copied().unwrap_or(0);
+        let note = match node.state {
+            NodeState::Draining => drain_note(ledger, &view, stays, now_ms),
+            NodeState::Lost if view.replicas > 0 => "what was there is replaced".to_owned(),
+            _ if health.emptied.contains(&node.id) => "it has another data directory".to_owned(),
+            _ => String::new(),
+        };
+        let silent_ms = if is_silent { inventory.silence_ms(node.id, now_ms) } else { 0 };
+        let leaders = report.filter(|_| !is_silent).into_iter().flat_map(|r| r.groups.values());
+        NodeView {
+            silent_ms,
+            leaders: leaders.filter(|group| group.leads).count(),
+            disk_total: report.map_or(0, |report| report.disk_total),
+            disk_free: report.map_or(0, |report| report.disk_free),
+            note,
+            ..view
+        }
+    });
+    list.collect()
+}
+
+/// How far a drain has come: what is left, how long that takes at the rate so far, what stays.
+fn drain_note(ledger: &Ledger, node: &NodeView, stays: usize, now_ms: u64) -> String {
+    if node.replicas == 0 {
+        return "it is empty".to_owned();
+    }
+    let mut notes = Vec::new();
+    let left = node.replicas.saturating_sub(stays);
+    let why = operators::drain_of(&node.name);
+    let drains = || ledger.operators.values().filter(|operator| operator.why == why);
+    let done = drains().filter(|operator| operator.state == OperatorState::Done).count() as u64;
+    let begun_ms = drains().map(|operator| operator.begun_ms).min().unwrap_or(now_ms);
+    if left > 0 {
+        let each_ms = now_ms.saturating_sub(begun_ms).checked_div(done);
+        let eta = each_ms.map(|ms| format!(", about {} more", words(ms * left as u64)));
+        notes.push(format!("{} to go{}", counted(left, "replica"), eta.unwrap_or_default()));
+    }
+    if stays > 0 {
+        let replicas = counted(stays, "replica");
+        let fit = if stays == 1 { "fits" } else { "fit" };
+        notes.push(format!("{replicas} {fit} nowhere else: only leaders move away"));
+    }
+    notes.join("; ")
+}
+
+/// A number of things.
+pub(crate) fn counted(count: usize, thing: &str) -> String {
+    let s = if count == 1 { "" } else { "s" };
+    format!("{count} {thing}{s}")
+}
+
+/// A time in words, coarsely.
+pub(crate) fn words(ms: u64) -> String {
+    let seconds = ms.div_ceil(1000);
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        _ => format!("{} h", seconds / 3600),
+    }
 }
 
 fn view(ledger: &Ledger, node: &Node) -> NodeView {
@@ -162,5 +265,10 @@ fn view(ledger: &Ledger, node: &Node) -> NodeView {
         replicas: replicas.filter(|replica| replica.node == node.id).count(),
         peer_urls: node.peer_urls.clone(),
         client_urls: node.client_urls.clone(),
+        silent_ms: 0,
+        leaders: 0,
+        disk_total: 0,
+        disk_free: 0,
+        note: String::new(),
     }
 }

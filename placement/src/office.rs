@@ -19,10 +19,11 @@ use proto::{GroupId, KeyRange, TenantId, id};
 use tokio::sync::{mpsc, watch};
 
 use crate::command::{Answer, Command, Refusal};
+use crate::inventory::Inventory;
 use crate::ledger::{Change, Ledger};
 use crate::record::{END, Node, NodeState, PREFIX, Replica};
 use crate::tenants::{self, Planned};
-use crate::{nodes, operators};
+use crate::{nodes, operators, status};
 
 /// Tries before a change that always meets another one is given up.
 const TRIES: usize = 20;
@@ -152,23 +153,40 @@ impl Office {
     }
 
     /// Carries out an operator's command.
-    pub async fn run(&self, command: &Command, now_ms: u64) -> Answer {
-        match self.try_run(command, now_ms).await {
+    pub async fn run(&self, command: &Command, inventory: &Inventory, now_ms: u64) -> Answer {
+        match self.try_run(command, inventory, now_ms).await {
             Ok(answer) => answer,
             Err(refusal) => Answer::Refused(refusal.to_string()),
         }
     }
 
-    async fn try_run(&self, command: &Command, now_ms: u64) -> Result<Answer, Refusal> {
+    async fn try_run(
+        &self,
+        command: &Command,
+        inventory: &Inventory,
+        now_ms: u64,
+    ) -> Result<Answer, Refusal> {
         match command {
             Command::TenantList => tenants::show(&self.read().await?, None),
             Command::TenantShow { name } => tenants::show(&self.read().await?, Some(name)),
             Command::NamespaceList { tenant } => tenants::show(&self.read().await?, Some(tenant)),
-            Command::NodeList => Ok(nodes::list(&self.read().await?)),
+            Command::NodeList => {
+                Ok(Answer::Nodes(nodes::list(&self.read().await?, inventory, now_ms)))
+            }
+            Command::Status => {
+                let status = status::of(&self.read().await?, inventory, now_ms);
+                Ok(Answer::Status(Box::new(status)))
+            }
             Command::GroupList => Ok(tenants::groups(&self.read().await?)),
             Command::OperatorList => operators::show(&self.read().await?, None),
             Command::OperatorShow { id } => operators::show(&self.read().await?, Some(*id)),
-            changing => self.change(|ledger| plan(ledger, changing, now_ms)).await,
+            changing => {
+                let plan = |ledger: &Ledger| {
+                    let silent = inventory.silent(ledger, now_ms);
+                    plan(&ledger.with_silent(silent), changing, now_ms)
+                };
+                self.change(plan).await
+            }
         }
     }
 
@@ -249,13 +267,16 @@ fn plan(ledger: &Ledger, command: &Command, now_ms: u64) -> Planned {
         Command::NodeWeight { name, weight } => nodes::set_weight(ledger, name, *weight),
         Command::NodeZone { name, zone } => nodes::set_zone(ledger, name, zone),
         Command::NodeDrain { name } => nodes::set_state(ledger, name, NodeState::Draining),
-        Command::NodeRemove { name } => nodes::remove(ledger, name),
+        Command::NodeRemove { name, force: false } => nodes::remove(ledger, name),
+        Command::NodeRemove { name, force: true } => nodes::give_up(ledger, name),
+        Command::NodeRepairAfter { ms } => nodes::set_repair_after(ledger, *ms),
         Command::TenantMove { name, to } => operators::move_tenant(ledger, name, to, now_ms),
         Command::OperatorCancel { id } => operators::cancel(ledger, *id),
         Command::TenantList
         | Command::TenantShow { .. }
         | Command::NamespaceList { .. }
         | Command::NodeList
+        | Command::Status
         | Command::OperatorList
         | Command::OperatorShow { .. }
         | Command::GroupList => Ok((Change::default(), Answer::Done(String::new()))),

@@ -6,6 +6,7 @@
 //! the step was made for.
 //!
 //! ```text
+//!   a replica that is lost         -> remove it
 //!   a learner that is wanted       -> promote it        (refused until it has caught up)
 //!   a learner that is not          -> remove it
 //!   more voters than wanted        -> remove one that is not wanted
@@ -13,9 +14,13 @@
 //!   otherwise                      -> done
 //! ```
 //!
-//! So a group never has more than one voter above its number, and never fewer.
+//! So a group never has more than one voter above its number, and fewer only while one that is lost
+//! and did not count for anything is replaced.
+//!
+//! At the same time there is one operator a group; a stronger one takes the place of a weaker one,
+//! which may be given up after any step: each leaves the group whole.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::command::{Answer, OperatorView, Refusal, refused};
 use crate::ledger::{Change, Ledger};
@@ -27,6 +32,8 @@ use crate::tenants::Planned;
 
 /// Operators that may run at a time.
 pub const RUNNING_MAX: usize = 8;
+/// Replicas that a node may be brought at a time.
+pub const TAKING_MAX: usize = 4;
 /// Finished operators that are kept to be shown.
 const KEPT: usize = 500;
 
@@ -50,6 +57,9 @@ pub fn next_step(ledger: &Ledger, operator: &Operator) -> Step {
     let Some(group) = ledger.groups.get(&operator.group).filter(|group| !group.dead) else {
         return Step::Void;
     };
+    if let Some(lost) = lost(group, operator) {
+        return Step::Remove(lost.clone());
+    }
     let is_wanted = |replica: &&Replica| operator.target.contains(&replica.node);
     let learners = || group.replicas.iter().filter(|replica| replica.learner);
     // One with its node's number was added by a user with etcd's command.
@@ -71,36 +81,60 @@ pub fn next_step(ledger: &Ledger, operator: &Operator) -> Step {
     }
 }
 
-fn voters(group: &Group) -> impl Iterator<Item = &Replica> {
+/// The replicas that vote.
+pub(crate) fn voters(group: &Group) -> impl Iterator<Item = &Replica> {
     group.replicas.iter().filter(|replica| !replica.learner)
+}
+
+/// A replica that is lost for this operator and still a member; one that votes first.
+fn lost<'a>(group: &'a Group, operator: &Operator) -> Option<&'a Replica> {
+    let lost = group.replicas.iter().filter(|replica| operator.lost.contains(&replica.replica));
+    lost.min_by_key(|replica| replica.learner)
 }
 
 /// All removals that an operator may begin with.
 pub fn removals(group: &Group, operator: &Operator) -> Vec<Step> {
+    if let Some(lost) = lost(group, operator) {
+        return vec![Step::Remove(lost.clone())];
+    }
     let is_extra = |replica: &&Replica| !operator.target.contains(&replica.node);
     let extra = group.replicas.iter().filter(is_extra);
     let extra = extra.filter(|r| !r.learner || r.replica != r.node);
     extra.map(|replica| Step::Remove(replica.clone())).collect()
 }
 
-/// The operators that are to be worked on now, strongest first.
-pub fn running(ledger: &Ledger) -> Vec<&Operator> {
-    let mut running: Vec<&Operator> = ledger
-        .operators
-        .values()
-        .filter(|operator| operator.state == OperatorState::Running)
-        .collect();
-    running.sort_by_key(|operator| (operator.priority, operator.id));
-    running.truncate(RUNNING_MAX);
-    running
+/// All operators that are not over, worked on or waiting for their turn.
+pub fn ongoing(ledger: &Ledger) -> impl Iterator<Item = &Operator> {
+    ledger.operators.values().filter(|operator| operator.state == OperatorState::Running)
 }
 
-fn holder(ledger: &Ledger, group: u64) -> Option<&Operator> {
+/// The operators that are to be worked on now, strongest first. Left out is what a silent node
+/// would have to take, and what would be more for one node to take than it may at a time.
+pub fn running(ledger: &Ledger) -> Vec<&Operator> {
+    let mut waiting: Vec<&Operator> = ongoing(ledger).collect();
+    waiting.sort_by_key(|operator| (operator.priority, operator.id));
+    let mut taking: BTreeMap<u64, usize> = BTreeMap::new();
+    let has_turn = |operator: &&Operator| {
+        let (Step::Add(node) | Step::Promote(Replica { node, .. })) = next_step(ledger, operator)
+        else {
+            return true;
+        };
+        let count = taking.entry(node).or_default();
+        let free = *count < TAKING_MAX && !ledger.silent.contains(&node);
+        *count += usize::from(free);
+        free
+    };
+    waiting.into_iter().filter(has_turn).take(RUNNING_MAX).collect()
+}
+
+/// The operator that works on a group.
+pub(crate) fn holder(ledger: &Ledger, group: u64) -> Option<&Operator> {
     let running = |o: &&Operator| o.state == OperatorState::Running && o.group == group;
     ledger.operators.values().find(running)
 }
 
-fn begin(
+/// A new operator without anything lost.
+pub(crate) fn begin(
     meta: &mut Meta,
     group: &Group,
     target: Vec<u64>,
@@ -114,6 +148,7 @@ fn begin(
         id,
         group: group.id,
         target,
+        lost: Vec::new(),
         priority,
         why,
         state: OperatorState::Running,
@@ -141,6 +176,19 @@ pub fn finish(ledger: &Ledger, id: u64, void: bool, now_ms: u64) -> Option<Chang
     Some(change)
 }
 
+/// The operator with no other wish than the voters that its group has.
+pub(crate) fn taken_back(ledger: &Ledger, operator: &Operator) -> Option<Operator> {
+    let group = ledger.groups.get(&operator.group)?;
+    let mut target: Vec<u64> = voters(group).map(|replica| replica.node).collect();
+    // One voter too many is the one that was to go.
+    while target.len() > operator.target.len() {
+        let extra = target.iter().rposition(|node| !operator.target.contains(node));
+        target.remove(extra.unwrap_or(target.len() - 1));
+    }
+    let why = format!("{}{}", operator.why, Operator::CANCELLED);
+    Some(Operator { target, why, lost: Vec::new(), ..operator.clone() })
+}
+
 /// Takes an operator back: the group stays with the voters that it has.
 pub fn cancel(ledger: &Ledger, id: u64) -> Planned {
     let operator = ledger.operators.get(&id);
@@ -148,16 +196,11 @@ pub fn cancel(ledger: &Ledger, id: u64) -> Planned {
     if operator.state != OperatorState::Running {
         return Err(refused(format!("operator {id} is over")));
     }
-    let group = ledger.groups.get(&operator.group);
-    let voters = group.into_iter().flat_map(|group| &group.replicas).filter(|r| !r.learner);
-    let mut target: Vec<u64> = voters.map(|replica| replica.node).collect();
-    // One voter too many is the one that was to go.
-    while target.len() > operator.target.len() {
-        let extra = target.iter().rposition(|node| !operator.target.contains(node));
-        target.remove(extra.unwrap_or(target.len() - 1));
+    if operator.priority == Priority::Repair {
+        return Err(refused(format!("operator {id} replaces what is lost: it goes on")));
     }
-    let why = format!("{}{}", operator.why, Operator::CANCELLED);
-    let operator = Operator { target, why, ..operator.clone() };
+    let operator = taken_back(ledger, operator);
+    let operator = operator.ok_or_else(|| refused(format!("operator {id} has lost its group")))?;
     let answer = Answer::Operators(vec![view(ledger, &operator)]);
     Ok((Change::default().put(Record::Operator(operator)), answer))
 }
@@ -176,8 +219,11 @@ pub fn move_tenant(ledger: &Ledger, name: &str, to: &[String], now_ms: u64) -> P
     for group in ledger.groups.values().filter(|g| g.tenant == tenant.id && !g.dead) {
         if let Some(holder) = holder(ledger, group.id) {
             let (id, why) = (holder.id, &holder.why);
-            let group = group.id;
-            return Err(refused(format!("operator {id} works on group {group}: {why}")));
+            if !holder.yields_to(Priority::User) {
+                let group = group.id;
+                return Err(refused(format!("operator {id} works on group {group}: {why}")));
+            }
+            change = change.put(Record::Operator(holder.given_up(now_ms)));
         }
         let target: Vec<u64> = target.iter().copied().collect();
         let why = format!("move tenant {name}");
@@ -201,6 +247,9 @@ fn chosen(ledger: &Ledger, names: &[String]) -> Result<BTreeSet<u64>, Refusal> {
         if node.state != NodeState::Up {
             return Err(refused(format!("node \"{name}\" takes nothing new: uncordon it first")));
         }
+        if ledger.silent.contains(&node.id) {
+            return Err(refused(format!("node \"{name}\" does not answer")));
+        }
         target.insert(node.id);
     }
     if target.len().is_multiple_of(2) || target.len() > 7 {
@@ -215,18 +264,23 @@ fn chosen(ledger: &Ledger, names: &[String]) -> Result<BTreeSet<u64>, Refusal> {
 pub fn plan_drains(ledger: &Ledger, now_ms: u64) -> Option<Change> {
     let draining =
         |node: u64| ledger.nodes.get(&node).is_some_and(|node| node.state == NodeState::Draining);
-    let mut room = RUNNING_MAX.saturating_sub(running(ledger).len());
+    let ahead = ongoing(ledger).filter(|operator| !operator.yields_to(Priority::Drain)).count();
+    let mut room = RUNNING_MAX.saturating_sub(ahead);
     let mut meta = ledger.meta.clone()?;
     let mut change = Change::default();
     for group in ledger.groups.values().filter(|group| !group.dead) {
         let leaving = group.replicas.iter().find(|replica| draining(replica.node));
         let Some(leaving) = leaving.filter(|_| room > 0) else { continue };
-        if holder(ledger, group.id).is_some() {
+        let holder = holder(ledger, group.id);
+        if holder.is_some_and(|holder| !holder.yields_to(Priority::Drain)) {
             continue;
         }
         let Some(target) = without(ledger, group, leaving.node) else { continue };
+        if let Some(holder) = holder {
+            change = change.put(Record::Operator(holder.given_up(now_ms)));
+        }
         let node = ledger.nodes.get(&leaving.node).map_or("", |node| &node.name);
-        let why = format!("drain node {node}");
+        let why = drain_of(node);
         let operator = begin(&mut meta, group, target, Priority::Drain, why, now_ms);
         change = change.put(Record::Operator(operator));
         room -= 1;
@@ -234,16 +288,50 @@ pub fn plan_drains(ledger: &Ledger, now_ms: u64) -> Option<Change> {
     (!change.is_empty()).then(|| change.put(Record::Meta(meta)))
 }
 
+/// What an operator is for that empties a node.
+pub(crate) fn drain_of(node: &str) -> String {
+    format!("drain node {node}")
+}
+
 /// The group's nodes with another one in the place of `node`; `None` if there is no other.
-fn without(ledger: &Ledger, group: &Group, node: u64) -> Option<Vec<u64>> {
+pub(crate) fn without(ledger: &Ledger, group: &Group, node: u64) -> Option<Vec<u64>> {
     let stay: Vec<u64> = voters(group).map(|replica| replica.node).filter(|n| *n != node).collect();
+    let next = one_more(ledger, group.id, &stay, |other| other != node)?;
+    Some(stay.into_iter().chain([next]).collect())
+}
+
+/// A node for a group beside those that it is on: in another zone, if there is one.
+pub(crate) fn one_more(
+    ledger: &Ledger,
+    group: u64,
+    stay: &[u64],
+    fits: impl Fn(u64) -> bool,
+) -> Option<u64> {
     let zones: BTreeSet<&str> =
         stay.iter().filter_map(|id| ledger.nodes.get(id)).map(|n| n.zone.as_str()).collect();
-    let others = ledger.nodes.values().filter(|n| !stay.contains(&n.id));
-    let proposed = ring::propose(others, group.id, ledger.nodes.len());
+    let others = ledger.answering().filter(|n| !stay.contains(&n.id) && fits(n.id));
+    let proposed = ring::propose(others, group, ledger.nodes.len());
     let apart = |node: &&&Node| node.zone.is_empty() || !zones.contains(node.zone.as_str());
-    let next = proposed.iter().find(apart).or(proposed.first())?.id;
-    Some(stay.into_iter().chain([next]).collect())
+    Some(proposed.iter().find(apart).or(proposed.first())?.id)
+}
+
+/// Groups that are to leave a drained node and fit on no other: whoever leads them there had better
+/// not. Each with its other voters.
+pub fn stranded(ledger: &Ledger) -> Vec<(&Group, u64, Vec<u64>)> {
+    let mut stranded = Vec::new();
+    for node in ledger.nodes.values().filter(|node| node.state == NodeState::Draining) {
+        for group in ledger.groups.values().filter(|group| !group.dead) {
+            let is_here = voters(group).any(|replica| replica.node == node.id);
+            if is_here
+                && holder(ledger, group.id).is_none()
+                && without(ledger, group, node.id).is_none()
+            {
+                let others = voters(group).map(|replica| replica.node);
+                stranded.push((group, node.id, others.filter(|n| *n != node.id).collect()));
+            }
+        }
+    }
+    stranded
 }
 
 /// One operator, or all.
@@ -258,7 +346,8 @@ pub fn show(ledger: &Ledger, id: Option<u64>) -> Result<Answer, Refusal> {
     Ok(Answer::Operators(shown.into_iter().map(|operator| view(ledger, operator)).collect()))
 }
 
-fn view(ledger: &Ledger, operator: &Operator) -> OperatorView {
+/// An operator as people see it.
+pub(crate) fn view(ledger: &Ledger, operator: &Operator) -> OperatorView {
     let name = |node: &u64| match ledger.nodes.get(node) {
         Some(node) => node.name.clone(),
         None => format!("{node:x}"),
@@ -283,18 +372,19 @@ fn view(ledger: &Ledger, operator: &Operator) -> OperatorView {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::tenants::tests::founded;
     use crate::{nodes, tenants};
 
     /// Does to the group what a step says, as its leader would report it.
-    fn carry_out(ledger: &Ledger, operator: &Operator, step: &Step) -> Ledger {
+    pub(crate) fn carry_out(ledger: &Ledger, operator: &Operator, step: &Step) -> Ledger {
         let group = &ledger.groups[&operator.group];
         let mut replicas = group.replicas.clone();
         match step {
             Step::Add(node) => {
-                let number = replicas.iter().map(|r| r.replica).max().unwrap_or(0) + 1;
+                // Never one that was there before.
+                let number = 1_000 + group.membership_version;
                 replicas.push(Replica { node: *node, replica: number, learner: true });
             }
             Step::Promote(which) => {
@@ -385,6 +475,58 @@ mod tests {
         execute(&mut ledger);
         assert_eq!(nodes_of(&ledger, group), before);
         assert_eq!(ledger.operators[&operator.id].state, OperatorState::Cancelled);
+    }
+
+    #[test]
+    fn a_node_takes_so_many_replicas_at_a_time() {
+        let mut ledger = founded();
+        for number in 0..40 {
+            let name = format!("t{number}");
+            ledger = tenants::create(&ledger, &name, 0, 0).unwrap().0.applied_to(&ledger);
+        }
+        let mut meta = ledger.meta.clone().expect("it is founded");
+        let mut change = Change::default();
+        for group in ledger.groups.values().filter(|g| !nodes_of(&ledger, g.id).contains(&4)) {
+            let why = "all to one".to_owned();
+            let operator = begin(&mut meta, group, vec![1, 2, 4], Priority::User, why, 5);
+            change = change.put(Record::Operator(operator));
+        }
+        ledger = change.applied_to(&ledger);
+        assert!(ongoing(&ledger).count() > TAKING_MAX, "there is more than it may take");
+        let takes = |ledger: &Ledger, node: u64| {
+            let step = |operator: &&Operator| match next_step(ledger, operator) {
+                Step::Add(to) | Step::Promote(Replica { node: to, .. }) => to == node,
+                _ => false,
+            };
+            running(ledger).into_iter().filter(step).count()
+        };
+        assert_eq!(takes(&ledger, 4), TAKING_MAX);
+        let quiet = ledger.with_silent(BTreeSet::from([4])).into_owned();
+        assert_eq!(takes(&quiet, 4), 0, "nothing is brought to a silent node");
+        execute(&mut ledger);
+        assert!(ledger.groups.keys().all(|group| nodes_of(&ledger, *group).contains(&4)));
+    }
+
+    #[test]
+    fn a_drain_takes_a_group_over_and_a_user_does_not_take_it_back() {
+        let ledger = founded();
+        let mut ledger = tenants::create(&ledger, "acme", 0, 0).unwrap().0.applied_to(&ledger);
+        let group = *ledger.groups.keys().last().unwrap();
+        let from = nodes_of(&ledger, group);
+        let there: Vec<String> =
+            (1..=4).filter(|id| *id != from[0]).map(|id| format!("n{id}")).collect();
+        ledger = move_tenant(&ledger, "acme", &there, 5).unwrap().0.applied_to(&ledger);
+        let moved = running(&ledger)[0].id;
+        let leaves = format!("n{}", from[1]);
+        let drained = nodes::set_state(&ledger, &leaves, NodeState::Draining).unwrap().0;
+        ledger = drained.applied_to(&ledger);
+        ledger = plan_drains(&ledger, 6).expect("it is drained").applied_to(&ledger);
+        assert_eq!(ledger.operators[&moved].state, OperatorState::Cancelled);
+        let held = holder(&ledger, group).expect("the drain has it");
+        assert_eq!(held.priority, Priority::Drain);
+        let home: Vec<String> =
+            from.iter().filter(|id| **id != from[1]).map(|id| format!("n{id}")).take(1).collect();
+        assert!(move_tenant(&ledger, "acme", &home, 7).is_err());
     }
 
     #[test]

@@ -74,6 +74,14 @@ pub struct Meta {
     pub replicas: usize,
     /// Clients who name no tenant get this one's default namespace; 0 for none.
     pub default_tenant: u64,
+    /// How long a node may be silent before its replicas are replaced, in milliseconds.
+    #[serde(default = "repair_after_ms")]
+    pub repair_after_ms: u64,
+}
+
+/// What [`Meta::repair_after_ms`] is before somebody has said something else.
+pub fn repair_after_ms() -> u64 {
+    600_000
 }
 
 /// A server process with its data directory.
@@ -113,6 +121,8 @@ pub enum NodeState {
     Cordoned,
     /// Nothing new, and what is there moves away.
     Draining,
+    /// It will not come back: what was there is replaced, and then it is forgotten.
+    Lost,
 }
 
 /// One customer.
@@ -238,6 +248,9 @@ pub struct Operator {
     /// The nodes where the group is to be in the end.
     #[serde(with = "hex_list")]
     pub target: Vec<u64>,
+    /// Replicas that are lost: they go first, also those whose nodes are wanted.
+    #[serde(default, with = "hex_list")]
+    pub lost: Vec<u64>,
     /// What it may push aside.
     pub priority: Priority,
     /// What it is for, in words.
@@ -253,6 +266,22 @@ pub struct Operator {
 impl Operator {
     /// What `why` ends with when the operator was taken back.
     pub const CANCELLED: &str = " (taken back)";
+
+    /// Must its work on a group make way for work of this priority?
+    pub fn yields_to(&self, priority: Priority) -> bool {
+        self.priority > priority
+    }
+
+    /// The same, given up where it stands.
+    #[must_use]
+    pub fn given_up(&self, now_ms: u64) -> Operator {
+        Operator {
+            why: format!("{}{}", self.why, Operator::CANCELLED),
+            state: OperatorState::Cancelled,
+            ended_ms: now_ms,
+            ..self.clone()
+        }
+    }
 
     /// Was it taken back?
     pub fn cancelled(&self) -> bool {

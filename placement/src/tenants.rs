@@ -67,7 +67,7 @@ fn new_group(
     if count.is_multiple_of(2) || count > 7 {
         return Err(refused(format!("{count} replicas: say 1, 3, 5 or 7")));
     }
-    let homes = ring::propose(ledger.nodes.values(), id, count);
+    let homes = ring::propose(ledger.answering(), id, count);
     if homes.len() < count {
         let usable = homes.len();
         return Err(refused(format!(
@@ -313,16 +313,21 @@ fn node_names(ledger: &Ledger, group: &Group) -> Vec<String> {
 /// All groups.
 pub fn groups(ledger: &Ledger) -> Answer {
     let view = |group: &Group| {
-        let tenant = ledger.tenants.get(&group.tenant);
-        let namespace = tenant.and_then(|t| t.namespaces.iter().find(|n| n.id == group.namespace));
-        let of = match (tenant, namespace) {
-            (Some(tenant), Some(namespace)) => tenant.full_name(namespace),
-            _ if group.tenant == 0 => "(placement)".to_owned(),
-            _ => "(gone)".to_owned(),
-        };
+        let of = owner(ledger, group);
         GroupView { id: group.id, of, nodes: node_names(ledger, group), dead: group.dead }
     };
     Answer::Groups(ledger.groups.values().map(view).collect())
+}
+
+/// Whose keys a group has.
+pub(crate) fn owner(ledger: &Ledger, group: &Group) -> String {
+    let tenant = ledger.tenants.get(&group.tenant);
+    let namespace = tenant.and_then(|t| t.namespaces.iter().find(|n| n.id == group.namespace));
+    match (tenant, namespace) {
+        (Some(tenant), Some(namespace)) => tenant.full_name(namespace),
+        _ if group.tenant == 0 => "(placement)".to_owned(),
+        _ => "(gone)".to_owned(),
+    }
 }
 
 #[cfg(test)]

@@ -35,6 +35,11 @@ pub mod cluster {
         #![allow(missing_docs, clippy::all)]
         tonic::include_proto!("cluster.raft");
     }
+    /// What nodes say of themselves.
+    pub mod node {
+        #![allow(missing_docs, clippy::all)]
+        tonic::include_proto!("cluster.node");
+    }
     /// Operators' commands.
     pub mod admin {
         #![allow(missing_docs, clippy::all)]

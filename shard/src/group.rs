@@ -33,11 +33,42 @@ use reads::Reads;
 /// Names one waiting request to whoever drives the node.
 pub type Ticket = u64;
 
+/// What a replica has done since it was opened, for whoever balances the load.
+#[derive(Debug, Default)]
+pub struct Work {
+    requests: AtomicU64,
+    written_bytes: AtomicU64,
+}
+
+impl Work {
+    /// One request more.
+    pub(crate) fn request(&self) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// So many bytes more were appended to the log.
+    pub(crate) fn wrote(&self, bytes: u64) {
+        self.written_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Requests that were taken here.
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of entries that were appended to the log.
+    pub fn written_bytes(&self) -> u64 {
+        self.written_bytes.load(Ordering::Relaxed)
+    }
+}
+
 /// What others may know of a replica without asking its worker.
 #[derive(Debug, Default)]
 pub struct Shared {
     /// The machine's side.
     pub published: Arc<Published>,
+    /// What it has done.
+    pub work: Work,
     leader: AtomicU64,
     term: AtomicU64,
     learner: AtomicBool,
@@ -176,6 +207,7 @@ impl Group {
     pub fn new(node: NodeId, id: GroupId, core: Core, machine: Machine) -> Group {
         let shared = Arc::new(Shared {
             published: machine.published().clone(),
+            work: Work::default(),
             leader: AtomicU64::new(0),
             term: AtomicU64::new(core.term()),
             learner: AtomicBool::new(false),

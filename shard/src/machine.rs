@@ -55,6 +55,7 @@ pub struct Published {
     applied: AtomicU64,
     shelf: AtomicU64,
     range_version: AtomicU64,
+    size_bytes: AtomicI64,
     counts: RwLock<Counts>,
 }
 
@@ -75,6 +76,11 @@ impl Published {
     /// Applied Raft index.
     pub fn applied(&self) -> u64 {
         self.applied.load(Ordering::Acquire)
+    }
+
+    /// Bytes of rows and large values.
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes.load(Ordering::Relaxed).max(0) as u64
     }
 
     /// Live keys by block, at the revision that apply has reached.
@@ -251,6 +257,7 @@ impl Machine {
         published.shelf.store(self.state.shelf, Ordering::Release);
         published.range_version.store(self.state.range_version, Ordering::Release);
         published.compacted.store(self.state.compacted, Ordering::Release);
+        published.size_bytes.store(self.state.size, Ordering::Relaxed);
         published.applied.store(self.state.applied_index, Ordering::Release);
         // Last: whoever sees the revision may read its rows.
         published.revision.store(self.state.revision, Ordering::Release);

@@ -265,6 +265,15 @@ pub enum Output {
     },
 }
 
+/// A replica that is out of service.
+#[derive(Clone, Debug)]
+pub struct Quarantine {
+    /// Its number.
+    pub replica: u64,
+    /// Why, for a person.
+    pub reason: String,
+}
+
 /// The node cannot go on; the process ends and a restart replays the log.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
@@ -312,8 +321,8 @@ pub struct Node {
     departures: Vec<births::Departure>,
     /// Rows of the engine that the next checkpoint removes.
     bygone: Vec<Bytes>,
-    /// Replicas that were not opened, and where their rows stand.
-    shut: BTreeMap<GroupId, (u64, Shelf)>,
+    /// Replicas that were not opened.
+    shut: BTreeMap<GroupId, open::Shut>,
     /// The log had damage of unknown owner when the node was opened.
     holes: bool,
     /// Lowest number that a replica of a group may have here.
@@ -375,6 +384,21 @@ impl Node {
     /// All replicas here.
     pub fn groups(&self) -> impl Iterator<Item = (&GroupId, &Group)> {
         self.groups.iter()
+    }
+
+    /// Tells of the group's replica here if it is out of service.
+    pub fn quarantined(&self, id: GroupId) -> Option<Quarantine> {
+        if let Some(shut) = self.shut.get(&id) {
+            return Some(Quarantine { replica: shut.replica, reason: shut.reason.clone() });
+        }
+        let group = self.groups.get(&id)?;
+        let reason = group.stopped.clone()?;
+        Some(Quarantine { replica: group.core.key().replica, reason })
+    }
+
+    /// The groups whose replicas here were not opened.
+    pub fn shut(&self) -> impl Iterator<Item = GroupId> {
+        self.shut.keys().copied()
     }
 
     /// For other threads: how replicas here stand.

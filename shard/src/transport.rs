@@ -30,6 +30,7 @@ use proto::group::{GroupError, Groups, Reply, WatchControl, WatchSink, from_repl
 use proto::{Error, GroupId, NodeId};
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::service::Routes;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -44,7 +45,7 @@ const REQUEST_DEPTH: usize = 16_384;
 /// Requests or replies packed into one message.
 const PACK: usize = 256;
 /// Largest message between nodes.
-const MESSAGE_BYTES: usize = 64 * 1024 * 1024;
+pub const MESSAGE_BYTES: usize = 64 * 1024 * 1024;
 /// Window of a connection and of a stream.
 const WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 /// Pause before a broken connection is tried again.
@@ -390,10 +391,11 @@ impl PeerServices {
         }
     }
 
-    /// Serves on `listener` until `shutdown` ends.
+    /// Serves on `listener` until `shutdown` ends, and `others` beside its own services.
     pub async fn serve(
         self,
         listener: tokio::net::TcpListener,
+        others: Routes,
         shutdown: impl Future<Output = ()> + Send,
     ) -> Result<(), tonic::transport::Error> {
         let this = Arc::new(self);
@@ -404,6 +406,7 @@ impl PeerServices {
             .initial_stream_window_size(WINDOW_BYTES)
             .http2_keepalive_interval(Some(KEEP_ALIVE))
             .http2_keepalive_timeout(Some(KEEP_ALIVE))
+            .add_routes(others)
             .add_service(
                 PeerServer::from_arc(this.clone())
                     .max_decoding_message_size(MESSAGE_BYTES)

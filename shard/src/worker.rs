@@ -25,7 +25,7 @@ use crate::extents::Extents;
 use crate::group::{Group, Shared, Ticket};
 use crate::log::Log;
 use crate::mailbox::Mailbox;
-use crate::node::{Answer, Input, Node, NodeError, Output, Persist};
+use crate::node::{Answer, Input, Node, NodeError, Output, Persist, Quarantine};
 use crate::room::{self, Room};
 use crate::store::Store;
 use crate::store::checkpoint::Checkpoint;
@@ -100,6 +100,10 @@ impl Durations {
 struct Parts {
     mailbox: Mailbox<(GroupRequest, AnswerSender), Input>,
     groups: RwLock<BTreeMap<GroupId, GroupView>>,
+    /// Why replicas here are out of service, also those that were not opened.
+    quarantined: RwLock<BTreeMap<GroupId, Quarantine>>,
+    /// Bytes of the disk: all, and free.
+    space: (AtomicU64, AtomicU64),
     store: Arc<Store>,
     clock: Instant,
     stopping: AtomicBool,
@@ -136,6 +140,22 @@ impl NodeHandle {
     /// The groups that have a replica here.
     pub fn group_ids(&self) -> Vec<GroupId> {
         self.parts.groups.read().keys().copied().collect()
+    }
+
+    /// Shows all groups that have a replica here.
+    pub fn each_group(&self, mut show: impl FnMut(GroupId, &GroupView)) {
+        self.parts.groups.read().iter().for_each(|(id, view)| show(*id, view));
+    }
+
+    /// The replicas here that are out of service, also those that were not opened, and why.
+    pub fn quarantined(&self) -> BTreeMap<GroupId, Quarantine> {
+        self.parts.quarantined.read().clone()
+    }
+
+    /// Bytes of the disk, all and free, as it was looked at last.
+    pub fn space(&self) -> (u64, u64) {
+        let (total, free) = &self.parts.space;
+        (total.load(Ordering::Relaxed), free.load(Ordering::Relaxed))
     }
 
     /// The group whose rows stand on a shelf, and the version of its range.
@@ -207,9 +227,13 @@ pub fn start(
     for (id, group) in node.groups() {
         views.insert(*id, view_of(*id, group, &hubs, outbox.as_ref()));
     }
+    let shut = node.shut().filter_map(|id| Some((id, node.quarantined(id)?)));
+    let quarantined = RwLock::new(shut.collect());
     let parts = Arc::new(Parts {
         mailbox: Mailbox::new(limits::MAILBOX_DEPTH),
         groups: RwLock::new(views),
+        quarantined,
+        space: Default::default(),
         store: node.store().clone(),
         clock: Instant::now(),
         stopping: AtomicBool::new(false),
@@ -315,6 +339,9 @@ fn watch_room(handle: &NodeHandle, log: &Log, chosen: Option<u64>) {
     while !handle.parts.stopping.load(Ordering::Acquire) {
         match log.space() {
             Ok(space) => {
+                let (total, free) = &handle.parts.space;
+                total.store(space.total_bytes, Ordering::Relaxed);
+                free.store(space.free_bytes, Ordering::Relaxed);
                 let reserve = room::reserve_bytes(space.total_bytes, chosen);
                 let now = room::judge(space.free_bytes, reserve);
                 let free_mib = space.free_bytes >> 20;
@@ -464,6 +491,15 @@ impl Worker {
         handle.parts.groups.write().insert(id, view);
     }
 
+    /// Lets everybody know why a replica is out of service, or that it is no more.
+    fn note_quarantine(&self, handle: &NodeHandle, id: GroupId) {
+        let mut quarantined = handle.parts.quarantined.write();
+        match self.node.quarantined(id) {
+            Some(found) => drop(quarantined.insert(id, found)),
+            None => drop(quarantined.remove(&id)),
+        }
+    }
+
     fn carry_out(&mut self, handle: &NodeHandle, outputs: Vec<Output>) {
         let mut batches: BTreeMap<NodeId, Vec<PeerMessage>> = BTreeMap::new();
         let mut rest = Vec::new();
@@ -509,11 +545,13 @@ impl Worker {
                 }
                 Output::Born { group } => self.born(handle, group),
                 Output::Stopped { group } => {
+                    self.note_quarantine(handle, group);
                     if let Some(view) = handle.parts.groups.read().get(&group) {
                         view.feed.shut();
                     }
                 }
                 Output::Gone { group } => {
+                    self.note_quarantine(handle, group);
                     if let Some(view) = handle.parts.groups.write().remove(&group) {
                         view.feed.shut();
                     }

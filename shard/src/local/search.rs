@@ -245,6 +245,7 @@ impl Caller {
         if let (Needs::AnyRows, Some(body)) = (needs, &request.body)
             && shared.published.revision() >= request.floor
         {
+            shared.work.request();
             return read(body);
         }
         // Only rows are read here; everything else comes as a reply.

@@ -20,6 +20,7 @@ use proto::map::Target;
 use proto::{Error, GroupId, KeyRange, NamespaceId, NodeId, PlacementMap, TenantId, VirtualEtcd};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
+use tonic::service::Routes;
 
 use super::LocalGroups;
 use crate::disk::sim::SimDisk;
@@ -119,7 +120,7 @@ impl TestNode {
         let services = PeerServices::new(NodeId(id), CLUSTER, handle.clone(), alone.clone());
         listener.set_nonblocking(true).unwrap();
         let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-        runtime.spawn(services.serve(listener, std::future::pending()));
+        runtime.spawn(services.serve(listener, Routes::default(), std::future::pending()));
         drop(entered);
         TestNode { id, handle, groups, alone, runtime: Some(runtime) }
     }

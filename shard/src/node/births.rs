@@ -17,7 +17,7 @@ use bytes::Bytes;
 use proto::group::GroupError;
 use proto::{Error, GroupId};
 
-use super::open::{BIRTH, Judged, birth_record, first_state, group_key};
+use super::open::{BIRTH, Judged, Shut, birth_record, first_state, group_key};
 use super::rounds::let_go;
 use super::{Birth, Node, NodeError, Output};
 use crate::group::Group;
@@ -75,21 +75,28 @@ impl Node {
         if is_here || comes || dead {
             return;
         }
-        if let Some((old, shelf)) = self.shut.get(&id).copied() {
+        if let Some(shut) = self.shut.get(&id) {
+            let old = shut.replica;
             if birth.replica <= old {
                 return;
             }
-            let key = ReplicaKey { group: id.0, replica: old };
-            self.bury(key, birth.replica);
-            let (persist, held) = (self.next_persist, BTreeMap::new());
-            self.departures.push(Departure { key, persist, shelf, held });
-            self.shut.remove(&id);
+            self.clear(id, birth.replica);
         }
         let key = ReplicaKey { group: id.0, replica: birth.replica };
         let state = first_state(birth, self.take_shelf(), false);
         self.newborns.push(Newborn { key, state, frozen: false });
         self.checkpoints.forced = true;
         self.checkpoints.first_write_ms.get_or_insert(self.now_ms);
+    }
+
+    /// Drops a replica that was not opened; none below `lowest` is ever to be here again.
+    fn clear(&mut self, id: GroupId, lowest: u64) {
+        let Some(Shut { replica, shelf, .. }) = self.shut.remove(&id) else { return };
+        let key = ReplicaKey { group: id.0, replica };
+        self.bury(key, lowest);
+        let (persist, held) = (self.next_persist, BTreeMap::new());
+        self.departures.push(Departure { key, persist, shelf, held });
+        self.outputs.push(Output::Gone { group: id });
     }
 
     /// Writes that no replica below `lowest` is ever to be here again.
@@ -142,11 +149,8 @@ impl Node {
     /// Drops the replicas that are no members any more.
     pub(super) fn depart(&mut self) {
         for id in std::mem::take(&mut self.leaving) {
-            if let Some((replica, shelf)) = self.shut.remove(&id) {
-                let key = ReplicaKey { group: id.0, replica };
-                self.bury(key, replica.saturating_add(1));
-                let (persist, held) = (self.next_persist, BTreeMap::new());
-                self.departures.push(Departure { key, persist, shelf, held });
+            if let Some(shut) = self.shut.get(&id) {
+                self.clear(id, shut.replica.saturating_add(1));
             }
             self.abandon(id);
             self.transfers.forget(id);

@@ -77,6 +77,16 @@ pub struct Refused {
     pub key: ReplicaKey,
     /// Why, for a person.
     pub reason: String,
+    /// As far as is known nobody else has a replica of the group: it cannot be replaced.
+    pub alone: bool,
+}
+
+/// A replica that was not opened, as the running node keeps it in mind.
+pub(super) struct Shut {
+    pub(super) replica: u64,
+    /// Where its rows stand.
+    pub(super) shelf: Shelf,
+    pub(super) reason: String,
 }
 
 /// A node and the replicas it did not open.
@@ -197,7 +207,8 @@ impl Node {
             }
         }
         let records = node.give_birth(births, &states, &mut judged, &mut rows, recovered)?;
-        node.begin(is_old, &mut judged, rows, records)?;
+        let alone = present.values().all(is_alone);
+        node.begin(Beginning { is_old, alone }, &mut judged, rows, records)?;
         let mut refused = Vec::new();
         for (key, found) in judged {
             let held = held.remove(&key).unwrap_or_default();
@@ -211,9 +222,11 @@ impl Node {
                     node.groups.insert(group.id, group);
                 }
                 Err(reason) => {
-                    let shelf = present.get(&key).map_or(0, |state| state.shelf);
-                    node.shut.insert(GroupId(key.group), (key.replica, Shelf(shelf)));
-                    refused.push(Refused { key, reason });
+                    let state = present.get(&key);
+                    let shelf = Shelf(state.map_or(0, |state| state.shelf));
+                    let shut = Shut { replica: key.replica, shelf, reason: reason.clone() };
+                    node.shut.insert(GroupId(key.group), shut);
+                    refused.push(Refused { key, reason, alone: state.is_none_or(is_alone) });
                 }
             }
         }
@@ -289,13 +302,13 @@ impl Node {
     /// decided because it `is_old` must stand in it, or in the log, at the same time.
     fn begin(
         &mut self,
-        is_old: bool,
+        Beginning { is_old, alone }: Beginning,
         judged: &mut BTreeMap<ReplicaKey, Judgement>,
         mut rows: BTreeMap<Bytes, Option<Bytes>>,
         records: Vec<Record>,
     ) -> Result<(), NodeError> {
-        if !judged.is_empty() && judged.values().all(Result::is_err) {
-            // Nothing will run: what is on disk stays as it is.
+        if alone && !judged.is_empty() && judged.values().all(Result::is_err) {
+            // Nothing will run: what is on disk stays as it is, for a person to look at.
             return Ok(());
         }
         let mut out_of_use = Vec::new();
@@ -560,6 +573,19 @@ impl Judged {
         let at = IndexTerm { index: state.applied_index, term: state.applied_term };
         Judged { state, restored_from: Vec::new(), seed_anew: false, found: unknown(at) }
     }
+}
+
+/// How a start finds the node.
+struct Beginning {
+    /// The engine is older than the log.
+    is_old: bool,
+    /// No group here has a replica elsewhere.
+    alone: bool,
+}
+
+/// Has nobody else a vote?
+fn is_alone(state: &State) -> bool {
+    state.conf_state.voters.len() <= 1
 }
 
 /// What the log says of a replica of which it says nothing.

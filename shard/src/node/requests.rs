@@ -33,6 +33,7 @@ impl Node {
             return self.answer(ticket, Err(GroupError::not_done(Error::NoLeader, None)));
         };
         self.touched.insert(id);
+        group.shared.work.request();
         if group.stopped.is_some() {
             let error = GroupError::not_done(Error::Quarantined, group.leader_node());
             return self.answer(ticket, Err(error));

@@ -360,7 +360,9 @@ impl Node {
             if group.stopped.is_some() || !group.core.has_output() {
                 break;
             }
+            let before = self.records.len();
             let output = group.core.take(persist, &mut self.records);
+            group.shared.work.wrote(entry_bytes(self.records.get(before..).unwrap_or_default()));
             if output.role_changed {
                 self.role_changed(id);
             }
@@ -766,6 +768,15 @@ fn not_needed(
     }
     let above = held.split_off(&from);
     std::mem::replace(held, above)
+}
+
+/// Bytes of the entries among records.
+fn entry_bytes(records: &[Record]) -> u64 {
+    let entries = records.iter().filter_map(|record| match record {
+        Record::Entries { entries, .. } => Some(entries),
+        _ => None,
+    });
+    entries.flatten().map(|entry| entry.data.len() as u64).sum()
 }
 
 /// These records hold their values no more.

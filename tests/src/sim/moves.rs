@@ -95,6 +95,7 @@ impl Moves {
         let target = nodes.iter().enumerate().filter(|(n, _)| *n != stays_out);
         self.operators += 1;
         let operator = Operator {
+            lost: Vec::new(),
             id: self.operators,
             group: id::DEFAULT_GROUP.0,
             target: target.map(|(_, node)| *node).collect(),

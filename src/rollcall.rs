@@ -1,0 +1,305 @@
+//! The roll call: what this node says of itself, and, where placement is led, what all nodes have
+//! said (`placement/src/inventory.rs`).
+//!
+//! A node answers from counters that are kept anyway; rates are over the time since it was asked
+//! last. Whoever leads the system group asks all nodes at once, again and again, and forgets
+//! everything when it leads no more. Any other node that needs the inventory asks for it there.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::future::join_all;
+use futures::stream::FuturesUnordered;
+use parking_lot::Mutex;
+use placement::Ledger;
+use placement::inventory::{self, ASK_MS, Inventory};
+use placement::record::Node;
+use proto::cluster::node::nodes_client::NodesClient;
+use proto::cluster::node::nodes_server::{Nodes, NodesServer};
+use proto::cluster::node::{GroupReport, InventoryAsk, InventoryReport, NodeReport, ReportAsk};
+use proto::{GroupId, id};
+use shard::transport::MESSAGE_BYTES;
+use shard::worker::NodeHandle;
+use tokio::sync::watch;
+use tonic::service::Routes;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Response, Status};
+
+use crate::admin::now_ms;
+
+/// How long a node may take to answer.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How long it takes at most until a new leader begins to ask.
+const LOOK: Duration = Duration::from_millis(100);
+/// Microseconds of a tick in which the system counts CPU time.
+const CPU_TICK_US: u64 = 10_000;
+
+/// See the module.
+pub(crate) struct RollCall {
+    node: u64,
+    cluster: u64,
+    /// Secret number of the data directory.
+    directory: u64,
+    handle: NodeHandle,
+    /// What has been heard here; empty where placement is not led.
+    heard: Mutex<Inventory>,
+    before: Mutex<Counted>,
+    /// Where the nodes are.
+    urls: Mutex<BTreeMap<u64, String>>,
+    /// Ways to them.
+    channels: Mutex<HashMap<String, Channel>>,
+}
+
+/// What had been counted when this node was asked last.
+#[derive(Default)]
+struct Counted {
+    at_ms: u64,
+    cpu_us: u64,
+    /// Requests and bytes written by group.
+    groups: HashMap<GroupId, (u64, u64)>,
+}
+
+/// Amounts a second.
+fn rate(now: u64, before: u64, over_ms: u64) -> u64 {
+    now.saturating_sub(before) * 1000 / over_ms.max(1)
+}
+
+/// CPU time of this process in microseconds; 0 where the system does not tell.
+fn cpu_us() -> u64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // The name, in brackets, may hold anything. The tenth and eleventh behind it are wanted.
+    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+    let ticks: u64 = fields.skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
+    ticks * CPU_TICK_US
+}
+
+// === impl RollCall ===
+
+impl RollCall {
+    /// Of a node and its data directory.
+    pub(crate) fn new(node: u64, cluster: u64, directory: u64, handle: NodeHandle) -> RollCall {
+        RollCall {
+            node,
+            cluster,
+            directory,
+            handle,
+            heard: Mutex::default(),
+            before: Mutex::default(),
+            urls: Mutex::default(),
+            channels: Mutex::default(),
+        }
+    }
+
+    /// Its side that other nodes ask.
+    pub(crate) fn routes(self: &Arc<Self>) -> Routes {
+        let service = NodesServer::from_arc(self.clone());
+        Routes::new(service.max_encoding_message_size(MESSAGE_BYTES))
+    }
+
+    /// Does this node lead the system group?
+    fn leads(&self) -> bool {
+        let view = self.handle.group(id::SYSTEM_GROUP);
+        view.is_some_and(|view| view.shared.leader() == Some(self.node))
+    }
+
+    /// What has been heard here; nothing where placement is not led.
+    pub(crate) fn heard(&self) -> Inventory {
+        self.heard.lock().clone()
+    }
+
+    /// Asks all nodes of the ledger while this node leads placement, for ever.
+    pub(crate) async fn run(self: Arc<Self>, ledger: watch::Receiver<Arc<Ledger>>) {
+        loop {
+            if !self.leads() {
+                *self.heard.lock() = Inventory::default();
+                tokio::time::sleep(LOOK).await;
+                continue;
+            }
+            let ledger = ledger.borrow().clone();
+            {
+                let mut heard = self.heard.lock();
+                if heard.since_ms == 0 {
+                    heard.since_ms = now_ms();
+                }
+                heard.nodes.retain(|node, _| ledger.nodes.contains_key(node));
+            }
+            self.ask_all(&ledger).await;
+            tokio::time::sleep(Duration::from_millis(ASK_MS)).await;
+        }
+    }
+
+    async fn ask_all(&self, ledger: &Ledger) {
+        let asked = ledger.nodes.values().map(|node| async {
+            let report = if node.id == self.node {
+                Some(self.report())
+            } else {
+                let url = node.peer_urls.first()?;
+                let ask = ReportAsk { cluster: self.cluster, node: node.id };
+                self.client(url)?.report(ask).await.ok().map(Response::into_inner)
+            };
+            let report = from_wire(NodeReport { heard_ms: now_ms(), ..report? });
+            // Each as it comes: one that does not answer is waited for long.
+            self.heard.lock().nodes.insert(node.id, report);
+            Some(())
+        });
+        join_all(asked).await;
+    }
+
+    fn client(&self, url: &str) -> Option<NodesClient<Channel>> {
+        let mut channels = self.channels.lock();
+        let channel = match channels.get(url) {
+            Some(channel) => channel.clone(),
+            None => {
+                let endpoint = Endpoint::from_shared(url.to_owned()).ok()?;
+                let endpoint = endpoint.connect_timeout(PATIENCE).timeout(PATIENCE);
+                let channel = endpoint.tcp_nodelay(true).connect_lazy();
+                channels.insert(url.to_owned(), channel.clone());
+                channel
+            }
+        };
+        Some(NodesClient::new(channel).max_decoding_message_size(MESSAGE_BYTES))
+    }
+
+    /// Takes in where the nodes are.
+    pub(crate) fn introduce(&self, ledger: &Ledger) {
+        let url = |node: &Node| Some((node.id, node.peer_urls.first()?.clone()));
+        *self.urls.lock() = ledger.nodes.values().filter_map(url).collect();
+    }
+
+    /// What is known of all nodes: here, or where placement is led. Empty if nobody says that it
+    /// leads.
+    pub(crate) async fn inventory(&self) -> Inventory {
+        if self.leads() {
+            return self.heard();
+        }
+        let urls = self.urls.lock().clone();
+        let others = urls.into_iter().filter(|(node, _)| *node != self.node);
+        let mut asked: FuturesUnordered<_> = others
+            .filter_map(|(_, url)| self.client(&url))
+            .map(|mut client| async move {
+                client.inventory(InventoryAsk { cluster: self.cluster }).await
+            })
+            .collect();
+        while let Some(answer) = asked.next().await {
+            let told = answer.map(Response::into_inner).ok().filter(|told| told.since_ms != 0);
+            if let Some(told) = told {
+                let nodes = told.nodes.into_iter().map(|node| (node.node, from_wire(node)));
+                return Inventory { since_ms: told.since_ms, nodes: nodes.collect() };
+            }
+        }
+        Inventory::default()
+    }
+
+    /// What this node says of itself.
+    fn report(&self) -> NodeReport {
+        let mut before = self.before.lock();
+        let (at_ms, cpu_us) = (self.handle.now_ms(), cpu_us());
+        let over_ms = at_ms.saturating_sub(before.at_ms);
+        let mut counted = HashMap::new();
+        let mut groups: BTreeMap<GroupId, GroupReport> = BTreeMap::new();
+        self.handle.each_group(|id, view| {
+            let work = &view.shared.work;
+            let now = (work.requests(), work.written_bytes());
+            let then = before.groups.get(&id).copied().unwrap_or_default();
+            let leads = view.shared.leader() == Some(self.node);
+            if leads || now != then {
+                groups.insert(
+                    id,
+                    GroupReport {
+                        group: id.0,
+                        leads,
+                        size_bytes: view.shared.published.size_bytes(),
+                        requests_per_s: rate(now.0, then.0, over_ms),
+                        write_bytes_per_s: rate(now.1, then.1, over_ms),
+                        ..GroupReport::default()
+                    },
+                );
+            }
+            counted.insert(id, now);
+        });
+        for (id, found) in self.handle.quarantined() {
+            let quarantined = Some(found.reason);
+            groups.insert(id, GroupReport { group: id.0, quarantined, ..Default::default() });
+        }
+        let (disk_total, disk_free) = self.handle.space();
+        let report = NodeReport {
+            node: self.node,
+            directory: self.directory,
+            disk_total,
+            disk_free,
+            cpu_us_per_s: rate(cpu_us, before.cpu_us, over_ms),
+            groups: groups.into_values().collect(),
+            heard_ms: 0,
+        };
+        *before = Counted { at_ms, cpu_us, groups: counted };
+        report
+    }
+}
+
+fn from_wire(told: NodeReport) -> inventory::NodeReport {
+    let group = |group: GroupReport| {
+        let report = inventory::GroupReport {
+            leads: group.leads,
+            quarantined: group.quarantined,
+            size_bytes: group.size_bytes,
+            requests_per_s: group.requests_per_s,
+            write_bytes_per_s: group.write_bytes_per_s,
+            cpu_us_per_s: group.cpu_us_per_s,
+        };
+        (group.group, report)
+    };
+    inventory::NodeReport {
+        heard_ms: told.heard_ms,
+        directory: told.directory,
+        disk_total: told.disk_total,
+        disk_free: told.disk_free,
+        cpu_us_per_s: told.cpu_us_per_s,
+        groups: told.groups.into_iter().map(group).collect(),
+    }
+}
+
+fn to_wire(node: u64, report: &inventory::NodeReport) -> NodeReport {
+    let group = |(id, group): (&u64, &inventory::GroupReport)| GroupReport {
+        group: *id,
+        leads: group.leads,
+        quarantined: group.quarantined.clone(),
+        size_bytes: group.size_bytes,
+        requests_per_s: group.requests_per_s,
+        write_bytes_per_s: group.write_bytes_per_s,
+        cpu_us_per_s: group.cpu_us_per_s,
+    };
+    NodeReport {
+        node,
+        directory: report.directory,
+        disk_total: report.disk_total,
+        disk_free: report.disk_free,
+        cpu_us_per_s: report.cpu_us_per_s,
+        groups: report.groups.iter().map(group).collect(),
+        heard_ms: report.heard_ms,
+    }
+}
+
+#[tonic::async_trait]
+impl Nodes for RollCall {
+    async fn report(&self, request: Request<ReportAsk>) -> Result<Response<NodeReport>, Status> {
+        let ask = request.into_inner();
+        if (ask.cluster, ask.node) != (self.cluster, self.node) {
+            return Err(Status::failed_precondition("another node is asked for"));
+        }
+        Ok(Response::new(RollCall::report(self)))
+    }
+
+    async fn inventory(
+        &self,
+        request: Request<InventoryAsk>,
+    ) -> Result<Response<InventoryReport>, Status> {
+        if request.into_inner().cluster != self.cluster {
+            return Err(Status::failed_precondition("another cluster is asked for"));
+        }
+        let heard = self.heard.lock();
+        let nodes = heard.nodes.iter().map(|(node, report)| to_wire(*node, report)).collect();
+        Ok(Response::new(InventoryReport { since_ms: heard.since_ms, nodes }))
+    }
+}
