@@ -13,7 +13,7 @@ use proto::etcd::{
 };
 use proto::mvccpb::{Event, event::EventType};
 
-use crate::record::{Group, META_KEY, Meta, Node, Operator, Record, Tenant, Unreadable};
+use crate::record::{Group, META_KEY, Meta, Node, Operator, Record, Reserved, Tenant, Unreadable};
 
 /// See the module.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -32,6 +32,8 @@ pub struct Ledger {
     pub groups: BTreeMap<u64, Group>,
     /// Operators by id.
     pub operators: BTreeMap<u64, Operator>,
+    /// Names that are not given again yet.
+    pub reserved: BTreeMap<String, Reserved>,
 }
 
 /// Rows to be written or removed together.
@@ -86,6 +88,9 @@ impl Ledger {
             Some(Record::Operator(operator)) => {
                 self.operators.insert(operator.id, operator);
             }
+            Some(Record::Reserved(reserved)) => {
+                self.reserved.insert(reserved.name.clone(), reserved);
+            }
             None => {}
         }
         Ok(())
@@ -98,6 +103,10 @@ impl Ledger {
         else {
             return;
         };
+        if kind == "reserved" {
+            self.reserved.remove(id);
+            return;
+        }
         let Ok(id) = u64::from_str_radix(id, 16) else { return };
         match kind {
             "node" => drop(self.nodes.remove(&id)),
@@ -116,7 +125,8 @@ impl Ledger {
         let records = records.chain(self.nodes.values().cloned().map(Record::Node));
         let records = records.chain(self.tenants.values().cloned().map(Record::Tenant));
         let records = records.chain(self.groups.values().cloned().map(Record::Group));
-        for record in records {
+        let reserved = self.reserved.values().cloned().map(Record::Reserved);
+        for record in records.chain(reserved) {
             bytes.extend(record.key().into_bytes());
             bytes.push(b' ');
             bytes.extend(record.encode());

@@ -15,6 +15,7 @@
 //!   tenants.rs   commands about tenants and namespaces (pure)
 //!   nodes.rs     commands about nodes (pure)
 //!   operators.rs where a group is to be, step by step: move, drain (pure)
+//!   charters.rs  what groups are told of themselves (pure)
 //!   view.rs      what routers and nodes are told: map, replicas to have (pure)
 //!   office.rs    reads the ledger, runs a command on it, writes it; follows its changes
 //!   executor.rs  takes the next step of every operator
@@ -25,6 +26,7 @@
 //! * an id that was given is never given again;
 //! * nothing here names a shard or a router: groups are reached through [`proto::group::Groups`].
 
+pub mod charters;
 pub mod command;
 pub mod executor;
 pub mod inventory;
