@@ -89,7 +89,7 @@ fn spec(key: u64, start_revision: i64) -> WatchSpec {
     WatchSpec {
         tenant: TenantId(1),
         namespace: NamespaceId(1),
-        group: GroupId(1),
+        group: GroupId(2),
         key,
         range: KeyRange::all(),
         start_revision,
