@@ -48,6 +48,9 @@ pub(crate) enum TenantVerb {
         /// Port of its own at every router [default: none].
         #[arg(long, default_value_t = 0, hide_default_value = true)]
         port: u16,
+        /// Take the name though a tenant had it that was purged less than 30 days ago.
+        #[arg(long)]
+        reuse_name: bool,
     },
     /// List all tenants and their namespaces.
     List,
@@ -65,6 +68,14 @@ pub(crate) enum TenantVerb {
     Thaw {
         /// Its name.
         name: String,
+    },
+    /// Say how much each of its etcds may hold.
+    Quota {
+        /// Its name.
+        name: String,
+        /// As in 4GiB, 500MiB, 1000000; default for the nodes' own setting.
+        #[arg(value_parser = quota)]
+        bytes: u64,
     },
     /// Refuse its clients, and remove its data after 24 hours.
     Delete {
@@ -113,6 +124,20 @@ pub(crate) enum NamespaceVerb {
         /// Port of its own at every router [default: none].
         #[arg(long, default_value_t = 0, hide_default_value = true)]
         port: u16,
+    },
+    /// Refuse its clients, and remove its data after 24 hours; of a stretch of keys only the rule.
+    Delete {
+        /// The tenant.
+        tenant: String,
+        /// The namespace.
+        name: String,
+    },
+    /// Take a deletion back.
+    Undelete {
+        /// The tenant.
+        tenant: String,
+        /// The namespace.
+        name: String,
     },
     /// List a tenant's namespaces.
     List {
@@ -208,9 +233,10 @@ impl From<OperatorVerb> for Command {
 impl From<TenantVerb> for Command {
     fn from(verb: TenantVerb) -> Command {
         match verb {
-            TenantVerb::Create { name, replicas, port } => {
-                Command::TenantCreate { name, replicas, port }
+            TenantVerb::Create { name, replicas, port, reuse_name } => {
+                Command::TenantCreate { name, replicas, port, reuse_name }
             }
+            TenantVerb::Quota { name, bytes } => Command::TenantQuota { name, bytes },
             TenantVerb::List => Command::TenantList,
             TenantVerb::Show { name } => Command::TenantShow { name },
             TenantVerb::Freeze { name } => Command::TenantFreeze { name },
@@ -232,6 +258,8 @@ impl From<NamespaceVerb> for Command {
             NamespaceVerb::Create { tenant, name, prefix, port } => {
                 Command::NamespaceCreate { tenant, name, prefix, port }
             }
+            NamespaceVerb::Delete { tenant, name } => Command::NamespaceDelete { tenant, name },
+            NamespaceVerb::Undelete { tenant, name } => Command::NamespaceUndelete { tenant, name },
             NamespaceVerb::List { tenant } => Command::NamespaceList { tenant },
         }
     }
@@ -370,13 +398,17 @@ fn since(begun_ms: u64) -> String {
 }
 
 fn tenants(views: &[TenantView]) -> Vec<String> {
-    let mut table = Table::new(&["NAME", "ID", "STATE", "PORT", "CLUSTER", "GROUP", "NODES"]);
+    let head = ["NAME", "ID", "STATE", "PORT", "CLUSTER", "GROUP", "NODES", "QUOTA", "SIZE"];
+    let mut table = Table::new(&head);
     for view in views {
-        let state = match view.state {
+        let mut state = match view.state {
             TenantState::Open => "open".to_owned(),
             TenantState::Frozen => "frozen".to_owned(),
             TenantState::Deleted => format!("deleted, purged in {}", left(view.purge_ms)),
         };
+        if !view.heard {
+            state.push_str(" (its group has not heard)");
+        }
         let dash = |is_there: bool, text: String| if is_there { text } else { "-".to_owned() };
         let home = match &view.prefix {
             Some(prefix) => format!("keys {prefix}"),
@@ -390,9 +422,36 @@ fn tenants(views: &[TenantView]) -> Vec<String> {
             dash(view.cluster_id != 0, format!("{:x}", view.cluster_id)),
             home,
             dash(!view.nodes.is_empty(), view.nodes.join(",")),
+            if view.quota == 0 { "default".to_owned() } else { size(view.quota) },
+            view.size.map_or("-".to_owned(), size),
         ]);
     }
     table.lines()
+}
+
+/// What sizes are counted in.
+const UNITS: [(&str, u64); 4] =
+    [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+
+/// A size for people; a whole number of a unit is told exactly.
+fn size(bytes: u64) -> String {
+    match UNITS.iter().find(|(_, unit)| bytes >= *unit) {
+        Some((name, unit)) if bytes.is_multiple_of(*unit) => format!("{}{name}", bytes / unit),
+        Some((name, unit)) => format!("{:.1}{name}", bytes as f64 / *unit as f64),
+        None => format!("{bytes}B"),
+    }
+}
+
+/// Bytes as an operator writes them; 0 for `default`.
+fn quota(text: &str) -> Result<u64, String> {
+    if text == "default" {
+        return Ok(0);
+    }
+    let unit = UNITS.iter().find_map(|(name, unit)| Some((text.strip_suffix(name)?, *unit)));
+    let (number, unit) = unit.unwrap_or((text, 1));
+    let bytes = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
+    let bytes = bytes.filter(|bytes| *bytes > 0);
+    bytes.ok_or(format!("{text} is no size: say 4GiB, 500MiB, a number of bytes, or default"))
 }
 
 /// Time until a moment, to the minute.
@@ -508,4 +567,25 @@ fn with_port(url: &str, port: u16) -> Option<String> {
     }
     let (host, _) = url.trim_end_matches('/').rsplit_once(':')?;
     Some(format!("{host}:{port}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_as_they_are_written() {
+        for (text, bytes) in [("4GiB", 4 << 30), ("500MiB", 500 << 20), ("1KiB", 1 << 10)] {
+            assert_eq!((quota(text), size(bytes)), (Ok(bytes), text.to_owned()));
+        }
+        assert_eq!((quota("12"), quota("default")), (Ok(12), Ok(0)));
+        assert_eq!((size(12), size(1536)), ("12B".to_owned(), "1.5KiB".to_owned()));
+    }
+
+    #[test]
+    fn what_is_no_size_is_refused() {
+        for text in ["", "0", "0GiB", "GiB", "-1", "4 GiB", "4GB", "1.5GiB", "99999999TiB"] {
+            assert!(quota(text).is_err(), "{text}");
+        }
+    }
 }

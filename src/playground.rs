@@ -83,8 +83,12 @@ async fn seed(port: u16) {
     let way = format!("http://127.0.0.1:{}", port + 2);
     let until = tokio::time::Instant::now() + PATIENCE;
     for (name, above) in TENANTS {
-        let create =
-            Command::TenantCreate { name: name.to_owned(), replicas: 0, port: port + above };
+        let create = Command::TenantCreate {
+            name: name.to_owned(),
+            replicas: 0,
+            port: port + above,
+            reuse_name: false,
+        };
         loop {
             match admin::ask(&way, &create).await {
                 Ok(Answer::Tenants(_)) => break,

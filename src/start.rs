@@ -10,7 +10,7 @@ use proto::cluster::group::groups_client::GroupsClient;
 use proto::cluster::group::{GroupRequest, PublishMember, RequestBatch, RequestFrame};
 use proto::etcd::{CompactionRequest, Member, MemberListRequest, MemberListResponse, RangeRequest};
 use proto::group::{Groups, Identity, Reply, Request, from_reply, own_request, request_to};
-use proto::{GroupId, NodeId, PlacementMap, id};
+use proto::{GroupId, NamespaceId, NodeId, PlacementMap, TenantId, id};
 use router::{HistogramReading, NodeReport, Router, RouterConfig, StatusSource};
 use shard::autocompact::{AutoCompactor, Retention};
 use shard::disk::os::OsDisk;
@@ -440,15 +440,18 @@ pub(crate) async fn serve(config: Config) -> Result<(), String> {
 /// The groups that begin with the node, unless they are on its disk: the system group, on the
 /// nodes that began together, and the default tenant's.
 fn first_groups(place: &Place) -> Vec<Birth> {
-    let birth = |group| Birth {
+    let birth = |group, tenant, namespace| Birth {
         group,
         replica: place.node,
         members: place.members.clone(),
         cluster_id: place.cluster,
+        tenant,
+        namespace,
     };
+    let default = birth(id::DEFAULT_GROUP, id::DEFAULT_TENANT, id::DEFAULT_NAMESPACE);
     match place.members.is_empty() {
-        true => vec![birth(id::DEFAULT_GROUP)],
-        false => vec![birth(id::SYSTEM_GROUP), birth(id::DEFAULT_GROUP)],
+        true => vec![default],
+        false => vec![birth(id::SYSTEM_GROUP, TenantId(0), NamespaceId(0)), default],
     }
 }
 

@@ -259,5 +259,7 @@ fn birth(wanted: Wanted) -> Birth {
         replica: wanted.replica,
         members: wanted.founders,
         cluster_id: wanted.cluster_id,
+        tenant: wanted.tenant,
+        namespace: wanted.namespace,
     }
 }

@@ -19,6 +19,9 @@ pub enum Command {
         /// Port of its own at every router, 0 for none.
         #[serde(default)]
         port: u16,
+        /// The name may be one that a tenant had which was purged lately.
+        #[serde(default)]
+        reuse_name: bool,
     },
     /// All tenants.
     TenantList,
@@ -36,6 +39,13 @@ pub enum Command {
     TenantThaw {
         /// Which.
         name: String,
+    },
+    /// How much each of the tenant's etcds may hold.
+    TenantQuota {
+        /// Which.
+        name: String,
+        /// Bytes from which on it is refused more; 0 for the nodes' own setting.
+        bytes: u64,
     },
     /// Refuses clients; the data goes when the grace is over.
     TenantDelete {
@@ -72,6 +82,21 @@ pub enum Command {
         /// Port of its own at every router, 0 for none.
         #[serde(default)]
         port: u16,
+    },
+    /// Refuses clients of a part; its data goes when the grace is over. Of a stretch of the tenant's
+    /// keys only the rule goes.
+    NamespaceDelete {
+        /// The tenant.
+        tenant: String,
+        /// The part.
+        name: String,
+    },
+    /// Takes a deletion back.
+    NamespaceUndelete {
+        /// The tenant.
+        tenant: String,
+        /// The part.
+        name: String,
     },
     /// The parts of a tenant.
     NamespaceList {
@@ -176,6 +201,9 @@ pub struct TenantView {
     pub name: String,
     /// What clients may do.
     pub state: TenantState,
+    /// Has its group been told that, and the quota? Until then only routers refuse.
+    #[serde(default)]
+    pub heard: bool,
     /// Port of its own, 0 for none.
     pub port: u16,
     /// Id of its virtual cluster; 0 for a stretch of the tenant's keys.
@@ -189,6 +217,12 @@ pub struct TenantView {
     pub nodes: Vec<String>,
     /// When its data goes, in milliseconds since 1970; 0 if it stays.
     pub purge_ms: u64,
+    /// Bytes from which on it is refused more; 0 for the nodes' own setting.
+    #[serde(default)]
+    pub quota: u64,
+    /// Bytes of all its versions, if its group was asked and has said so.
+    #[serde(default)]
+    pub size: Option<u64>,
 }
 
 /// A node as an operator sees it.

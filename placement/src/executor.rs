@@ -1,5 +1,5 @@
 //! Takes the next step of every operator: asks the group's leader to change its members, and
-//! writes down what has come to its end.
+//! writes down what has come to its end. Tells groups their charters in the same way.
 //!
 //! It runs where the system group is led, and keeps nothing: the step is read off the ledger each
 //! time, and the group refuses a step that was made for other members than it has. Two executors
@@ -8,12 +8,13 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use proto::cluster::group::{ChangeReplica, GroupRequest, change_replica::Kind};
+use proto::cluster::group::{ChangeReplica, GroupRequest, SetCharter, change_replica::Kind};
 use proto::etcd::{Member, MoveLeaderRequest};
 use proto::group::{GroupError, Request, request_to};
 use proto::{Error, GroupId};
 use tokio::task::JoinSet;
 
+use crate::charters;
 use crate::health::Health;
 use crate::inventory::Inventory;
 use crate::ledger::Ledger;
@@ -26,6 +27,8 @@ use crate::repairs;
 const STEP_MS: u64 = 2000;
 /// Leaderships that are moved at a time.
 const HANDOVERS_MAX: usize = 4;
+/// Groups that are told of their charter at a time.
+const TELL_MAX: usize = 128;
 
 impl Office {
     /// New operators for what is lost and for nodes that are drained, and one step of each that has
@@ -48,8 +51,44 @@ impl Office {
             Cow::Borrowed(_) => ledger.clone(),
             Cow::Owned(seen) => Arc::new(seen),
         };
+        let telling = self.tell(&ledger, now_ms, |_| true);
+        tokio::join!(telling, self.take_steps(&ledger, inventory, now_ms));
+    }
+
+    /// Tells groups what the ledger says of them, those of some tenants, and notes who has heard.
+    pub(crate) async fn tell(&self, ledger: &Ledger, now_ms: u64, whose: impl Fn(u64) -> bool) {
+        let mut untold: Vec<_> =
+            charters::untold(ledger).filter(|(group, _)| whose(group.tenant)).collect();
+        if untold.is_empty() {
+            return;
+        }
+        // Others each time, so that groups that do not answer hold up nobody.
+        let first = now_ms as usize % untold.len();
+        untold.rotate_left(first);
+        let mut asked = JoinSet::new();
+        for (group, charter) in untold.into_iter().take(TELL_MAX) {
+            let (office, group) = (self.clone(), group.clone());
+            asked.spawn(async move {
+                let set = Request::SetCharter(SetCharter { charter: Some(charter) });
+                let told = office.ask(&group, set).await;
+                if let Err(error) = &told {
+                    tracing::debug!(group = group.id, %error, "it has not heard of its charter");
+                }
+                told.is_ok().then_some((group.id, charter.version))
+            });
+        }
+        let mut taken = Vec::new();
+        while let Some(told) = asked.join_next().await {
+            taken.extend(told.ok().flatten());
+        }
+        if let Err(error) = self.insist(|ledger| charters::note(ledger, &taken)).await {
+            tracing::debug!(%error, "what groups have heard cannot be noted now");
+        }
+    }
+
+    async fn take_steps(&self, ledger: &Arc<Ledger>, inventory: &Inventory, now_ms: u64) {
         let mut steps = JoinSet::new();
-        for (group, to) in handovers(&ledger, inventory, now_ms) {
+        for (group, to) in handovers(ledger, inventory, now_ms) {
             let (office, group) = (self.clone(), group.clone());
             steps.spawn(async move {
                 let body = Request::MoveLeader(MoveLeaderRequest { target_id: to });
@@ -58,7 +97,7 @@ impl Office {
                 }
             });
         }
-        for operator in operators::running(&ledger) {
+        for operator in operators::running(ledger) {
             let (office, ledger, operator) = (self.clone(), ledger.clone(), operator.clone());
             steps.spawn(async move { office.step(&ledger, &operator, now_ms).await });
         }

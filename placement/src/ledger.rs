@@ -14,7 +14,7 @@ use proto::etcd::{
 };
 use proto::mvccpb::{Event, event::EventType};
 
-use crate::record::{Group, META_KEY, Meta, Node, Operator, Record, Tenant, Unreadable};
+use crate::record::{Group, META_KEY, Meta, Node, Operator, Record, Reserved, Tenant, Unreadable};
 
 /// See the module.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,6 +36,8 @@ pub struct Ledger {
     /// Nodes that do not answer now, which get nothing new. Nobody writes it down: whoever plans
     /// puts it here from the inventory.
     pub silent: BTreeSet<u64>,
+    /// Names that are not given again yet.
+    pub reserved: BTreeMap<String, Reserved>,
 }
 
 /// Rows to be written or removed together.
@@ -90,6 +92,9 @@ impl Ledger {
             Some(Record::Operator(operator)) => {
                 self.operators.insert(operator.id, operator);
             }
+            Some(Record::Reserved(reserved)) => {
+                self.reserved.insert(reserved.name.clone(), reserved);
+            }
             None => {}
         }
         Ok(())
@@ -102,6 +107,10 @@ impl Ledger {
         else {
             return;
         };
+        if kind == "reserved" {
+            self.reserved.remove(id);
+            return;
+        }
         let Ok(id) = u64::from_str_radix(id, 16) else { return };
         match kind {
             "node" => drop(self.nodes.remove(&id)),
@@ -120,7 +129,8 @@ impl Ledger {
         let records = records.chain(self.nodes.values().cloned().map(Record::Node));
         let records = records.chain(self.tenants.values().cloned().map(Record::Tenant));
         let records = records.chain(self.groups.values().cloned().map(Record::Group));
-        for record in records {
+        let reserved = self.reserved.values().cloned().map(Record::Reserved);
+        for record in records.chain(reserved) {
             bytes.extend(record.key().into_bytes());
             bytes.push(b' ');
             bytes.extend(record.encode());

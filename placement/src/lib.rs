@@ -18,6 +18,7 @@
 //!   health.rs    what has become of nodes and replicas (pure)
 //!   repairs.rs   replaces what is lost (pure)
 //!   status.rs    how everything is, in words and numbers (pure)
+//!   charters.rs  what groups are told of themselves (pure)
 //!   view.rs      what routers and nodes are told: map, replicas to have (pure)
 //!   office.rs    reads the ledger, runs a command on it, writes it; follows its changes
 //!   executor.rs  takes the next step of every operator
@@ -28,6 +29,7 @@
 //! * an id that was given is never given again;
 //! * nothing here names a shard or a router: groups are reached through [`proto::group::Groups`].
 
+pub mod charters;
 pub mod command;
 pub mod executor;
 pub mod health;

@@ -11,8 +11,8 @@ use crate::inventory::{Inventory, SILENT_MS};
 use crate::ledger::{Change, Ledger};
 use crate::operators;
 use crate::record::{
-    FORMAT, Founder, Group, Meta, Namespace, NamespaceKind, Node, NodeState, Operator,
-    OperatorState, Record, Replica, Tenant, TenantState, repair_after_ms,
+    FIRST_VERSION, FORMAT, Founder, Group, Meta, Namespace, NamespaceKind, Node, NodeState,
+    Operator, OperatorState, Record, Replica, Tenant, TenantState, repair_after_ms,
 };
 use crate::tenants::Planned;
 
@@ -47,7 +47,15 @@ pub fn found(
         name: "default".to_owned(),
         state: TenantState::Open,
         deleted_ms: 0,
-        namespaces: vec![Namespace { id: id::DEFAULT_NAMESPACE.0, name: String::new(), kind }],
+        quota: 0,
+        version: FIRST_VERSION,
+        next_namespace: 0,
+        namespaces: vec![Namespace {
+            id: id::DEFAULT_NAMESPACE.0,
+            name: String::new(),
+            deleted_ms: 0,
+            kind,
+        }],
     };
     let first: Vec<Founder> = founders.iter().map(Founder::of).collect();
     let group = |id: u64, tenant: u64| Group {
@@ -58,6 +66,7 @@ pub fn found(
         founders: first.clone(),
         replicas: first.iter().map(Founder::replica).collect(),
         membership_version: 1,
+        told: FIRST_VERSION,
         dead: false,
     };
     let change = Change::default()

@@ -9,13 +9,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use proto::cluster::group::GroupRequest;
+use proto::cluster::group::{DescribeRequest, GroupRequest};
 use proto::etcd::{CompactionRequest, RangeRequest, TxnRequest};
 use proto::group::{
     GroupError, Groups, Reply, Request, WatchOutput, WatchSink, WatchSpec, request_to,
 };
 use proto::mvccpb::Event;
-use proto::{GroupId, KeyRange, TenantId, id};
+use proto::{GroupId, KeyRange, NamespaceId, TenantId, id};
 use tokio::sync::{mpsc, watch};
 
 use crate::command::{Answer, Command, Refusal};
@@ -29,6 +29,8 @@ use crate::{nodes, operators, status};
 const TRIES: usize = 20;
 /// Outputs of the watch that may wait for us.
 const SINK_DEPTH: usize = 1024;
+/// How long a group may take to say how large it is, in milliseconds.
+const DESCRIBE_MS: u64 = 1000;
 /// Revisions of the ledger that are kept, about.
 const HISTORY: i64 = 1000;
 /// Pause before the ledger is read anew, at most.
@@ -168,7 +170,10 @@ impl Office {
     ) -> Result<Answer, Refusal> {
         match command {
             Command::TenantList => tenants::show(&self.read().await?, None),
-            Command::TenantShow { name } => tenants::show(&self.read().await?, Some(name)),
+            Command::TenantShow { name } => {
+                let shown = tenants::show(&self.read().await?, Some(name))?;
+                Ok(self.with_sizes(shown).await)
+            }
             Command::NamespaceList { tenant } => tenants::show(&self.read().await?, Some(tenant)),
             Command::NodeList => {
                 Ok(Answer::Nodes(nodes::list(&self.read().await?, inventory, now_ms)))
@@ -185,9 +190,40 @@ impl Office {
                     let silent = inventory.silent(ledger, now_ms);
                     plan(&ledger.with_silent(silent), changing, now_ms)
                 };
-                self.change(plan).await
+                let answer = self.change(plan).await?;
+                Ok(self.bring_about(answer, now_ms).await)
             }
         }
+    }
+
+    /// Tells the groups of a tenant that was changed, so that the change is in force when the
+    /// operator hears of it. Where that cannot be the executor goes on with it, and the answer says
+    /// which groups have not heard.
+    async fn bring_about(&self, answer: Answer, now_ms: u64) -> Answer {
+        let Answer::Tenants(views) = &answer else { return answer };
+        let Some(tenant) = views.first().map(|view| view.id) else { return answer };
+        if views.iter().all(|view| view.heard) {
+            return answer;
+        }
+        let Ok(ledger) = self.read().await else { return answer };
+        self.tell(&ledger, now_ms, |of| of == tenant).await;
+        let Ok(ledger) = self.read().await else { return answer };
+        let name = ledger.tenants.get(&tenant).map(|tenant| tenant.name.as_str());
+        tenants::show(&ledger, name).unwrap_or(answer)
+    }
+
+    /// The same views with the sizes that their groups tell.
+    async fn with_sizes(&self, answer: Answer) -> Answer {
+        let Answer::Tenants(mut views) = answer else { return answer };
+        for view in views.iter_mut().filter(|view| view.group != 0) {
+            let describe = Request::Describe(DescribeRequest {});
+            let timeout_ms = DESCRIBE_MS;
+            let ask = GroupRequest { timeout_ms, ..request_to(GroupId(view.group), describe) };
+            if let Ok(Reply::Describe(told)) = self.groups.call(ask).await {
+                view.size = u64::try_from(told.size_in_use).ok();
+            }
+        }
+        Answer::Tenants(views)
     }
 
     /// Follows the ledger for ever: the receiver always has the newest one that is known here.
@@ -215,6 +251,7 @@ impl Office {
         let control = self.groups.watch(id::SYSTEM_GROUP, Arc::new(Sink(sink)));
         control.create(WatchSpec {
             tenant: TenantId(0),
+            namespace: NamespaceId(0),
             group: id::SYSTEM_GROUP,
             key: 1,
             range: whole(),
@@ -250,8 +287,18 @@ fn show(sender: &watch::Sender<Arc<Ledger>>, ledger: &Ledger) {
 /// What a changing command would change.
 fn plan(ledger: &Ledger, command: &Command, now_ms: u64) -> Planned {
     match command {
-        Command::TenantCreate { name, replicas, port } => {
+        Command::TenantCreate { name, replicas, port, reuse_name: true } => {
+            tenants::create_reusing(ledger, name, *replicas, *port)
+        }
+        Command::TenantCreate { name, replicas, port, .. } => {
             tenants::create(ledger, name, *replicas, *port)
+        }
+        Command::TenantQuota { name, bytes } => tenants::set_quota(ledger, name, *bytes),
+        Command::NamespaceDelete { tenant, name } => {
+            tenants::delete_namespace(ledger, tenant, name, now_ms)
+        }
+        Command::NamespaceUndelete { tenant, name } => {
+            tenants::undelete_namespace(ledger, tenant, name)
         }
         Command::TenantFreeze { name } => tenants::set_frozen(ledger, name, true),
         Command::TenantThaw { name } => tenants::set_frozen(ledger, name, false),

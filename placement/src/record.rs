@@ -7,6 +7,7 @@
 //!   atoll/tenant/<id>       a tenant with its namespaces
 //!   atoll/group/<id>        a group and its replicas
 //!   atoll/operator/<id>     work on a group, under way or over
+//!   atoll/reserved/<name>   the name of a tenant that was purged not long ago
 //! ```
 //!
 //! Ids stand in keys and values as sixteen hexadecimal digits: they need all 64 bits, which JSON's
@@ -138,8 +139,24 @@ pub struct Tenant {
     /// When it was deleted, in milliseconds since 1970; 0 if it was not.
     #[serde(default)]
     pub deleted_ms: u64,
+    /// Bytes from which on each of its etcds is refused more; 0 for the nodes' own setting.
+    #[serde(default)]
+    pub quota: u64,
+    /// Rises with everything that its groups have to be told (`charters.rs`).
+    #[serde(default = "first_version")]
+    pub version: u64,
+    /// The next namespace's id, unless one has a higher one.
+    #[serde(default)]
+    pub next_namespace: u64,
     /// Its virtual etcds: the default one first.
     pub namespaces: Vec<Namespace>,
+}
+
+/// What a group is born with needs not be told.
+pub const FIRST_VERSION: u64 = 1;
+
+fn first_version() -> u64 {
+    FIRST_VERSION
 }
 
 /// What clients of a tenant may do.
@@ -162,6 +179,9 @@ pub struct Namespace {
     pub id: u64,
     /// Its name; empty for the default one.
     pub name: String,
+    /// When it was deleted, in milliseconds since 1970; 0 if it was not.
+    #[serde(default)]
+    pub deleted_ms: u64,
     /// What it is.
     pub kind: NamespaceKind,
 }
@@ -207,6 +227,9 @@ pub struct Group {
     /// Changes of membership that `replicas` has seen.
     #[serde(default)]
     pub membership_version: u64,
+    /// Version of its tenant that it has taken in.
+    #[serde(default)]
+    pub told: u64,
     /// Its rows are to be removed everywhere.
     #[serde(default)]
     pub dead: bool,
@@ -236,6 +259,18 @@ pub struct Replica {
     /// It does not vote.
     #[serde(default)]
     pub learner: bool,
+}
+
+/// A name that is not given again for a while: certificates, passwords and settings of those who
+/// used it may still be about.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Reserved {
+    /// The name.
+    pub name: String,
+    /// The tenant that had it.
+    pub tenant: u64,
+    /// Until when, in milliseconds since 1970.
+    pub until_ms: u64,
 }
 
 /// Work on one group: where it is to be. See `operators.rs`.
@@ -344,6 +379,8 @@ pub enum Record {
     Group(Group),
     /// An operator.
     Operator(Operator),
+    /// A name that nobody has now.
+    Reserved(Reserved),
 }
 
 /// A row that cannot be read.
@@ -367,6 +404,7 @@ impl Record {
             Record::Tenant(tenant) => tenant_key(tenant.id),
             Record::Group(group) => group_key(group.id),
             Record::Operator(operator) => operator_key(operator.id),
+            Record::Reserved(reserved) => reserved_key(&reserved.name),
         }
     }
 
@@ -378,6 +416,7 @@ impl Record {
             Record::Tenant(tenant) => serde_json::to_vec(tenant),
             Record::Group(group) => serde_json::to_vec(group),
             Record::Operator(operator) => serde_json::to_vec(operator),
+            Record::Reserved(reserved) => serde_json::to_vec(reserved),
         };
         written.expect("records have nothing that JSON cannot say")
     }
@@ -400,6 +439,7 @@ impl Record {
             "tenant" => Record::Tenant(serde_json::from_slice(value).map_err(why)?),
             "group" => Record::Group(serde_json::from_slice(value).map_err(why)?),
             "operator" => Record::Operator(serde_json::from_slice(value).map_err(why)?),
+            "reserved" => Record::Reserved(serde_json::from_slice(value).map_err(why)?),
             _ => return Ok(None),
         };
         Ok(Some(record))
@@ -426,9 +466,19 @@ pub fn operator_key(id: u64) -> String {
     format!("{PREFIX}operator/{id:016x}")
 }
 
+/// Key of a name that is reserved.
+pub fn reserved_key(name: &str) -> String {
+    format!("{PREFIX}reserved/{name}")
+}
+
 // === impl Tenant ===
 
 impl Tenant {
+    /// What clients of a namespace of it may do.
+    pub fn state_of(&self, namespace: &Namespace) -> TenantState {
+        if namespace.deleted_ms > 0 { TenantState::Deleted } else { self.state }
+    }
+
     /// Name by which clients choose a namespace of it.
     pub fn full_name(&self, namespace: &Namespace) -> String {
         match namespace.name.as_str() {
@@ -452,6 +502,7 @@ mod tests {
             founders: vec![Founder { node: 7, name: "n".into(), peer_urls: vec!["u".into()] }],
             replicas: vec![Replica { node: 7, replica: u64::MAX - 1, learner: true }],
             membership_version: 3,
+            told: 2,
             dead: false,
         };
         let shared = NamespaceKind::Shared { prefix: "/registry/events/".into() };
@@ -460,12 +511,37 @@ mod tests {
             name: "acme".into(),
             state: TenantState::Frozen,
             deleted_ms: 0,
-            namespaces: vec![Namespace { id: 2, name: "events".into(), kind: shared }],
+            quota: 1 << 40,
+            version: 2,
+            next_namespace: 3,
+            namespaces: vec![Namespace {
+                id: 2,
+                name: "events".into(),
+                deleted_ms: 5,
+                kind: shared,
+            }],
         };
-        for record in [Record::Group(group), Record::Tenant(tenant)] {
+        let reserved = Reserved { name: "beef".into(), tenant: 2, until_ms: 9 };
+        for record in [Record::Group(group), Record::Tenant(tenant), Record::Reserved(reserved)] {
             let read = Record::decode(&record.key(), &record.encode()).expect("it can be read");
             assert_eq!(read, Some(record));
         }
+    }
+
+    #[test]
+    fn a_record_of_an_older_program_is_read() {
+        let old = br#"{"id":2,"name":"acme","namespaces":[{"id":1,"name":"","kind":
+            {"separate":{"cluster_id":"1","port":0,"group":3}}}]}"#;
+        let Some(Record::Tenant(tenant)) = Record::decode("atoll/tenant/2", old).unwrap() else {
+            panic!("a tenant")
+        };
+        assert_eq!((tenant.quota, tenant.version, tenant.namespaces[0].deleted_ms), (0, 1, 0));
+        let old = br#"{"id":3,"tenant":2,"namespace":1,"cluster_id":"1","founders":[],
+            "replicas":[]}"#;
+        let Some(Record::Group(group)) = Record::decode("atoll/group/3", old).unwrap() else {
+            panic!("a group")
+        };
+        assert_eq!(group.told, 0, "it does not know whose it is");
     }
 
     #[test]

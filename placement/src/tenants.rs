@@ -6,12 +6,17 @@
 use crate::command::{Answer, GroupView, Refusal, TenantView, refused};
 use crate::ledger::{Change, Ledger};
 use crate::record::{
-    Founder, Group, Meta, Namespace, NamespaceKind, Record, Replica, Tenant, TenantState,
+    FIRST_VERSION, Founder, Group, Meta, Namespace, NamespaceKind, Record, Replica, Reserved,
+    Tenant, TenantState,
 };
 use crate::ring;
 
 /// How long a deleted tenant can be undeleted.
 pub const GRACE_MS: u64 = 24 * 3600 * 1000;
+/// How long the name of a tenant that is gone stays nobody's.
+pub const RESERVED_MS: u64 = 30 * 24 * 3600 * 1000;
+/// Smallest quota: less would be full with the first values.
+const QUOTA_MIN: u64 = 1 << 20;
 /// Longest name: a DNS label.
 const NAME_BYTES: usize = 63;
 
@@ -86,17 +91,36 @@ fn new_group(
         replicas: founders.iter().map(Founder::replica).collect(),
         founders,
         membership_version: 1,
+        // It is born with what a new tenant is; what an older one was made since it must be told.
+        told: FIRST_VERSION,
         dead: false,
     })
 }
 
 fn separate(group: &Group, name: &str, port: u16) -> Namespace {
     let kind = NamespaceKind::Separate { cluster_id: group.cluster_id, port, group: group.id };
-    Namespace { id: group.namespace, name: name.to_owned(), kind }
+    Namespace { id: group.namespace, name: name.to_owned(), deleted_ms: 0, kind }
 }
 
-/// A new tenant.
+/// Refuses a name that somebody had not long ago.
+fn check_reserved(ledger: &Ledger, name: &str) -> Result<(), Refusal> {
+    let Some(reserved) = ledger.reserved.get(name) else { return Ok(()) };
+    let days = RESERVED_MS / (24 * 3600 * 1000);
+    Err(refused(format!(
+        "the name \"{name}\" was tenant {}'s, which was purged less than {days} days ago: its \
+         clients may still be about (--reuse-name takes it all the same)",
+        reserved.tenant
+    )))
+}
+
+/// A new tenant, whose name nobody had lately.
 pub fn create(ledger: &Ledger, name: &str, replicas: usize, port: u16) -> Planned {
+    check_reserved(ledger, name)?;
+    create_reusing(ledger, name, replicas, port)
+}
+
+/// A new tenant; its name may be one that is reserved. Its ids are new in any case.
+pub fn create_reusing(ledger: &Ledger, name: &str, replicas: usize, port: u16) -> Planned {
     let mut meta = meta(ledger)?;
     check_name(name)?;
     if ledger.tenant(name).is_some() {
@@ -111,6 +135,9 @@ pub fn create(ledger: &Ledger, name: &str, replicas: usize, port: u16) -> Planne
         name: name.to_owned(),
         state: TenantState::Open,
         deleted_ms: 0,
+        quota: 0,
+        version: FIRST_VERSION,
+        next_namespace: 0,
         namespaces: vec![separate(&group, "", port)],
     };
     let change = Change::default()
@@ -138,13 +165,16 @@ pub fn create_namespace(
     if tenant.namespaces.iter().any(|namespace| namespace.name == name) {
         return Err(refused(format!("tenant \"{of}\" has a namespace \"{name}\" already")));
     }
-    let id = tenant.namespaces.iter().map(|namespace| namespace.id).max().unwrap_or(0) + 1;
+    let highest = tenant.namespaces.iter().map(|namespace| namespace.id).max().unwrap_or(0);
+    let id = tenant.next_namespace.max(highest + 1);
+    tenant.next_namespace = id + 1;
     let mut change = Change::default();
     match prefix {
         Some(prefix) => {
             check_prefix(&tenant, prefix, port)?;
             let kind = NamespaceKind::Shared { prefix: prefix.to_owned() };
-            tenant.namespaces.push(Namespace { id, name: name.to_owned(), kind });
+            let name = name.to_owned();
+            tenant.namespaces.push(Namespace { id, name, deleted_ms: 0, kind });
         }
         None => {
             check_port(ledger, port)?;
@@ -192,7 +222,23 @@ pub fn set_frozen(ledger: &Ledger, name: &str, frozen: bool) -> Planned {
     if tenant.state == TenantState::Deleted {
         return Err(refused(format!("tenant \"{name}\" is deleted")));
     }
-    tenant.state = state;
+    if tenant.state != state {
+        tenant.state = state;
+        tenant.version += 1;
+    }
+    changed(ledger, tenant)
+}
+
+/// Bytes from which on each of the tenant's etcds is refused more; 0 for the nodes' own setting.
+pub fn set_quota(ledger: &Ledger, name: &str, bytes: u64) -> Planned {
+    let mut tenant = tenant(ledger, name)?;
+    if bytes != 0 && (bytes < QUOTA_MIN || i64::try_from(bytes).is_err()) {
+        return Err(refused(format!("a quota of {bytes} bytes: say at least {QUOTA_MIN}")));
+    }
+    if tenant.quota != bytes {
+        tenant.quota = bytes;
+        tenant.version += 1;
+    }
     changed(ledger, tenant)
 }
 
@@ -209,6 +255,7 @@ pub fn delete(ledger: &Ledger, name: &str, now_ms: u64) -> Planned {
     }
     tenant.state = TenantState::Deleted;
     tenant.deleted_ms = now_ms.max(1);
+    tenant.version += 1;
     changed(ledger, tenant)
 }
 
@@ -220,6 +267,53 @@ pub fn undelete(ledger: &Ledger, name: &str) -> Planned {
     }
     tenant.state = TenantState::Open;
     tenant.deleted_ms = 0;
+    tenant.version += 1;
+    changed(ledger, tenant)
+}
+
+/// The tenant `of` and where its namespace `name` stands in it.
+fn namespace(ledger: &Ledger, of: &str, name: &str) -> Result<(Tenant, usize), Refusal> {
+    let tenant = tenant(ledger, of)?;
+    if tenant.state == TenantState::Deleted {
+        return Err(refused(format!("tenant \"{of}\" is deleted")));
+    }
+    let named = |namespace: &Namespace| !name.is_empty() && namespace.name == name;
+    match tenant.namespaces.iter().position(named) {
+        Some(place) => Ok((tenant, place)),
+        None => Err(refused(format!("tenant \"{of}\" has no namespace \"{name}\""))),
+    }
+}
+
+/// Deletes a namespace. The data of a separate one goes when the grace is over; of a stretch of the
+/// tenant's keys only the rule goes, at once, and the keys stay.
+pub fn delete_namespace(ledger: &Ledger, of: &str, name: &str, now_ms: u64) -> Planned {
+    let (mut tenant, place) = namespace(ledger, of, name)?;
+    match tenant.namespaces.get_mut(place) {
+        Some(Namespace { kind: NamespaceKind::Separate { .. }, deleted_ms, .. }) => {
+            if *deleted_ms > 0 {
+                return Err(refused(format!("namespace \"{of}/{name}\" is deleted already")));
+            }
+            *deleted_ms = now_ms.max(1);
+            tenant.version += 1;
+        }
+        _ => {
+            // Its number is not given again.
+            let highest = tenant.namespaces.iter().map(|namespace| namespace.id).max();
+            tenant.next_namespace = tenant.next_namespace.max(highest.unwrap_or(0) + 1);
+            tenant.namespaces.remove(place);
+        }
+    }
+    changed(ledger, tenant)
+}
+
+/// Takes the deletion of a separate namespace back.
+pub fn undelete_namespace(ledger: &Ledger, of: &str, name: &str) -> Planned {
+    let (mut tenant, place) = namespace(ledger, of, name)?;
+    match tenant.namespaces.get_mut(place) {
+        Some(namespace) if namespace.deleted_ms > 0 => namespace.deleted_ms = 0,
+        _ => return Err(refused(format!("namespace \"{of}/{name}\" is not deleted"))),
+    }
+    tenant.version += 1;
     changed(ledger, tenant)
 }
 
@@ -230,6 +324,7 @@ pub fn rename(ledger: &Ledger, name: &str, to: &str) -> Planned {
     if ledger.tenant(to).is_some() {
         return Err(refused(format!("there is a tenant \"{to}\" already")));
     }
+    check_reserved(ledger, to)?;
     tenant.name = to.to_owned();
     changed(ledger, tenant)
 }
@@ -254,19 +349,40 @@ pub fn set_default(ledger: &Ledger, name: &str) -> Planned {
     Ok((Change::default().put(Record::Meta(meta)), Answer::Done(said)))
 }
 
-/// What is to go for good because its grace is over; `None` if nothing is.
+/// What is to go for good because its time is over; `None` if nothing is.
 pub fn purge(ledger: &Ledger, now_ms: u64) -> Option<Change> {
-    let over = |tenant: &&Tenant| {
-        tenant.state == TenantState::Deleted && now_ms >= tenant.deleted_ms + GRACE_MS
-    };
+    let over = |deleted_ms: u64| deleted_ms > 0 && now_ms >= deleted_ms + GRACE_MS;
     let mut change = Change::default();
-    for tenant in ledger.tenants.values().filter(over) {
-        change = change.remove(crate::record::tenant_key(tenant.id));
-        for group in ledger.groups.values().filter(|group| group.tenant == tenant.id) {
-            change = change.put(Record::Group(Group { dead: true, ..group.clone() }));
+    for tenant in ledger.tenants.values() {
+        let groups = ledger.groups.values().filter(|group| group.tenant == tenant.id);
+        if tenant.state == TenantState::Deleted && over(tenant.deleted_ms) {
+            let until_ms = now_ms + RESERVED_MS;
+            let reserved = Reserved { name: tenant.name.clone(), tenant: tenant.id, until_ms };
+            change = change.remove(crate::record::tenant_key(tenant.id));
+            change = change.put(Record::Reserved(reserved));
+            change = groups.fold(change, bury);
+            continue;
         }
+        let gone = tenant.namespaces.iter().filter(|namespace| over(namespace.deleted_ms));
+        let gone: Vec<u64> = gone.map(|namespace| namespace.id).collect();
+        if gone.is_empty() {
+            continue;
+        }
+        let mut tenant = tenant.clone();
+        let highest = tenant.namespaces.iter().map(|namespace| namespace.id).max();
+        tenant.next_namespace = tenant.next_namespace.max(highest.unwrap_or(0) + 1);
+        tenant.namespaces.retain(|namespace| !gone.contains(&namespace.id));
+        change = groups.filter(|group| gone.contains(&group.namespace)).fold(change, bury);
+        change = change.put(Record::Tenant(tenant));
+    }
+    for reserved in ledger.reserved.values().filter(|reserved| now_ms >= reserved.until_ms) {
+        change = change.remove(crate::record::reserved_key(&reserved.name));
     }
     (!change.is_empty()).then_some(change)
+}
+
+fn bury(change: Change, group: &Group) -> Change {
+    change.put(Record::Group(Group { dead: true, ..group.clone() }))
 }
 
 /// One tenant, or all.
@@ -286,17 +402,24 @@ fn views(ledger: &Ledger, tenant: &Tenant) -> Vec<TenantView> {
             }
             NamespaceKind::Shared { prefix } => (0, 0, 0, Some(prefix.clone())),
         };
-        let deleted = tenant.state == TenantState::Deleted;
+        let deleted_ms = match tenant.state {
+            TenantState::Deleted => tenant.deleted_ms,
+            _ => namespace.deleted_ms,
+        };
+        let stored = ledger.groups.get(&group);
         TenantView {
             id: tenant.id,
             name: tenant.full_name(namespace),
-            state: tenant.state,
+            state: tenant.state_of(namespace),
+            heard: stored.is_none_or(|group| group.told >= tenant.version),
             port,
             cluster_id,
             prefix,
             group,
-            nodes: ledger.groups.get(&group).map_or_else(Vec::new, |g| node_names(ledger, g)),
-            purge_ms: if deleted { tenant.deleted_ms + GRACE_MS } else { 0 },
+            nodes: stored.map_or_else(Vec::new, |group| node_names(ledger, group)),
+            purge_ms: if deleted_ms > 0 { deleted_ms + GRACE_MS } else { 0 },
+            quota: tenant.quota,
+            size: None,
         }
     };
     tenant.namespaces.iter().map(view).collect()
@@ -406,13 +529,82 @@ pub(crate) mod tests {
         let deleted = done(&ledger, delete(&ledger, "acme", 1000));
         assert!(purge(&deleted, 1000 + GRACE_MS - 1).is_none());
         let back = done(&deleted, undelete(&deleted, "acme"));
-        assert_eq!(back.tenant("acme"), ledger.tenant("acme"));
+        let version = back.tenant("acme").unwrap().version;
+        let before = ledger.tenant("acme").cloned();
+        assert_eq!(back.tenant("acme").cloned(), before.map(|acme| Tenant { version, ..acme }));
         let purged = purge(&deleted, 1000 + GRACE_MS).expect("it is time").applied_to(&deleted);
         assert!(purged.tenant("acme").is_none());
         assert!(purged.groups.values().any(|group| group.dead));
-        // The name is free, the ids are not.
-        let anew = done(&purged, create(&purged, "acme", 0, 0));
-        assert_ne!(anew.tenant("acme").unwrap().id, ledger.tenant("acme").unwrap().id);
+    }
+
+    #[test]
+    fn the_name_of_who_is_gone_is_nobodys_for_thirty_days() {
+        let ledger = founded();
+        let ledger = done(&ledger, create(&ledger, "acme", 0, 0));
+        let ledger = done(&ledger, create(&ledger, "beta", 0, 0));
+        let deleted = done(&ledger, delete(&ledger, "acme", 1000));
+        let gone_ms = 1000 + GRACE_MS;
+        let purged = purge(&deleted, gone_ms).expect("it is time").applied_to(&deleted);
+        assert!(why(create(&purged, "acme", 0, 0)).contains("--reuse-name"));
+        assert!(why(rename(&purged, "beta", "acme")).contains("--reuse-name"));
+        assert_eq!(Ledger::load(&purged.save()).expect("it can be read"), purged);
+        // Whoever takes it all the same is somebody else.
+        let anew = done(&purged, create_reusing(&purged, "acme", 0, 0));
+        let (old, new) = (ledger.tenant("acme").unwrap(), anew.tenant("acme").unwrap());
+        assert_ne!(old.id, new.id);
+        let home = |tenant: &Tenant| match tenant.namespaces[0].kind {
+            NamespaceKind::Separate { cluster_id, group, .. } => (cluster_id, group),
+            NamespaceKind::Shared { .. } => panic!("the default namespace is separate"),
+        };
+        assert_ne!(home(old).0, home(new).0);
+        assert_ne!(home(old).1, home(new).1);
+        assert!(purge(&purged, gone_ms + RESERVED_MS - 1).is_none());
+        let free = purge(&purged, gone_ms + RESERVED_MS).expect("it is time").applied_to(&purged);
+        assert!(free.reserved.is_empty());
+        done(&free, create(&free, "acme", 0, 0));
+    }
+
+    #[test]
+    fn a_deleted_namespace_comes_back_until_its_grace_is_over() {
+        let ledger = founded();
+        let ledger = done(&ledger, create(&ledger, "acme", 0, 0));
+        let ledger = done(&ledger, create_namespace(&ledger, "acme", "events", None, 4002));
+        let shared = create_namespace(&ledger, "acme", "leases", Some("/leases/"), 0);
+        let ledger = done(&ledger, shared);
+        for name in ["", "nothing"] {
+            assert!(why(delete_namespace(&ledger, "acme", name, 5)).contains("no namespace"));
+        }
+        let only_rule = done(&ledger, delete_namespace(&ledger, "acme", "leases", 5));
+        assert_eq!(only_rule.tenant("acme").unwrap().namespaces.len(), 2);
+        assert!(why(undelete_namespace(&ledger, "acme", "events")).contains("is not deleted"));
+        let deleted = done(&only_rule, delete_namespace(&only_rule, "acme", "events", 5));
+        assert!(why(delete_namespace(&deleted, "acme", "events", 5)).contains("already"));
+        let taken = create_namespace(&deleted, "acme", "events", None, 0);
+        assert!(why(taken).contains("already"));
+        let Ok(Answer::Tenants(shown)) = show(&deleted, Some("acme")) else { panic!("tenants") };
+        let states: Vec<_> = shown.iter().map(|view| (view.state, view.purge_ms)).collect();
+        let gone = (TenantState::Deleted, 5 + GRACE_MS);
+        assert_eq!(states, [(TenantState::Open, 0), gone]);
+        let back = done(&deleted, undelete_namespace(&deleted, "acme", "events"));
+        assert!(purge(&back, 5 + GRACE_MS).is_none());
+        let purged = purge(&deleted, 5 + GRACE_MS).expect("it is time").applied_to(&deleted);
+        let dead: Vec<_> = purged.groups.values().filter(|group| group.dead).collect();
+        assert_eq!((dead.len(), dead[0].namespace), (1, 2));
+        // Neither its number nor that of the rule is given again.
+        let anew = done(&purged, create_namespace(&purged, "acme", "events", None, 0));
+        assert_eq!(anew.tenant("acme").unwrap().namespaces[1].id, 4);
+    }
+
+    #[test]
+    fn a_quota_that_makes_no_sense_is_refused() {
+        let ledger = founded();
+        for bytes in [1, QUOTA_MIN - 1, u64::MAX] {
+            assert!(why(set_quota(&ledger, "default", bytes)).contains("say at least"));
+        }
+        let small = done(&ledger, set_quota(&ledger, "default", QUOTA_MIN));
+        assert_eq!(small.tenant("default").unwrap().quota, QUOTA_MIN);
+        let usual = done(&small, set_quota(&small, "default", 0));
+        assert_eq!(usual.tenant("default").unwrap().quota, 0);
     }
 
     #[test]

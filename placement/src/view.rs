@@ -19,6 +19,10 @@ pub struct Wanted {
     pub founders: Vec<Member>,
     /// Id of the virtual cluster.
     pub cluster_id: u64,
+    /// Whose keys.
+    pub tenant: TenantId,
+    /// Which part of the tenant.
+    pub namespace: NamespaceId,
 }
 
 /// What a node is to have, and what it must have no more.
@@ -56,11 +60,6 @@ pub fn map(ledger: &Ledger) -> PlacementMap {
 }
 
 fn etcds(tenant: &Tenant) -> impl Iterator<Item = VirtualEtcd> {
-    let standing = match tenant.state {
-        TenantState::Open => Standing::Open,
-        TenantState::Frozen => Standing::Frozen,
-        TenantState::Deleted => Standing::Deleted,
-    };
     tenant.namespaces.iter().filter_map(move |namespace| {
         let NamespaceKind::Separate { cluster_id, port, group } = namespace.kind else {
             return None;
@@ -73,7 +72,11 @@ fn etcds(tenant: &Tenant) -> impl Iterator<Item = VirtualEtcd> {
         };
         let mut etcd = VirtualEtcd::unsplit(&tenant.full_name(namespace), cluster_id, home);
         etcd.port = port;
-        etcd.standing = standing;
+        etcd.standing = match tenant.state_of(namespace) {
+            TenantState::Open => Standing::Open,
+            TenantState::Frozen => Standing::Frozen,
+            TenantState::Deleted => Standing::Deleted,
+        };
         Some(etcd)
     })
 }
@@ -90,6 +93,8 @@ pub fn duties(ledger: &Ledger, node: NodeId) -> Duties {
                 replica: replica.replica,
                 founders: founders(group, replica),
                 cluster_id: group.cluster_id,
+                tenant: TenantId(group.tenant),
+                namespace: NamespaceId(group.namespace),
             }),
             None => {}
         }

@@ -129,6 +129,7 @@ table! {
     MembersFixed = 59, PermissionDenied, "atoll: members are nodes of the service; ask its operator";
     NodeInUse = 61, FailedPrecondition, "atoll: the node has replicas of tenants: drain it first";
     NotSupportedForLeader = 60, FailedPrecondition, "atoll: a leader does not remove itself";
+    ForeignGroup = 70, Unavailable, "atoll: the group serves another tenant";
 }
 
 impl Error {
@@ -142,10 +143,21 @@ impl Error {
         self as u32
     }
 
+    /// Does a group that has done nothing say by this that it is ahead of the asker's map, or
+    /// behind it? Another map, or a little time, may lead to an answer.
+    pub fn is_stale(self) -> bool {
+        matches!(
+            self,
+            Error::StaleRange | Error::ForeignGroup | Error::TenantFrozen | Error::TenantDeleted
+        )
+    }
+
     /// What the asker may do.
     pub fn retry(self) -> Retry {
         match self {
-            Error::NoLeader | Error::StaleRange | Error::Quarantined => Retry::Again,
+            Error::NoLeader | Error::StaleRange | Error::ForeignGroup | Error::Quarantined => {
+                Retry::Again
+            }
             Error::LeaderChanged
             | Error::Stopped
             | Error::Timeout

@@ -12,7 +12,7 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 
 use crate::{
-    Error, GroupId, KeyRange, TenantId,
+    Error, GroupId, KeyRange, NamespaceId, TenantId,
     cluster::group::{GroupReply, GroupRequest, Refusal, group_reply, refusal::Outcome},
     id, mvccpb,
 };
@@ -62,7 +62,8 @@ impl GroupError {
     }
 }
 
-/// A request to a group that serves all keys, which nobody's router has made.
+/// A request to a group that serves all keys, which nobody's router has made: for no tenant, so
+/// that a tenant's group answers it only if it is not about keys and leases.
 pub fn request_to(group: GroupId, body: Request) -> GroupRequest {
     GroupRequest { group: group.0, range_version: 1, body: Some(body), ..Default::default() }
 }
@@ -96,6 +97,8 @@ pub fn from_reply(reply: GroupReply) -> Result<Reply, GroupError> {
 pub struct WatchSpec {
     /// Whose keys.
     pub tenant: TenantId,
+    /// Which part of the tenant.
+    pub namespace: NamespaceId,
     /// The group that serves them.
     pub group: GroupId,
     /// Chosen by the router, ascending within the sink; comes back with every output.

@@ -6,7 +6,8 @@
 //! *Where.* A request goes by the map that it was admitted with, and by the newest one if it
 //! lives longer than that map, as streams and waiting calls do. A group that refuses because
 //! the map is older than itself, or newer, has done nothing: the request waits here for another
-//! map, or a little, and goes again.
+//! map, or a little, and goes again. So it is when they differ about whose the group is, or
+//! whether it is frozen.
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -138,17 +139,20 @@ impl Caller {
         let begun = Instant::now();
         let spare = body.clone();
         match self.send(target, self.timeout_ms, body).await {
-            Err(error) if is_stale(error) => Box::pin(self.ask_anew(spare, number, begun)).await,
+            Err(error) if is_stale(error) => {
+                Box::pin(self.ask_anew(spare, number, begun, error)).await
+            }
             answer => answer,
         }
     }
 
-    /// Asks again by another map, until the time of a request begun at `begun` is up.
+    /// Asks again after `refusal`, by another map, until the time of a request begun at `begun` is up.
     async fn ask_anew(
         &self,
         body: Request,
         mut number: u64,
         begun: Instant,
+        mut refusal: GroupError,
     ) -> Result<Reply, GroupError> {
         let deadline = begun + Duration::from_millis(self.timeout_ms);
         let mut maps = self.door().placements();
@@ -159,12 +163,12 @@ impl Caller {
             pause = if newer { STALE_PAUSE.0 } else { (pause * 2).min(STALE_PAUSE.1) };
             let left = deadline.saturating_duration_since(Instant::now()).as_millis() as u64;
             if left == 0 {
-                return Err(GroupError::not_done(Error::StaleRange, None));
+                return Err(refusal);
             }
             let (target, now) = self.aim(&body)?;
             number = now;
             match self.send(target, left, body.clone()).await {
-                Err(error) if is_stale(error) => {}
+                Err(error) if is_stale(error) => refusal = error,
                 answer => return answer,
             }
         }
@@ -208,12 +212,13 @@ impl Caller {
     pub(crate) fn interruption(&self, group: GroupId) -> Interruption {
         let leaderless = self.require_leader.then(|| self.door().leadership.follow(group));
         let course = self.door().course(self.visit().etcd);
-        Interruption { leaderless, course, closing: self.connection.closing() }
+        let closing = self.connection.closing();
+        Interruption { leaderless, course, closing, outlives_freeze: false }
     }
 
     /// Resolves when the etcd is frozen or gone; with the status that says so.
     pub(crate) async fn refused(&self) -> Status {
-        refused(&mut self.door().course(self.visit().etcd)).await
+        refused(&mut self.door().course(self.visit().etcd), false).await
     }
 
     /// Resolves when the etcd's home is another group than `from`.
@@ -232,11 +237,15 @@ impl Caller {
 pub(crate) type Moved = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 fn is_stale(error: GroupError) -> bool {
-    error.error == Error::StaleRange && error.outcome == Outcome::NotDone
+    error.error.is_stale() && error.outcome == Outcome::NotDone
 }
 
-async fn refused(course: &mut watch::Receiver<Course>) -> Status {
-    let refusal = course.wait_for(Result::is_err).await.ok().and_then(|course| course.err());
+async fn refused(course: &mut watch::Receiver<Course>, outlives_freeze: bool) -> Status {
+    let ends = |now: &Course| match now {
+        Err(Error::TenantFrozen) => !outlives_freeze,
+        now => now.is_err(),
+    };
+    let refusal = course.wait_for(ends).await.ok().and_then(|course| course.err());
     match refusal {
         Some(error) => error.into(),
         // Cannot happen: what is followed is kept.
@@ -249,11 +258,18 @@ pub(crate) struct Interruption {
     leaderless: Option<watch::Receiver<bool>>,
     course: watch::Receiver<Course>,
     closing: watch::Receiver<bool>,
+    outlives_freeze: bool,
 }
 
 // === impl Interruption ===
 
 impl Interruption {
+    /// For a stream that is quiet while its etcd is frozen, and goes on afterwards.
+    pub(crate) fn outliving_freeze(mut self) -> Interruption {
+        self.outlives_freeze = true;
+        self
+    }
+
     /// Resolves when the group has had no leader for too long, if the client minds, when the
     /// etcd is frozen or gone, or when the listener stops; with the status that ends the
     /// stream. Pin it once for a whole loop: each call joins three queues of waiters.
@@ -265,7 +281,7 @@ impl Interruption {
             }
         };
         tokio::select! {
-            status = refused(&mut self.course) => status,
+            status = refused(&mut self.course, self.outlives_freeze) => status,
             _ = no_leader => Error::NoLeader.into(),
             _ = self.closing.wait_for(|closing| *closing) => Error::Stopped.into(),
         }

@@ -127,6 +127,11 @@ impl WatchStream {
         next.await.expect("a response in time").unwrap().expect("the stream goes on")
     }
 
+    /// Is nothing said for some time? (Too little time finds no defect, and never one too many.)
+    async fn is_quiet(&mut self) -> bool {
+        tokio::time::timeout(Duration::from_millis(50), self.responses.message()).await.is_err()
+    }
+
     async fn end(&mut self) -> Status {
         let next = tokio::time::timeout(Duration::from_secs(5), self.responses.message());
         next.await.expect("an end in time").expect_err("the stream ends")

@@ -52,12 +52,17 @@ async fn heal_one(
     damage: &Damage,
 ) -> Result<(), String> {
     let found = handle.group_of_shelf(damage.shelf);
-    let (group, range_version) = found.ok_or("its replica is not here any more")?;
+    let (group, range_version, owner) = found.ok_or("its replica is not here any more")?;
     for member in peers.members_of(group) {
         if member.id == node.0 {
             continue;
         }
-        let request = GroupRequest { range_version, ..ask(group, damage) };
+        let request = GroupRequest {
+            tenant: owner.tenant,
+            namespace: owner.namespace,
+            range_version,
+            ..ask(group, damage)
+        };
         let Ok(Reply::Range(reply)) = peers.call(NodeId(member.id), request).await else {
             continue;
         };

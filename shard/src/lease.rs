@@ -5,6 +5,9 @@
 //! any other: until it is applied (or fails) the lease is *revoking*, it is not renewed any
 //! more and who asks for it waits for the outcome.
 //!
+//! While the group is frozen or deleted the clocks stand still: what remained of a lease remains
+//! for the time after.
+//!
 //! Pure: time is an argument, in milliseconds of a clock that never goes back.
 //!
 //! Invariants:
@@ -17,6 +20,8 @@ use std::collections::{BTreeMap, BTreeSet};
 #[derive(Debug, Default)]
 pub struct Lessor {
     leads: bool,
+    /// The clocks stand still since then.
+    paused_ms: Option<u64>,
     deadlines: BTreeMap<i64, Entry>,
     order: BTreeSet<(u64, i64)>,
     /// Expiries that may be proposed now; refilled with time.
@@ -70,12 +75,49 @@ impl Lessor {
         *self = Lessor::default();
     }
 
+    /// The time by the leases' clocks.
+    fn clock(&self, now_ms: u64) -> u64 {
+        self.paused_ms.unwrap_or(now_ms)
+    }
+
+    /// Stops the clocks, unless they stand still already.
+    pub fn pause(&mut self, now_ms: u64) {
+        if self.leads {
+            self.paused_ms.get_or_insert(now_ms);
+        }
+    }
+
+    /// The clocks go on with what remained.
+    pub fn resume(&mut self, now_ms: u64) {
+        let Some(paused_ms) = self.paused_ms.take() else { return };
+        let stood_ms = now_ms.saturating_sub(paused_ms);
+        for entry in self.deadlines.values_mut() {
+            entry.deadline_ms = entry.deadline_ms.saturating_add(stood_ms);
+        }
+        self.put_in_order();
+        self.refilled_ms = now_ms;
+    }
+
+    /// Gives every lease its full TTL.
+    pub fn refill(&mut self, now_ms: u64) {
+        let clock_ms = self.clock(now_ms);
+        for entry in self.deadlines.values_mut() {
+            entry.deadline_ms = clock_ms.saturating_add(ms(entry.ttl_s));
+        }
+        self.put_in_order();
+    }
+
+    fn put_in_order(&mut self) {
+        let alive = self.deadlines.iter().filter(|(_, entry)| !entry.revoking);
+        self.order = alive.map(|(lease, entry)| (entry.deadline_ms, *lease)).collect();
+    }
+
     /// A lease was granted.
     pub fn granted(&mut self, now_ms: u64, lease: i64, ttl_s: i64) {
         if !self.leads {
             return;
         }
-        let deadline_ms = now_ms.saturating_add(ms(ttl_s));
+        let deadline_ms = self.clock(now_ms).saturating_add(ms(ttl_s));
         self.deadlines.insert(lease, Entry { deadline_ms, ttl_s, revoking: false });
         self.order.insert((deadline_ms, lease));
     }
@@ -89,6 +131,7 @@ impl Lessor {
 
     /// Gives a living lease its full TTL again.
     pub fn renew(&mut self, now_ms: u64, lease: i64) -> Standing {
+        let now_ms = self.clock(now_ms);
         let Some(entry) = self.deadlines.get_mut(&lease) else { return Standing::Unknown };
         if entry.revoking || entry.deadline_ms <= now_ms {
             return Standing::Revoking;
@@ -101,6 +144,7 @@ impl Lessor {
 
     /// How a lease stands.
     pub fn standing(&self, now_ms: u64, lease: i64) -> Standing {
+        let now_ms = self.clock(now_ms);
         match self.deadlines.get(&lease) {
             None => Standing::Unknown,
             Some(entry) if entry.revoking || entry.deadline_ms <= now_ms => Standing::Revoking,
@@ -120,6 +164,9 @@ impl Lessor {
 
     /// Leases whose time is up, to be revoked now: marked, and no more than the rate allows.
     pub fn expire(&mut self, now_ms: u64) -> Vec<i64> {
+        if self.paused_ms.is_some() {
+            return Vec::new();
+        }
         let gained = now_ms.saturating_sub(self.refilled_ms) * EXPIRIES_PER_S / 1000;
         if gained > 0 {
             self.budget = (self.budget + gained).min(EXPIRIES_PER_S);
@@ -192,6 +239,41 @@ mod tests {
         let first = lessor.expire(3000).len();
         assert!(first <= EXPIRIES_PER_S as usize);
         assert_eq!(lessor.expire(3100).len(), 100);
+    }
+
+    #[test]
+    fn while_the_clocks_stand_still_nothing_expires_and_what_remained_remains() {
+        let mut lessor = lessor(&[(7, 5), (8, 60)]);
+        lessor.pause(4000);
+        lessor.pause(9000);
+        assert_eq!(lessor.expire(99_000), Vec::<i64>::new());
+        let remains = Standing::Alive { remaining_ms: 2000, ttl_s: 5 };
+        assert_eq!(lessor.standing(99_000, 7), remains);
+        lessor.resume(100_000);
+        assert_eq!(lessor.standing(100_000, 7), remains);
+        assert_eq!(lessor.expire(101_999), Vec::<i64>::new());
+        assert_eq!(lessor.expire(102_000), vec![7]);
+        assert_eq!(lessor.expire(157_000), vec![8]);
+    }
+
+    #[test]
+    fn a_lease_that_was_about_to_expire_does_so_after_the_pause() {
+        let mut lessor = lessor(&[(7, 5)]);
+        assert_eq!(lessor.expire(6000), vec![7]);
+        lessor.revoke_failed(7);
+        lessor.pause(6000);
+        lessor.resume(50_000);
+        assert_eq!(lessor.expire(50_001), vec![7]);
+    }
+
+    #[test]
+    fn a_refill_gives_full_ttls_also_while_the_clocks_stand_still() {
+        let mut lessor = lessor(&[(7, 5)]);
+        lessor.pause(5000);
+        lessor.refill(20_000);
+        lessor.resume(30_000);
+        assert_eq!(lessor.expire(34_999), Vec::<i64>::new());
+        assert_eq!(lessor.expire(35_000), vec![7]);
     }
 
     #[test]

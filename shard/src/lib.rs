@@ -2,6 +2,7 @@
 
 pub mod access;
 pub mod autocompact;
+pub mod charter;
 pub mod disk;
 pub mod engine;
 pub mod extents;

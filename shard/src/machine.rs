@@ -16,6 +16,7 @@
 //! - The only error that apply can fail with is the engine's, and then the process ends.
 //! - Effects are returned in the order of their causes; nothing else leaves the machine.
 
+mod charters;
 pub mod effect;
 mod keys;
 pub mod leases;
@@ -25,11 +26,11 @@ pub mod txn;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicI64, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::RwLock;
-use proto::cluster::group::{Batch, Command, command};
+use proto::cluster::group::{Batch, Charter, Command, command};
 use proto::etcd::{
     AlarmMember, AlarmRequest, AlarmResponse, AlarmType, CompactionRequest, CompactionResponse,
     Member, ResponseHeader, alarm_request::AlarmAction,
@@ -37,6 +38,7 @@ use proto::etcd::{
 use proto::group::{Reply, Request, cost};
 use proto::{Error, GroupId};
 
+use crate::charter;
 use crate::engine::EngineError;
 use crate::group::large::Placed;
 use crate::store::Store;
@@ -56,7 +58,17 @@ pub struct Published {
     shelf: AtomicU64,
     range_version: AtomicU64,
     size_bytes: AtomicI64,
+    charter: PublishedCharter,
     counts: RwLock<Counts>,
+}
+
+/// The part of a charter that readers on other threads go by.
+#[derive(Debug, Default)]
+struct PublishedCharter {
+    tenant: AtomicU64,
+    namespace: AtomicU64,
+    standing: AtomicI32,
+    version: AtomicU64,
 }
 
 /// No rows stand there, ever: the shelf of a replica that has left.
@@ -96,6 +108,27 @@ impl Published {
     /// The replica has left: whoever reads its rows may not find them any more.
     pub fn leave(&self) {
         self.shelf.store(NO_SHELF.0, Ordering::Release);
+    }
+
+    /// Whose the group is and what its clients may do, without the quota.
+    pub fn charter(&self) -> Charter {
+        let charter = &self.charter;
+        // First: with it came everything else.
+        let version = charter.version.load(Ordering::Acquire);
+        Charter {
+            tenant: charter.tenant.load(Ordering::Acquire),
+            namespace: charter.namespace.load(Ordering::Acquire),
+            standing: charter.standing.load(Ordering::Acquire),
+            version,
+            quota: 0,
+        }
+    }
+
+    fn set_charter(&self, charter: &Charter) {
+        self.charter.tenant.store(charter.tenant, Ordering::Release);
+        self.charter.namespace.store(charter.namespace, Ordering::Release);
+        self.charter.standing.store(charter.standing, Ordering::Release);
+        self.charter.version.store(charter.version, Ordering::Release);
     }
 
     /// Version of the range that the group serves.
@@ -179,6 +212,7 @@ impl Machine {
         *self.published.counts.write() = counts;
         self.store.opened(shelf, state.revision);
         self.state = state;
+        self.published.set_charter(&self.state.charter);
         self.publish();
         Ok(())
     }
@@ -317,6 +351,11 @@ impl Machine {
     ) -> Result<Answer, EngineError> {
         use command::Body;
         let Some(body) = &command.body else { return Ok(Err(Error::KeyNotFound)) };
+        if touches_data(body)
+            && let Err(error) = charter::check_standing(self.state.charter.standing())
+        {
+            return Ok(Err(error));
+        }
         if self.alarm(AlarmType::Corrupt) && touches_data(body) {
             return Ok(Err(Error::Corrupt));
         }
@@ -339,6 +378,7 @@ impl Machine {
                 Ok(Ok(Reply::Done(self.header().unwrap_or_default())))
             }
             Body::MemberUpdate(request) => Ok(self.apply_member_update(request, effects)),
+            Body::Charter(charter) => Ok(self.apply_charter(charter, effects)),
         }
     }
 
@@ -463,8 +503,8 @@ fn adds_data(body: &command::Body) -> bool {
     }
 }
 
-/// Would a corrupt member refuse this?
+/// Would a corrupt member refuse this, or a frozen group?
 fn touches_data(body: &command::Body) -> bool {
     use command::Body;
-    !matches!(body, Body::Alarm(_) | Body::Publish(_) | Body::MemberUpdate(_))
+    !matches!(body, Body::Alarm(_) | Body::Publish(_) | Body::MemberUpdate(_) | Body::Charter(_))
 }

@@ -26,6 +26,8 @@ mod requests;
 mod rounds;
 mod slow;
 mod snapshots;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use parking_lot::RwLock;
-use proto::cluster::group::GroupRequest;
+use proto::cluster::group::{Charter, GroupRequest};
 use proto::cluster::raft::PeerMessage;
 use proto::etcd::Member;
 use proto::group::GroupError;
@@ -158,11 +158,13 @@ impl NodeHandle {
         (total.load(Ordering::Relaxed), free.load(Ordering::Relaxed))
     }
 
-    /// The group whose rows stand on a shelf, and the version of its range.
-    pub fn group_of_shelf(&self, shelf: Shelf) -> Option<(GroupId, u64)> {
+    /// The group whose rows stand on a shelf, the version of its range, and whose it is.
+    pub fn group_of_shelf(&self, shelf: Shelf) -> Option<(GroupId, u64, Charter)> {
         let groups = self.parts.groups.read();
         let found = groups.iter().find(|(_, view)| view.shared.published.shelf() == shelf);
-        found.map(|(id, view)| (*id, view.shared.published.range_version()))
+        let (id, view) = found?;
+        let published = &view.shared.published;
+        Some((*id, published.range_version(), published.charter()))
     }
 
     /// The rows.

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Tenants as their users and their operator see them: apart from each other, through a kill, a
-# freeze, a deletion taken back, and moves between nodes while they are used. Starts its own nodes:
+# freeze with leases and watches, a full quota, deletions taken back, and moves between nodes while
+# they are used. Starts its own nodes:
 #
 #   ATOLL_BIN=target/release/atoll tests/interop/tenants.sh
 set -euo pipefail
@@ -82,10 +83,48 @@ unset ETCDCTL_ENDPOINTS
 
 # === freeze, delete, rename
 
-atoll tenant freeze beta >/dev/null
+LEASE=$(as beta lease grant 3 | awk '{print $2}')
+as beta put leased value --lease "$LEASE" >/dev/null
+spawn quiet "$ETCDCTL" --endpoints "$ALL" --user root@beta:none watch a z --rev "$(revision as beta)" -w json
+eventually 10 "a watch goes on" grep -q '"mod_revision"' "$TMP/quiet.out"
+same "a freeze is in force when it is told" true "$(atoll tenant freeze beta -w json | jq '.tenants[0].heard')"
+THAW_AT=$((SECONDS + 5))
 eventually 5 "a frozen tenant is refused" refused "" 'the tenant is frozen' as beta put key no
+
+# A quota, while the lease's time goes by: beta's clocks stand still.
+atoll tenant quota solo 1MiB >/dev/null
+head -c 200000 /dev/zero | tr '\0' x >"$TMP/large"
+fill() { for i in 1 2 3 4 5 6; do as solo put "large$i" <"$TMP/large" || return 1; done; }
+refused "a tenant has its quota" 'database space exceeded' fill
+holds "its neighbours have their own" acme put small value
+holds "and room" acme put large <"$TMP/large"
+same "it is shown" 1048576 "$(atoll tenant show solo -w json | jq '.tenants[0].quota')"
+holds "with the size" test "$(atoll tenant show solo -w json | jq '.tenants[0].size')" -gt 600000
+quota_of() { curl -sf -H "atoll-tenant: $1" "http://127.0.0.1:$C1/metrics" | awk '$1 == "etcd_server_quota_backend_bytes" {printf "%d", $2}'; }
+same "its own page has it" 1048576 "$(quota_of solo)"
+differs "others have the usual one" 1048576 "$(quota_of acme)"
+refused "what is no size" 'is no size' atoll tenant quota solo 4GB
+atoll tenant quota solo default >/dev/null
+as solo alarm disarm >/dev/null
+holds "with another quota it goes on" as solo put large6 <"$TMP/large"
+
+while [ $SECONDS -lt $THAW_AT ]; do sleep 0.1; done
 atoll tenant thaw beta >/dev/null
 eventually 5 "a thawed one is not" as beta put key beta3
+same "a lease lives through the freeze" value "$(value as beta get leased)"
+gone() { [ -z "$(value as beta get leased)" ]; }
+eventually 5 "and ends afterwards" gone
+told() { jq -r '.Events[].kv.key | @base64d' "$TMP/quiet.out" | tail -n 2 | paste -sd' ' | grep -qx 'key leased'; }
+eventually 5 "the watch was quiet meanwhile, and has seen both" told
+
+atoll namespace delete acme events >/dev/null
+eventually 5 "a deleted namespace is refused" refused "" 'the tenant is deleted' events get key
+holds "its tenant is not" acme get key
+atoll namespace undelete acme events >/dev/null
+eventually 5 "it comes back" events get key
+same "with its data" event "$(value events get key)"
+refused "the tenant itself is none" 'has no namespace' atoll namespace delete acme default
+
 atoll tenant delete beta >/dev/null
 eventually 5 "a deleted tenant is refused" refused "" 'the tenant is deleted' as beta get key
 atoll tenant undelete beta >/dev/null

@@ -172,7 +172,7 @@ pub(super) async fn run(
     outlet: Outlet,
 ) -> Result<(), Status> {
     let target = caller.home()?;
-    let mut interruption = pin!(caller.interruption(target.group).wait());
+    let mut interruption = pin!(interrupted(&caller, target));
     let _open = OpenStream::new(caller.door().clone());
     let config = &caller.door().config;
     let cluster_id = caller.etcd().cluster_id;
@@ -211,7 +211,7 @@ pub(super) async fn run(
             () = pass(&mut stream.tick) => stream.ticked(),
             () = &mut stream.moved => {
                 stream.follow_home();
-                interruption.set(caller.interruption(stream.target.group).wait());
+                interruption.set(interrupted(&caller, stream.target));
             }
             status = &mut interruption => return Err(status),
         }
@@ -222,6 +222,12 @@ pub(super) async fn run(
             outlet.send(frames, messages).await;
         }
     }
+}
+
+/// What ends the stream from outside. A freeze does not: nothing happens meanwhile that it could
+/// miss.
+fn interrupted(caller: &Caller, target: Target) -> impl Future<Output = Status> + use<> {
+    caller.interruption(target.group).outliving_freeze().wait()
 }
 
 /// Waits for an answer, or for ever if none was asked for.
@@ -410,7 +416,8 @@ async fn linearize(caller: Caller) -> Result<ResponseHeader, Status> {
             Ok(_) => return Err(misplaced()),
             Err(error) => {
                 let status: Status = error.error.into();
-                if status.code() != Code::Unavailable || error.error == Error::Stopped {
+                let passes = status.code() == Code::Unavailable && error.error != Error::Stopped;
+                if !passes && error.error != Error::TenantFrozen {
                     return Err(status);
                 }
             }

@@ -32,6 +32,11 @@ impl Purpose {
     pub fn needs_leader(self) -> bool {
         matches!(self, Purpose::KeepAlive(_) | Purpose::TimeToLive(..) | Purpose::Leases)
     }
+
+    /// Does the answer show keys or leases?
+    pub fn is_about_keys(self) -> bool {
+        !matches!(self, Purpose::Header | Purpose::Members)
+    }
 }
 
 /// A waiting read.

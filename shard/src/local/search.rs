@@ -26,6 +26,7 @@ use proto::{Error, GroupId, NodeId};
 
 use super::directory::Directory;
 use crate::access;
+use crate::charter;
 use crate::machine::txn;
 use crate::node::Answer;
 use crate::transport::Peers;
@@ -222,7 +223,7 @@ impl Caller {
             Outcome::Unknown if is_here || !is_repeatable(request.body.as_ref()) => return false,
             Outcome::Unknown => search.slow += u32::from(error.error == Error::Timeout),
             // The router has to route it anew.
-            Outcome::NotDone if error.error == Error::StaleRange => return false,
+            Outcome::NotDone if error.error.is_stale() => return false,
             Outcome::NotDone
                 if error.error == Error::TooManyRequests && search.passes >= PAUSES_MS.len() =>
             {
@@ -246,6 +247,8 @@ impl Caller {
             && shared.published.revision() >= request.floor
         {
             shared.work.request();
+            charter::admit(&shared.published.charter(), request)
+                .map_err(|error| GroupError::not_done(error, None))?;
             return read(body);
         }
         // Only rows are read here; everything else comes as a reply.

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use proto::cluster::group::{DescribeRequest, GroupRequest, LinearizeRequest};
+use proto::cluster::group::charter::Standing;
+use proto::cluster::group::refusal::Outcome;
+use proto::cluster::group::{Charter, DescribeRequest, GroupRequest, LinearizeRequest, SetCharter};
 use proto::etcd::request_op::Request as Op;
 use proto::etcd::{
     CompactionRequest, LeaseGrantRequest, LeaseKeepAliveRequest, LeaseRevokeRequest,
@@ -15,6 +17,7 @@ use proto::etcd::{
 };
 use proto::group::{
     GroupError, Groups, Identity, Reply, Request, WatchControl, WatchOutput, WatchSink, WatchSpec,
+    request_to,
 };
 use proto::map::Target;
 use proto::{Error, GroupId, KeyRange, NamespaceId, NodeId, PlacementMap, TenantId, VirtualEtcd};
@@ -33,6 +36,7 @@ use crate::worker::{self, NodeHandle};
 
 const GROUP: GroupId = GroupId(40);
 const TENANT: TenantId = TenantId(9);
+const NAMESPACE: NamespaceId = NamespaceId(1);
 const CLUSTER: u64 = 7;
 const ELECTION: Duration = Duration::from_millis(200);
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -90,7 +94,9 @@ impl TestNode {
             Log::open(Arc::new(SimDisk::new()), id, LogConfig::default()).unwrap();
         let log = Arc::new(log);
         let members = if has == Has::Replica { founders.to_vec() } else { Vec::new() };
-        let birth = Birth { group: GROUP, replica: id, members, cluster_id: CLUSTER };
+        let (tenant, namespace) = (TENANT, NAMESPACE);
+        let birth =
+            Birth { group: GROUP, replica: id, members, cluster_id: CLUSTER, tenant, namespace };
         let births = if has == Has::Nothing { Vec::new() } else { vec![birth] };
         let config = ExtentsConfig {
             file_pages: 256,
@@ -176,7 +182,7 @@ impl Drop for TestNode {
 fn request(body: Request) -> GroupRequest {
     GroupRequest {
         tenant: TENANT.0,
-        namespace: 1,
+        namespace: NAMESPACE.0,
         group: GROUP.0,
         range_version: 1,
         body: Some(body),
@@ -239,6 +245,7 @@ impl Watched<'_> {
 fn spec(key: u64, start_revision: i64) -> WatchSpec {
     WatchSpec {
         tenant: TENANT,
+        namespace: NAMESPACE,
         group: GROUP,
         key,
         range: KeyRange::all(),
@@ -277,7 +284,7 @@ fn start(haves: &[Has]) -> Vec<TestNode> {
 }
 
 fn map(replicas: Vec<NodeId>) -> PlacementMap {
-    let home = Target { tenant: TENANT, namespace: NamespaceId(1), group: GROUP, range_version: 1 };
+    let home = Target { tenant: TENANT, namespace: NAMESPACE, group: GROUP, range_version: 1 };
     PlacementMap::default()
         .with(VirtualEtcd::unsplit("acme", CLUSTER, home))
         .with_replicas(GROUP, replicas)
@@ -344,6 +351,74 @@ fn every_kind_of_request_reaches_a_group_that_is_elsewhere() {
     let refused = far.ask(Request::Range(old)).unwrap_err();
     assert_eq!(refused, GroupError::refused(Error::Compacted));
     assert!(!far.groups.is_learner(GROUP) && far.groups.revision(GROUP) == 0);
+}
+
+#[test]
+fn a_group_refuses_the_requests_of_other_tenants_whatever_the_way_they_come() {
+    let nodes = start(&[Has::Replica, Has::Nothing]);
+    nodes[0].put("a", "1");
+    let foreign = [(TENANT.0 + 1, NAMESPACE.0), (TENANT.0, NAMESPACE.0 + 1), (0, 0)];
+    for node in &nodes {
+        for (tenant, namespace) in foreign {
+            let range = |serializable| {
+                Request::Range(RangeRequest { key: "a".into(), serializable, ..Default::default() })
+            };
+            let put = Request::Put(PutRequest { key: "a".into(), ..Default::default() });
+            let grant = Request::LeaseGrant(LeaseGrantRequest { ttl: 60, id: 5 });
+            let keep = Request::LeaseKeepAlive(LeaseKeepAliveRequest { id: 5 });
+            for body in [range(false), range(true), put, grant, keep] {
+                let asked = GroupRequest { tenant, namespace, ..request(body) };
+                let refused = node.wait(node.groups.call(asked));
+                assert_eq!(refused.unwrap_err(), GroupError::not_done(Error::ForeignGroup, None));
+            }
+            let (control, mut watched) = node.watch(8);
+            let (tenant, namespace) = (TenantId(tenant), NamespaceId(namespace));
+            control.create(WatchSpec { tenant, namespace, ..spec(3, 1) });
+            assert!(matches!(watched.next(), Some(WatchOutput::Closed { key: 3 })));
+        }
+        assert_eq!(node.get("a", false).as_deref(), Some(&b"1"[..]), "and nothing was changed");
+    }
+}
+
+#[test]
+fn a_frozen_group_refuses_its_tenant_until_it_is_thawed() {
+    let nodes = start(&[Has::Replica, Has::Replica, Has::Replica, Has::Nothing]);
+    let standing = |standing: Standing, version| {
+        let (tenant, namespace, standing) = (TENANT.0, NAMESPACE.0, standing as i32);
+        let charter = Charter { tenant, namespace, standing, version, quota: 0 };
+        let set = Request::SetCharter(SetCharter { charter: Some(charter) });
+        let asked = nodes[3].wait(nodes[3].groups.call(request_to(GROUP, set)));
+        assert!(matches!(asked, Ok(Reply::Done(_))), "{asked:?}");
+    };
+    let revision = nodes[3].put("a", "1");
+    let (control, mut watched) = nodes[3].watch(8);
+    control.create(spec(1, revision + 1));
+    standing(Standing::Frozen, 2);
+    for node in &nodes {
+        // A replica that has not heard of it yet says so after the confirmation.
+        let read = Request::Range(RangeRequest { key: "a".into(), ..Default::default() });
+        let put = Request::Put(PutRequest { key: "a".into(), ..Default::default() });
+        for body in [read, put] {
+            let refused = node.ask(body).unwrap_err();
+            assert_eq!((refused.error, refused.outcome), (Error::TenantFrozen, Outcome::NotDone));
+        }
+        let is_frozen = |node: &TestNode| {
+            let serializable = true;
+            let read = RangeRequest { key: "a".into(), serializable, ..Default::default() };
+            node.ask(Request::Range(read)).is_err_and(|error| error.error == Error::TenantFrozen)
+        };
+        eventually("every replica knows", || is_frozen(node));
+    }
+    let (late, mut waits) = nodes[3].watch(8);
+    late.create(spec(7, 1));
+    assert!(matches!(waits.next(), Some(WatchOutput::Closed { key: 7 })));
+    standing(Standing::Open, 3);
+    standing(Standing::Frozen, 2);
+    let next = nodes[3].put("a", "2");
+    assert_eq!(watched.events(), (1, next, vec!["2".into()]), "the watch went through it");
+    let described = nodes[3].ask(Request::Describe(DescribeRequest {}));
+    let Ok(Reply::Describe(described)) = described else { panic!("no description") };
+    assert_eq!(described.charter.map(|charter| charter.version), Some(3));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use proto::cluster::group::charter::Standing;
 use proto::group::WatchEvent;
 use proto::mvccpb::Event;
 
@@ -69,4 +70,9 @@ pub enum Effect {
     },
     /// Names, addresses or roles of members changed.
     Members,
+    /// Placement has said something else of the group than before.
+    Charter {
+        /// What clients could do before.
+        before: Standing,
+    },
 }

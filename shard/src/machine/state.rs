@@ -1,5 +1,6 @@
 //! The machine's small state, beside the rows: what a checkpoint writes as one row.
 
+use proto::cluster::group::Charter;
 use proto::cluster::raft::ConfState;
 use proto::etcd::{AlarmMember, Member};
 
@@ -60,6 +61,9 @@ pub struct State {
     /// Replicas that were removed because their node left the cluster.
     #[prost(uint64, repeated, tag = "18")]
     pub retired: Vec<u64>,
+    /// What placement has said of the group.
+    #[prost(message, required, tag = "24")]
+    pub charter: Charter,
 }
 
 /// Where a replica is.

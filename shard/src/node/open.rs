@@ -30,12 +30,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use prost::Message;
-use proto::GroupId;
 use proto::cluster::raft::ConfState;
 use proto::etcd::Member;
+use proto::{GroupId, NamespaceId, TenantId};
 use raft::eraftpb;
 
 use super::{Checkpoints, Node, NodeConfig, NodeError};
+use crate::charter;
 use crate::disk::Disk;
 use crate::engine::Engine;
 use crate::extents::{Bitmap, ExtentError, Extents, ExtentsConfig, Named};
@@ -68,6 +69,10 @@ pub struct Birth {
     pub members: Vec<Member>,
     /// Id of the virtual cluster.
     pub cluster_id: u64,
+    /// Whose keys; 0 for the system group.
+    pub tenant: TenantId,
+    /// Which part of the tenant.
+    pub namespace: NamespaceId,
 }
 
 /// A replica that cannot be trusted.
@@ -261,6 +266,8 @@ impl Node {
             replica: key.replica,
             members: Vec::new(),
             cluster_id: 0,
+            tenant: TenantId(0),
+            namespace: NamespaceId(0),
         });
         let births: Vec<Birth> = births.iter().cloned().chain(lost).collect();
         for birth in births.iter().filter(|birth| !dead(birth)) {
@@ -474,6 +481,7 @@ pub(super) fn first_state(birth: &Birth, shelf: Shelf, lost: bool) -> State {
         state.membership_version = 0;
         return state;
     }
+    state.charter = charter::first(birth.group, birth.tenant, birth.namespace);
     if !lost {
         (state.applied_index, state.applied_term) = BIRTH;
     }
@@ -493,6 +501,7 @@ fn seeded_state(before: &State, shelf: Shelf) -> State {
         membership_version: before.membership_version,
         places: before.places.clone(),
         retired: before.retired.clone(),
+        charter: before.charter,
         ..Machine::first_state(shelf, before.members.clone(), before.cluster_id)
     }
 }

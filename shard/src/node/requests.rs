@@ -7,6 +7,8 @@
 //! | lease keepalive, time to live, list | the serving leader, a confirmed read |
 //! | member add, remove, promote | the serving leader, a configuration entry |
 //! | describe, hash | nothing: this replica as it is |
+//!
+//! Before all that the group looks at its charter: whose request it takes (`charter.rs`).
 
 use proto::cluster::group::{Command, Description, GroupRequest, command};
 use proto::etcd::alarm_request::AlarmAction;
@@ -18,6 +20,7 @@ use proto::group::{GroupError, Reply, Request, cost};
 use proto::{Error, GroupId, limits};
 
 use super::{Answer, Node, Output, members};
+use crate::charter;
 use crate::group::core::mix;
 use crate::group::reads::{Purpose, Read};
 use crate::group::{Group, LeaseAsk, Then, Ticket};
@@ -40,6 +43,9 @@ impl Node {
         }
         if request.range_version != group.machine.state().range_version {
             return self.answer(ticket, Err(GroupError::not_done(Error::StaleRange, None)));
+        }
+        if let Err(error) = charter::admit(&group.machine.state().charter, &request) {
+            return self.answer(ticket, Err(GroupError::not_done(error, None)));
         }
         let Some(body) = request.body else {
             return self.answer(ticket, Err(GroupError::refused(Error::KeyNotFound)));
@@ -100,6 +106,10 @@ impl Node {
             Request::MemberPromote(promote) => self.member_promote(id, ticket, promote),
             Request::MoveLeader(to) => self.move_leader(id, ticket, to.target_id),
             Request::ChangeReplica(change) => self.change_replica(id, ticket, change),
+            Request::SetCharter(set) => {
+                let charter = set.charter.unwrap_or_default();
+                self.queue(id, Then::Answer(ticket), command::Body::Charter(charter));
+            }
         }
     }
 
@@ -122,8 +132,8 @@ impl Node {
     /// proposed. The alarm is an entry, so that all replicas refuse alike from then on.
     fn change(&mut self, id: GroupId, ticket: Ticket, request: Request) {
         let added = cost(&request);
-        let quota = self.config.quota_bytes;
         let node = self.config.node.0;
+        let quota = self.quota(id);
         let Some(group) = self.groups.get_mut(&id) else { return };
         if self.room != Room::Enough && added > 0 && group.serving {
             return self.answer(ticket, Err(GroupError::refused(Error::NoSpace)));
@@ -146,6 +156,12 @@ impl Node {
             _ => return self.answer(ticket, Err(GroupError::refused(Error::KeyNotFound))),
         };
         self.queue(id, Then::Answer(ticket), body);
+    }
+
+    /// Size from which on the group is refused more; below 1: never.
+    fn quota(&self, id: GroupId) -> i64 {
+        let own = self.groups.get(&id).map_or(0, |group| group.machine.state().charter.quota);
+        if own > 0 { own } else { self.config.quota_bytes }
     }
 
     fn grant(&mut self, id: GroupId, ticket: Ticket, mut grant: LeaseGrantRequest) {
@@ -200,6 +216,13 @@ impl Node {
         if purpose.needs_leader() && !group.serving {
             let error = group.elsewhere();
             return self.answer(ticket, Err(error));
+        }
+        // It may have been frozen since the read came.
+        let open = charter::check_standing(group.machine.state().charter.standing());
+        if let Err(error) = open
+            && purpose.is_about_keys()
+        {
+            return self.answer(ticket, Err(GroupError::not_done(error, None)));
         }
         let header = header(group);
         match purpose {
@@ -284,7 +307,7 @@ impl Node {
             raft_committed_index: group.core.committed(),
             size: self.store.disk_bytes().max(state.size as u64) as i64,
             size_in_use: state.size + prost::Message::encoded_len(state) as i64,
-            quota: self.config.quota_bytes,
+            quota: self.quota(id),
             is_learner: state.member_of(replica).is_some_and(|member| member.is_learner),
             compacted: state.compacted,
             keys: state.keys,
@@ -296,6 +319,7 @@ impl Node {
             membership_version: state.membership_version,
             replicas: members::statuses(group),
             retired: state.retired.clone(),
+            charter: Some(state.charter),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Stepping inputs and closing rounds: the order in which a node does things.
 
 use prost::Message as _;
-use proto::cluster::group::{Batch, Command, command};
+use proto::cluster::group::{Batch, Command, charter::Standing, command};
 use proto::cluster::raft::{GroupMessage, PeerMessage, peer_message};
 use proto::etcd::LeaseRevokeRequest;
 use proto::group::{GroupError, Reply};
@@ -13,6 +13,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
 use super::{Input, Moving, NO_SKIP, Node, NodeError, Output, Persist};
+use crate::charter;
 use crate::engine::EngineError;
 use crate::group::large::{Appended, Placed, Slot};
 use crate::group::{Group, LeaseAsk, Then, Ticket, wire};
@@ -22,8 +23,9 @@ use crate::machine::effect::Effect;
 use crate::room::Room;
 use crate::store::{Moved, Store, layout};
 
-/// Format of a log entry's batch.
-const BATCH_FORMAT: u32 = 1;
+/// Newest format of a log entry's batch that this program reads. Format 2 may hold a charter, which
+/// a program that knows only 1 must not take for nothing; all others are written as 1.
+const BATCH_FORMAT: u32 = 2;
 /// Bytes of large values of applied entries that are kept for followers, per group.
 const HELD_BYTES: u64 = 16 << 20;
 /// Rest after all extents were looked at that could move.
@@ -305,7 +307,10 @@ impl Node {
                     then.push(next);
                 }
             }
-            let batch = Batch { format: BATCH_FORMAT, range_version, commands };
+            let has_charter =
+                |command: &Command| matches!(command.body, Some(command::Body::Charter(_)));
+            let format = if commands.iter().any(has_charter) { BATCH_FORMAT } else { 1 };
+            let batch = Batch { format, range_version, commands };
             let Some(group) = self.groups.get_mut(&id) else { return };
             match group.core.propose(super::encode(&batch)) {
                 Some((index, term)) => {
@@ -459,6 +464,9 @@ impl Node {
         if group.core.is_leader() && !group.serving && last.1 == group.core.term() {
             group.serving = true;
             group.lessor.promote(self.now_ms, group.machine.leases());
+            if group.machine.state().charter.standing() != Standing::Open {
+                group.lessor.pause(self.now_ms);
+            }
         }
         self.checkpoints.wrote(self.now_ms);
         Ok(())
@@ -554,6 +562,7 @@ impl Node {
             let answer = answer.map(|reply| stamp(reply, current)).map_err(|error| match error {
                 // Only the answer could not be read: the changes may have been made.
                 Error::DamagedValue => GroupError::unknown(error),
+                error if error.is_stale() => GroupError::not_done(error, leader),
                 error => GroupError::refused(error),
             });
             match then {
@@ -569,6 +578,12 @@ impl Node {
                     }
                     answer => self.answer(ticket, answer),
                 },
+                // The group was frozen meanwhile: it expires when it is thawed.
+                Then::Expiry(lease) if answer.is_err_and(|error| error.error.is_stale()) => {
+                    if let Some(group) = self.groups.get_mut(&id) {
+                        group.lessor.revoke_failed(lease);
+                    }
+                }
                 Then::Expiry(_) => {}
             }
         }
@@ -582,10 +597,30 @@ impl Node {
             Effect::LeaseGranted { lease, ttl_s } => group.lessor.granted(now_ms, lease, ttl_s),
             Effect::LeaseRevoked { lease } => self.lease_gone(id, lease),
             Effect::Compacted { .. } => {}
+            Effect::Charter { before } => self.charter_changed(id, before),
             Effect::Members => {
                 group.publish_membership();
                 self.outputs.push(Output::Members { group: id });
             }
+        }
+    }
+
+    /// What clients may do is another than `before`: lease clocks stop or go on.
+    fn charter_changed(&mut self, id: GroupId, before: Standing) {
+        let now_ms = self.now_ms;
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        let standing = group.machine.state().charter.standing();
+        if before == Standing::Deleted && standing != Standing::Deleted {
+            group.lessor.refill(now_ms);
+        }
+        let Err(error) = charter::check_standing(standing) else {
+            return group.lessor.resume(now_ms);
+        };
+        group.lessor.pause(now_ms);
+        // The end of those leases waits for the thaw; who asked does not.
+        for ask in std::mem::take(&mut group.lease_asks).into_values().flatten() {
+            let (LeaseAsk::KeepAlive(ticket) | LeaseAsk::TimeToLive(ticket)) = ask;
+            self.answer(ticket, Err(GroupError::not_done(error, None)));
         }
     }
 

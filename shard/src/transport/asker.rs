@@ -120,6 +120,7 @@ impl WatchControl for Control {
     fn create(&self, spec: WatchSpec) {
         self.ask(Body::Create(WatchCreate {
             tenant: spec.tenant.0,
+            namespace: spec.namespace.0,
             key: spec.key,
             start: spec.range.start,
             end: spec.range.end,

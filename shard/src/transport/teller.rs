@@ -22,7 +22,7 @@ use futures::Stream;
 use proto::cluster::group::sink_ask::Body;
 use proto::cluster::group::{SinkAsk, WatchAsk, WatchCreate, WatchTell};
 use proto::group::{Groups, WatchControl, WatchOutput, WatchSink, WatchSpec};
-use proto::{GroupId, KeyRange, TenantId};
+use proto::{GroupId, KeyRange, NamespaceId, TenantId};
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 
@@ -148,6 +148,7 @@ impl Asked {
 fn spec(group: GroupId, create: WatchCreate) -> WatchSpec {
     WatchSpec {
         tenant: TenantId(create.tenant),
+        namespace: NamespaceId(create.namespace),
         group,
         key: create.key,
         range: KeyRange { start: create.start, end: create.end },

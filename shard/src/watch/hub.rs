@@ -7,6 +7,7 @@ use proto::group::{WatchEvent, WatchOutput, WatchSink, WatchSpec};
 use proto::mvccpb::{Event, KeyValue, event::EventType};
 use proto::{KeyRange, limits};
 
+use crate::charter;
 use crate::engine::EngineError;
 use crate::machine::effect::{ChangeEvent, RevisionEvents};
 use crate::machine::{NO_SHELF, Published};
@@ -93,10 +94,16 @@ impl Hub {
         }
     }
 
-    /// Adds a watch. It catches up at the next [`Hub::catch_up`] if it starts in the past.
+    /// Adds a watch. It catches up at the next [`Hub::catch_up`] if it starts in the past. One that
+    /// the group's charter does not admit is closed: its router asks again, by a newer map.
     pub fn create(&mut self, sink: SinkId, spec: WatchSpec) {
         self.flush();
         let id = (sink, spec.key);
+        let charter = self.published.charter();
+        let owner = charter::check_owner(&charter, spec.group, spec.tenant, spec.namespace);
+        if owner.and(charter::check_standing(charter.standing())).is_err() {
+            return self.refuse(id);
+        }
         if let Some(stream) = self.streams.get_mut(&sink) {
             stream.newest = stream.newest.max(spec.key);
         }
@@ -108,6 +115,15 @@ impl Hub {
             self.unsynced.insert(id);
         }
         self.watchers.insert(id, Watcher { spec, next, synced, idle: true });
+    }
+
+    /// Closes a watch that this group does not serve, or not now.
+    fn refuse(&mut self, (sink, key): WatcherId) {
+        let Some(stream) = self.streams.get(&sink) else { return };
+        if stream.sink.offer(WatchOutput::Closed { key }).is_err() {
+            // It is full: letting go of it says that all its watches are closed.
+            self.close(sink);
+        }
     }
 
     /// Removes a watch.

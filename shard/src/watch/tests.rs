@@ -10,7 +10,7 @@ use parking_lot::{Condvar, Mutex};
 use proto::cluster::group::{Batch, Command, command};
 use proto::etcd::PutRequest;
 use proto::group::{WatchControl, WatchOutput, WatchSink, WatchSpec};
-use proto::{GroupId, KeyRange, TenantId};
+use proto::{GroupId, KeyRange, NamespaceId, TenantId};
 
 use super::feed::Feed;
 use super::hub::Hub;
@@ -88,7 +88,8 @@ impl Replica {
 fn spec(key: u64, start_revision: i64) -> WatchSpec {
     WatchSpec {
         tenant: TenantId(1),
-        group: GroupId(1),
+        namespace: NamespaceId(1),
+        group: GroupId(2),
         key,
         range: KeyRange::all(),
         start_revision,

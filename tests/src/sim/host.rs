@@ -187,6 +187,8 @@ pub fn birth(replica: u64, founders: u64) -> Birth {
         replica,
         members: (0..founders).map(member).collect(),
         cluster_id: 7,
+        tenant: id::DEFAULT_TENANT,
+        namespace: id::DEFAULT_NAMESPACE,
     }
 }
 

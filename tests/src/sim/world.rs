@@ -937,6 +937,7 @@ impl World {
         let range = KeyRange::parse(&Bytes::copy_from_slice(key), &Bytes::copy_from_slice(end));
         let spec = HubSpec {
             tenant: id::DEFAULT_TENANT,
+            namespace: id::DEFAULT_NAMESPACE,
             group: id::DEFAULT_GROUP,
             key: number,
             range,

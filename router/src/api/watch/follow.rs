@@ -83,6 +83,7 @@ fn open(caller: &Caller, range: KeyRange, start_revision: i64) -> Result<Hub, St
     let control = caller.door().groups.watch(target.group, sink);
     control.create(WatchSpec {
         tenant: target.tenant,
+        namespace: target.namespace,
         group: target.group,
         key: KEY,
         range,

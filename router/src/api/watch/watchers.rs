@@ -54,6 +54,7 @@ impl Watcher {
     fn spec(&self, key: u64, target: Target) -> WatchSpec {
         WatchSpec {
             tenant: target.tenant,
+            namespace: target.namespace,
             group: target.group,
             key,
             range: self.range.clone(),
