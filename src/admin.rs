@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use placement::inventory::Inventory;
 use placement::{Answer, Command, Office};
 use proto::cluster::admin::admin_client::AdminClient;
 use proto::cluster::admin::admin_server::{Admin, AdminServer};
@@ -73,7 +74,7 @@ impl Admin for Service {
         let text = request.into_inner().command;
         let command: Command = serde_json::from_str(&text)
             .map_err(|error| Status::invalid_argument(format!("the command: {error}")))?;
-        let mut answer = self.office.run(&command, now_ms()).await;
+        let mut answer = self.office.run(&command, &Inventory::default(), now_ms()).await;
         let begins =
             matches!(command, Command::TenantCreate { .. } | Command::NamespaceCreate { .. });
         if let Answer::Tenants(views) = &answer

@@ -1,4 +1,4 @@
-//! `atoll tenant | namespace | node | group | env`: from words to commands, from answers to
+//! `atoll tenant | namespace | node | group | op | env`: from words to commands, from answers to
 //! tables. Whatever was refused ends the program with 1 and one line that says why.
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -6,8 +6,8 @@ use placement::command::{GroupView, NodeView, OperatorView, TenantView};
 use placement::record::{NodeState, OperatorState, TenantState};
 use placement::{Answer, Command};
 
-use crate::admin;
 use crate::table::Table;
+use crate::{admin, rebalance};
 
 /// Whom to ask, and how to print.
 #[derive(Args, Clone, Debug)]
@@ -18,6 +18,13 @@ pub(crate) struct Way {
     /// How to print.
     #[arg(long, short = 'w', global = true, value_enum, default_value = "table")]
     write_out: Form,
+}
+
+impl Way {
+    /// Do people read it?
+    pub(crate) fn is_for_people(&self) -> bool {
+        self.write_out == Form::Table
+    }
 }
 
 /// How answers are printed.
@@ -84,6 +91,21 @@ pub(crate) enum TenantVerb {
         /// Names or ids of the nodes, separated by commas.
         #[arg(long, value_delimiter = ',', required = true)]
         to: Vec<String>,
+    },
+    /// Say where it may be; what is elsewhere moves there.
+    #[command(group = clap::ArgGroup::new("where").required(true))]
+    Pin {
+        /// Its name.
+        name: String,
+        /// Names or ids of nodes, separated by commas.
+        #[arg(long, value_delimiter = ',', group = "where")]
+        to: Vec<String>,
+        /// A zone.
+        #[arg(long, group = "where")]
+        zone: Option<String>,
+        /// Anywhere.
+        #[arg(long, group = "where")]
+        none: bool,
     },
     /// Choose the tenant of clients who name none.
     Default {
@@ -154,6 +176,13 @@ pub(crate) enum NodeVerb {
         /// The zone.
         zone: String,
     },
+    /// Remember something of it.
+    Label {
+        /// Its name or id.
+        name: String,
+        /// What, as KEY=VALUE; KEY= forgets it.
+        label: String,
+    },
 }
 
 /// What to do about groups.
@@ -204,6 +233,9 @@ impl From<TenantVerb> for Command {
             TenantVerb::Undelete { name } => Command::TenantUndelete { name },
             TenantVerb::Rename { name, to } => Command::TenantRename { name, to },
             TenantVerb::Move { name, to } => Command::TenantMove { name, to },
+            TenantVerb::Pin { name, to, zone, none: _ } => {
+                Command::TenantPin { name, to, zone: zone.unwrap_or_default() }
+            }
             TenantVerb::Default { name } => {
                 Command::TenantDefault { name: name.unwrap_or_default() }
             }
@@ -232,6 +264,10 @@ impl From<NodeVerb> for Command {
             NodeVerb::Remove { name } => Command::NodeRemove { name },
             NodeVerb::Weight { name, weight } => Command::NodeWeight { name, weight },
             NodeVerb::Zone { name, zone } => Command::NodeZone { name, zone },
+            NodeVerb::Label { name, label } => {
+                let (key, value) = label.split_once('=').unwrap_or(("", ""));
+                Command::NodeLabel { name, key: key.to_owned(), value: value.to_owned() }
+            }
         }
     }
 }
@@ -244,7 +280,8 @@ impl From<GroupVerb> for Command {
     }
 }
 
-fn ask(way: &Way, command: &Command) -> Result<Answer, String> {
+/// Asks a node.
+pub(crate) fn ask(way: &Way, command: &Command) -> Result<Answer, String> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -257,18 +294,23 @@ fn ask(way: &Way, command: &Command) -> Result<Answer, String> {
 
 /// Carries a command out and prints what comes back.
 pub(crate) fn run(way: &Way, command: Command) -> Result<(), String> {
-    let answer = ask(way, &command)?;
+    print(way, &ask(way, &command)?)
+}
+
+/// Prints an answer.
+pub(crate) fn print(way: &Way, answer: &Answer) -> Result<(), String> {
     if way.write_out == Form::Json {
-        let text = serde_json::to_string_pretty(&answer).map_err(|error| error.to_string())?;
+        let text = serde_json::to_string_pretty(answer).map_err(|error| error.to_string())?;
         println!("{text}");
         return Ok(());
     }
-    for line in lines(&answer) {
+    for line in lines(answer) {
         println!("{line}");
     }
     Ok(())
 }
 
+/// What people read.
 fn lines(answer: &Answer) -> Vec<String> {
     match answer {
         Answer::Done(what) | Answer::Refused(what) => vec![what.clone()],
@@ -276,6 +318,11 @@ fn lines(answer: &Answer) -> Vec<String> {
         Answer::Nodes(views) => nodes(views),
         Answer::Groups(views) => groups(views),
         Answer::Operators(views) => operators(views),
+        Answer::Balance(view) => rebalance::balance(view),
+        Answer::Plan(view) => rebalance::plan(view),
+        Answer::Explained(view) => rebalance::explained(view),
+        Answer::Plans(views) => rebalance::history(views),
+        Answer::Findings(findings) => rebalance::findings(findings),
     }
 }
 
@@ -312,7 +359,7 @@ fn left(until_ms: u64) -> String {
 }
 
 fn nodes(views: &[NodeView]) -> Vec<String> {
-    let head = ["NAME", "ID", "STATE", "ZONE", "WEIGHT", "REPLICAS", "PEERS", "CLIENTS"];
+    let head = ["NAME", "ID", "STATE", "ZONE", "WEIGHT", "REPLICAS", "LABELS", "PEERS", "CLIENTS"];
     let mut table = Table::new(&head);
     for view in views {
         let state = match view.state {
@@ -321,6 +368,8 @@ fn nodes(views: &[NodeView]) -> Vec<String> {
             NodeState::Draining => "draining",
         };
         let zone = if view.zone.is_empty() { "-" } else { &view.zone };
+        let labels = view.labels.iter().map(|(key, value)| format!("{key}={value}"));
+        let labels: Vec<String> = labels.collect();
         table.row(vec![
             view.name.clone(),
             format!("{:x}", view.id),
@@ -328,6 +377,7 @@ fn nodes(views: &[NodeView]) -> Vec<String> {
             zone.to_owned(),
             view.weight.to_string(),
             view.replicas.to_string(),
+            if labels.is_empty() { "-".to_owned() } else { labels.join(",") },
             view.peer_urls.join(","),
             view.client_urls.join(","),
         ]);

@@ -463,6 +463,7 @@ fn own_record(config: &Config, place: &Place, directory: u64) -> record::Node {
         weight: 1,
         directory,
         state: record::NodeState::Up,
+        labels: Default::default(),
     }
 }
 
@@ -477,6 +478,7 @@ fn founder(member: &Member) -> record::Node {
         weight: 1,
         directory: 0,
         state: record::NodeState::Up,
+        labels: Default::default(),
     }
 }
 

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use placement::inventory::Inventory;
 use placement::record::{Node, Replica};
 use placement::view::{self, Wanted};
 use placement::{Ledger, Office};
@@ -86,7 +87,9 @@ impl Steward {
                 // Groups may be slow to take a step: the rest of this does not wait for them.
                 if working.as_ref().is_none_or(JoinHandle::is_finished) {
                     let (office, ledger) = (self.office.clone(), now.clone());
-                    let work = async move { office.execute(&ledger, now_ms()).await };
+                    let work = async move {
+                        office.execute(&ledger, &Inventory::default(), now_ms()).await
+                    };
                     working = Some(tokio::spawn(work));
                 }
                 if looks.is_multiple_of(LOOKS_PER_KEEP) {

@@ -8,26 +8,34 @@
 use std::sync::Arc;
 
 use proto::cluster::group::{ChangeReplica, GroupRequest, change_replica::Kind};
-use proto::etcd::Member;
+use proto::etcd::{Member, MoveLeaderRequest};
 use proto::group::{GroupError, Request, request_to};
 use proto::{Error, GroupId};
 use tokio::task::JoinSet;
 
+use crate::inventory::Inventory;
 use crate::ledger::Ledger;
 use crate::office::Office;
 use crate::operators::{self, Step};
+use crate::plans;
 use crate::record::{Group, Operator};
 
 /// How long a group may take for one step, in milliseconds.
 const STEP_MS: u64 = 2000;
 
 impl Office {
-    /// One step of each running operator, and new operators for nodes that are drained.
-    pub async fn execute(&self, ledger: &Arc<Ledger>, now_ms: u64) {
+    /// One step of each running operator, and new operators for nodes that are drained and for
+    /// balance.
+    pub async fn execute(&self, ledger: &Arc<Ledger>, inventory: &Inventory, now_ms: u64) {
         if operators::plan_drains(ledger, now_ms).is_some()
             && let Err(error) = self.insist(|l| operators::plan_drains(l, now_ms)).await
         {
             tracing::debug!(%error, "drains cannot be planned now");
+        }
+        if plans::tend(ledger, inventory, now_ms).is_some()
+            && let Err(error) = self.insist(|l| plans::tend(l, inventory, now_ms)).await
+        {
+            tracing::debug!(%error, "balance cannot be planned now");
         }
         let mut steps = JoinSet::new();
         for operator in operators::running(ledger) {
@@ -39,20 +47,24 @@ impl Office {
 
     async fn step(&self, ledger: &Ledger, operator: &Operator, now_ms: u64) {
         let step = operators::next_step(ledger, operator);
-        let (Step::Add(_) | Step::Promote(_) | Step::Remove(_)) = step else {
-            let (id, void) = (operator.id, step == Step::Void);
-            let is_over = |l: &Ledger| {
-                let operator = l.operators.get(&id)?;
-                let still = operators::next_step(l, operator);
-                let over = still == if void { Step::Void } else { Step::Done };
-                over.then(|| operators::finish(l, id, void, now_ms)).flatten()
-            };
-            if let Err(error) = self.insist(is_over).await {
-                tracing::debug!(%error, operator = id, "its end cannot be written now");
+        let group = ledger.groups.get(&operator.group);
+        let (Some(group), Step::Add(_) | Step::Promote(_) | Step::Remove(_)) = (group, &step)
+        else {
+            if let (Some(group), Step::Lead(node)) = (group, &step)
+                && let Err(error) = self.ask(group, hand_over(*node)).await
+            {
+                tracing::debug!(operator = operator.id, group = group.id, %error, "waits");
+                return;
             }
-            return;
+            return self.end(operator, &step, now_ms).await;
         };
-        let Some(group) = ledger.groups.get(&operator.group) else { return };
+        // The one that is to go may lead: it is to hand over to the right one.
+        let heir = group.replicas.iter().find(|r| r.node == operator.leader && !r.learner);
+        if let (Step::Remove(_), Some(heir)) = (&step, heir)
+            && let Err(error) = self.ask(group, hand_over(heir.node)).await
+        {
+            tracing::debug!(operator = operator.id, group = group.id, %error, "no handover");
+        }
         // Of the replicas that are to go one may not go yet, for the sake of the quorum.
         let steps = match &step {
             Step::Remove(_) => operators::removals(group, operator),
@@ -75,6 +87,19 @@ impl Office {
         }
     }
 
+    /// Writes down that an operator is over, if its last step still is what it was.
+    async fn end(&self, operator: &Operator, step: &Step, now_ms: u64) {
+        let (id, void) = (operator.id, *step == Step::Void);
+        let is_over = |l: &Ledger| {
+            let operator = l.operators.get(&id)?;
+            let over = operators::next_step(l, operator) == *step;
+            over.then(|| operators::finish(l, id, void, now_ms)).flatten()
+        };
+        if let Err(error) = self.insist(is_over).await {
+            tracing::debug!(%error, operator = id, "its end cannot be written now");
+        }
+    }
+
     async fn ask(&self, group: &Group, body: Request) -> Result<(), GroupError> {
         let request = GroupRequest {
             tenant: group.tenant,
@@ -86,14 +111,18 @@ impl Office {
     }
 }
 
-/// A step as the group's leader is asked for it. Panics for the end of an operator, which is no
-/// change of the members.
+fn hand_over(node: u64) -> Request {
+    Request::MoveLeader(MoveLeaderRequest { target_id: node })
+}
+
+/// A step as the group's leader is asked for it. Panics for what is no change of the
+/// members: a handover, the end of an operator.
 pub fn change(ledger: &Ledger, group: &Group, step: &Step) -> Request {
     let (kind, node, replica) = match step {
         Step::Add(node) => (Kind::Add, *node, 0),
         Step::Promote(which) => (Kind::Promote, which.node, which.replica),
         Step::Remove(which) => (Kind::Remove, which.node, which.replica),
-        Step::Done | Step::Void => unreachable!("nothing is asked of the group then"),
+        Step::Lead(_) | Step::Done | Step::Void => unreachable!("the members stay as they are"),
     };
     let known = ledger.nodes.get(&node);
     let member = Member {

@@ -19,10 +19,11 @@ use proto::{GroupId, KeyRange, TenantId, id};
 use tokio::sync::{mpsc, watch};
 
 use crate::command::{Answer, Command, Refusal};
+use crate::inventory::Inventory;
 use crate::ledger::{Change, Ledger};
 use crate::record::{END, Node, NodeState, PREFIX, Replica};
 use crate::tenants::{self, Planned};
-use crate::{nodes, operators};
+use crate::{check, nodes, operators, pins, plans};
 
 /// Tries before a change that always meets another one is given up.
 const TRIES: usize = 20;
@@ -152,14 +153,19 @@ impl Office {
     }
 
     /// Carries out an operator's command.
-    pub async fn run(&self, command: &Command, now_ms: u64) -> Answer {
-        match self.try_run(command, now_ms).await {
+    pub async fn run(&self, command: &Command, inventory: &Inventory, now_ms: u64) -> Answer {
+        match self.try_run(command, inventory, now_ms).await {
             Ok(answer) => answer,
             Err(refusal) => Answer::Refused(refusal.to_string()),
         }
     }
 
-    async fn try_run(&self, command: &Command, now_ms: u64) -> Result<Answer, Refusal> {
+    async fn try_run(
+        &self,
+        command: &Command,
+        inventory: &Inventory,
+        now_ms: u64,
+    ) -> Result<Answer, Refusal> {
         match command {
             Command::TenantList => tenants::show(&self.read().await?, None),
             Command::TenantShow { name } => tenants::show(&self.read().await?, Some(name)),
@@ -168,7 +174,13 @@ impl Office {
             Command::GroupList => Ok(tenants::groups(&self.read().await?)),
             Command::OperatorList => operators::show(&self.read().await?, None),
             Command::OperatorShow { id } => operators::show(&self.read().await?, Some(*id)),
-            changing => self.change(|ledger| plan(ledger, changing, now_ms)).await,
+            Command::RebalanceShow => Ok(plans::show(&self.read().await?, inventory, now_ms)),
+            Command::RebalanceExplain { version } => {
+                plans::explain(&self.read().await?, *version, now_ms)
+            }
+            Command::RebalanceHistory => Ok(plans::history(&self.read().await?, now_ms)),
+            Command::RebalanceCheck => Ok(Answer::Findings(check::check(&self.read().await?))),
+            changing => self.change(|ledger| plan(ledger, changing, inventory, now_ms)).await,
         }
     }
 
@@ -230,7 +242,7 @@ fn show(sender: &watch::Sender<Arc<Ledger>>, ledger: &Ledger) {
 }
 
 /// What a changing command would change.
-fn plan(ledger: &Ledger, command: &Command, now_ms: u64) -> Planned {
+fn plan(ledger: &Ledger, command: &Command, inventory: &Inventory, now_ms: u64) -> Planned {
     match command {
         Command::TenantCreate { name, replicas, port } => {
             tenants::create(ledger, name, *replicas, *port)
@@ -251,6 +263,15 @@ fn plan(ledger: &Ledger, command: &Command, now_ms: u64) -> Planned {
         Command::NodeDrain { name } => nodes::set_state(ledger, name, NodeState::Draining),
         Command::NodeRemove { name } => nodes::remove(ledger, name),
         Command::TenantMove { name, to } => operators::move_tenant(ledger, name, to, now_ms),
+        Command::TenantPin { name, to, zone } => pins::pin(ledger, name, to, zone, now_ms),
+        Command::NodeLabel { name, key, value } => nodes::set_label(ledger, name, key, value),
+        Command::RebalancePlan => plans::make(ledger, inventory, now_ms),
+        Command::RebalanceApply { version, by } => {
+            plans::apply(ledger, inventory, *version, by, now_ms)
+        }
+        Command::RebalanceRevert { version } => plans::revert(ledger, inventory, *version, now_ms),
+        Command::RebalancePause => plans::pause(ledger, now_ms),
+        Command::RebalanceResume => plans::resume(ledger),
         Command::OperatorCancel { id } => operators::cancel(ledger, *id),
         Command::TenantList
         | Command::TenantShow { .. }
@@ -258,6 +279,10 @@ fn plan(ledger: &Ledger, command: &Command, now_ms: u64) -> Planned {
         | Command::NodeList
         | Command::OperatorList
         | Command::OperatorShow { .. }
+        | Command::RebalanceShow
+        | Command::RebalanceExplain { .. }
+        | Command::RebalanceHistory
+        | Command::RebalanceCheck
         | Command::GroupList => Ok((Change::default(), Answer::Done(String::new()))),
     }
 }

@@ -10,6 +10,7 @@
 //!   a learner that is not          -> remove it
 //!   more voters than wanted        -> remove one that is not wanted
 //!   a wanted node without replica  -> add a learner there
+//!   a wanted leader                -> hand over to it   (nothing to do for one that leads)
 //!   otherwise                      -> done
 //! ```
 //!
@@ -39,6 +40,8 @@ pub enum Step {
     Promote(Replica),
     /// Remove a replica.
     Remove(Replica),
+    /// Have the node lead, and that is all.
+    Lead(u64),
     /// Nothing: the group is where it is to be.
     Done,
     /// Nothing: the group is no more.
@@ -67,6 +70,7 @@ pub fn next_step(ledger: &Ledger, operator: &Operator) -> Step {
     let has = |node: u64| group.replicas.iter().any(|replica| replica.node == node);
     match operator.target.iter().find(|node| !has(**node)) {
         Some(node) => Step::Add(*node),
+        None if operator.leader != 0 => Step::Lead(operator.leader),
         None => Step::Done,
     }
 }
@@ -95,12 +99,37 @@ pub fn running(ledger: &Ledger) -> Vec<&Operator> {
     running
 }
 
-fn holder(ledger: &Ledger, group: u64) -> Option<&Operator> {
+/// The operator that works on a group.
+pub fn holder(ledger: &Ledger, group: u64) -> Option<&Operator> {
     let running = |o: &&Operator| o.state == OperatorState::Running && o.group == group;
     ledger.operators.values().find(running)
 }
 
-fn begin(
+/// Makes room for an operator of `priority` on a group: the end of a weaker one, which needs no
+/// more than that, since the next one goes on from the members that are. Refused when a stronger
+/// or equal one works there.
+pub fn displace(
+    ledger: &Ledger,
+    group: u64,
+    priority: Priority,
+    now_ms: u64,
+) -> Result<Option<Record>, Refusal> {
+    match holder(ledger, group) {
+        None => Ok(None),
+        Some(weaker) if weaker.priority > priority => {
+            let state = OperatorState::Cancelled;
+            let ended = Operator { state, ended_ms: now_ms, ..weaker.clone() };
+            Ok(Some(Record::Operator(ended)))
+        }
+        Some(holder) => {
+            let (id, why) = (holder.id, &holder.why);
+            Err(refused(format!("operator {id} works on group {group}: {why}")))
+        }
+    }
+}
+
+/// A new operator.
+pub(crate) fn begin(
     meta: &mut Meta,
     group: &Group,
     target: Vec<u64>,
@@ -114,6 +143,7 @@ fn begin(
         id,
         group: group.id,
         target,
+        leader: 0,
         priority,
         why,
         state: OperatorState::Running,
@@ -141,23 +171,31 @@ pub fn finish(ledger: &Ledger, id: u64, void: bool, now_ms: u64) -> Option<Chang
     Some(change)
 }
 
-/// Takes an operator back: the group stays with the voters that it has.
-pub fn cancel(ledger: &Ledger, id: u64) -> Planned {
-    let operator = ledger.operators.get(&id);
-    let operator = operator.ok_or_else(|| refused(format!("there is no operator {id}")))?;
-    if operator.state != OperatorState::Running {
-        return Err(refused(format!("operator {id} is over")));
-    }
+/// An operator that is taken back: the group stays with the voters that it has.
+pub(crate) fn taken_back(ledger: &Ledger, operator: &Operator) -> Operator {
     let group = ledger.groups.get(&operator.group);
-    let voters = group.into_iter().flat_map(|group| &group.replicas).filter(|r| !r.learner);
+    let voters = group.into_iter().flat_map(voters);
     let mut target: Vec<u64> = voters.map(|replica| replica.node).collect();
     // One voter too many is the one that was to go.
     while target.len() > operator.target.len() {
         let extra = target.iter().rposition(|node| !operator.target.contains(node));
         target.remove(extra.unwrap_or(target.len() - 1));
     }
-    let why = format!("{}{}", operator.why, Operator::CANCELLED);
-    let operator = Operator { target, why, ..operator.clone() };
+    let why = match operator.cancelled() {
+        true => operator.why.clone(),
+        false => format!("{}{}", operator.why, Operator::CANCELLED),
+    };
+    Operator { target, leader: 0, why, ..operator.clone() }
+}
+
+/// Takes an operator back.
+pub fn cancel(ledger: &Ledger, id: u64) -> Planned {
+    let operator = ledger.operators.get(&id);
+    let operator = operator.ok_or_else(|| refused(format!("there is no operator {id}")))?;
+    if operator.state != OperatorState::Running {
+        return Err(refused(format!("operator {id} is over")));
+    }
+    let operator = taken_back(ledger, operator);
     let answer = Answer::Operators(vec![view(ledger, &operator)]);
     Ok((Change::default().put(Record::Operator(operator)), answer))
 }
@@ -171,19 +209,21 @@ pub fn move_tenant(ledger: &Ledger, name: &str, to: &[String], now_ms: u64) -> P
         return Err(refused(format!("tenant \"{name}\" is deleted")));
     }
     let target = chosen(ledger, to)?;
+    let elsewhere = |id: &&u64| ledger.nodes.get(id).is_some_and(|node| !tenant.fits(node));
+    if let Some(node) = target.iter().find(elsewhere) {
+        let node = ledger.node_name(*node);
+        return Err(refused(format!("tenant \"{name}\" is pinned to other nodes than \"{node}\"")));
+    }
     let mut change = Change::default();
     let mut views = Vec::new();
     for group in ledger.groups.values().filter(|g| g.tenant == tenant.id && !g.dead) {
-        if let Some(holder) = holder(ledger, group.id) {
-            let (id, why) = (holder.id, &holder.why);
-            let group = group.id;
-            return Err(refused(format!("operator {id} works on group {group}: {why}")));
-        }
+        let displaced = displace(ledger, group.id, Priority::User, now_ms)?;
         let target: Vec<u64> = target.iter().copied().collect();
         let why = format!("move tenant {name}");
         let operator = begin(&mut meta, group, target, Priority::User, why, now_ms);
         if next_step(ledger, &operator) != Step::Done {
             views.push(view(ledger, &operator));
+            change = displaced.into_iter().fold(change, Change::put);
             change = change.put(Record::Operator(operator));
         }
     }
@@ -221,13 +261,12 @@ pub fn plan_drains(ledger: &Ledger, now_ms: u64) -> Option<Change> {
     for group in ledger.groups.values().filter(|group| !group.dead) {
         let leaving = group.replicas.iter().find(|replica| draining(replica.node));
         let Some(leaving) = leaving.filter(|_| room > 0) else { continue };
-        if holder(ledger, group.id).is_some() {
-            continue;
-        }
+        let Ok(displaced) = displace(ledger, group.id, Priority::Drain, now_ms) else { continue };
         let Some(target) = without(ledger, group, leaving.node) else { continue };
         let node = ledger.nodes.get(&leaving.node).map_or("", |node| &node.name);
         let why = format!("drain node {node}");
         let operator = begin(&mut meta, group, target, Priority::Drain, why, now_ms);
+        change = displaced.into_iter().fold(change, Change::put);
         change = change.put(Record::Operator(operator));
         room -= 1;
     }
@@ -239,7 +278,8 @@ fn without(ledger: &Ledger, group: &Group, node: u64) -> Option<Vec<u64>> {
     let stay: Vec<u64> = voters(group).map(|replica| replica.node).filter(|n| *n != node).collect();
     let zones: BTreeSet<&str> =
         stay.iter().filter_map(|id| ledger.nodes.get(id)).map(|n| n.zone.as_str()).collect();
-    let others = ledger.nodes.values().filter(|n| !stay.contains(&n.id));
+    let others = ledger.nodes.values();
+    let others = others.filter(|n| !stay.contains(&n.id) && ledger.fits(group.tenant, n));
     let proposed = ring::propose(others, group.id, ledger.nodes.len());
     let apart = |node: &&&Node| node.zone.is_empty() || !zones.contains(node.zone.as_str());
     let next = proposed.iter().find(apart).or(proposed.first())?.id;
@@ -259,15 +299,13 @@ pub fn show(ledger: &Ledger, id: Option<u64>) -> Result<Answer, Refusal> {
 }
 
 fn view(ledger: &Ledger, operator: &Operator) -> OperatorView {
-    let name = |node: &u64| match ledger.nodes.get(node) {
-        Some(node) => node.name.clone(),
-        None => format!("{node:x}"),
-    };
+    let name = |node: &u64| ledger.node_name(*node);
     let step = match next_step(ledger, operator) {
         _ if operator.state != OperatorState::Running => String::new(),
         Step::Add(node) => format!("add a learner on {}", name(&node)),
         Step::Promote(replica) => format!("let {} catch up and vote", name(&replica.node)),
         Step::Remove(replica) => format!("remove {}", name(&replica.node)),
+        Step::Lead(node) => format!("hand over to {}", name(&node)),
         Step::Done | Step::Void => "finish".to_owned(),
     };
     OperatorView {
@@ -302,7 +340,7 @@ mod tests {
                 found.expect("it is a replica").learner = false;
             }
             Step::Remove(which) => replicas.retain(|r| r.replica != which.replica),
-            Step::Done | Step::Void => return ledger.clone(),
+            Step::Lead(_) | Step::Done | Step::Void => return ledger.clone(),
         }
         let version = group.membership_version + 1;
         let change = nodes::report(ledger, group.id, version, &replicas, &[]);

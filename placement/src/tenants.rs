@@ -5,9 +5,7 @@
 
 use crate::command::{Answer, GroupView, Refusal, TenantView, refused};
 use crate::ledger::{Change, Ledger};
-use crate::record::{
-    Founder, Group, Meta, Namespace, NamespaceKind, Record, Replica, Tenant, TenantState,
-};
+use crate::record::{Founder, Group, Meta, Namespace, NamespaceKind, Record, Tenant, TenantState};
 use crate::ring;
 
 /// How long a deleted tenant can be undeleted.
@@ -67,7 +65,8 @@ fn new_group(
     if count.is_multiple_of(2) || count > 7 {
         return Err(refused(format!("{count} replicas: say 1, 3, 5 or 7")));
     }
-    let homes = ring::propose(ledger.nodes.values(), id, count);
+    let fit = ledger.nodes.values().filter(|node| ledger.fits(owner.0, node));
+    let homes = ring::propose(fit, id, count);
     if homes.len() < count {
         let usable = homes.len();
         return Err(refused(format!(
@@ -112,6 +111,7 @@ pub fn create(ledger: &Ledger, name: &str, replicas: usize, port: u16) -> Planne
         state: TenantState::Open,
         deleted_ms: 0,
         namespaces: vec![separate(&group, "", port)],
+        pin: None,
     };
     let change = Change::default()
         .put(Record::Meta(meta))
@@ -303,23 +303,13 @@ fn views(ledger: &Ledger, tenant: &Tenant) -> Vec<TenantView> {
 }
 
 fn node_names(ledger: &Ledger, group: &Group) -> Vec<String> {
-    let name = |replica: &Replica| match ledger.nodes.get(&replica.node) {
-        Some(node) => node.name.clone(),
-        None => format!("{:016x}", replica.node),
-    };
-    group.replicas.iter().map(name).collect()
+    group.replicas.iter().map(|replica| ledger.node_name(replica.node)).collect()
 }
 
 /// All groups.
 pub fn groups(ledger: &Ledger) -> Answer {
     let view = |group: &Group| {
-        let tenant = ledger.tenants.get(&group.tenant);
-        let namespace = tenant.and_then(|t| t.namespaces.iter().find(|n| n.id == group.namespace));
-        let of = match (tenant, namespace) {
-            (Some(tenant), Some(namespace)) => tenant.full_name(namespace),
-            _ if group.tenant == 0 => "(placement)".to_owned(),
-            _ => "(gone)".to_owned(),
-        };
+        let of = ledger.group_name(group);
         GroupView { id: group.id, of, nodes: node_names(ledger, group), dead: group.dead }
     };
     Answer::Groups(ledger.groups.values().map(view).collect())
@@ -342,6 +332,7 @@ pub(crate) mod tests {
             weight: 1,
             directory: 0,
             state: Default::default(),
+            labels: Default::default(),
         };
         let nodes: Vec<Node> = (1..=4).map(node).collect();
         let founders: Vec<Node> = nodes.iter().take(3).cloned().collect();
