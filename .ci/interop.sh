@@ -76,6 +76,7 @@ part_apiserver() { serve_one server && tests/interop/apiserver.sh "$ENDPOINT"; }
 part_members() { tests/interop/members.sh; }
 part_tenants() { tests/interop/tenants.sh; }
 part_repair() { tests/interop/repair.sh; }
+part_rebalance() { tests/interop/rebalance.sh; }
 part_tenants_apiserver() { tests/interop/tenants-apiserver.sh; }
 part_disk() { tests/interop/disk.sh; }
 part_damage() { tests/interop/damage.sh; }

@@ -1,4 +1,4 @@
-//! `atoll tenant | namespace | node | group | env`: from words to commands, from answers to
+//! `atoll tenant | namespace | node | group | op | env`: from words to commands, from answers to
 //! tables. Whatever was refused ends the program with 1 and one line that says why.
 
 use std::process::ExitCode;
@@ -11,9 +11,9 @@ use placement::command::{
 use placement::record::{NodeState, OperatorState, TenantState};
 use placement::{Answer, Command};
 
-use crate::admin;
 use crate::config::parse_duration;
 use crate::table::Table;
+use crate::{admin, rebalance};
 
 /// Whom to ask, and how to print.
 #[derive(Args, Clone, Debug)]
@@ -24,6 +24,13 @@ pub(crate) struct Way {
     /// How to print.
     #[arg(long, short = 'w', global = true, value_enum, default_value = "table")]
     write_out: Form,
+}
+
+impl Way {
+    /// Do people read it?
+    pub(crate) fn is_for_people(&self) -> bool {
+        self.write_out == Form::Table
+    }
 }
 
 /// How answers are printed.
@@ -101,6 +108,21 @@ pub(crate) enum TenantVerb {
         /// Names or ids of the nodes, separated by commas.
         #[arg(long, value_delimiter = ',', required = true)]
         to: Vec<String>,
+    },
+    /// Say where it may be; what is elsewhere moves there.
+    #[command(group = clap::ArgGroup::new("where").required(true))]
+    Pin {
+        /// Its name.
+        name: String,
+        /// Names or ids of nodes, separated by commas.
+        #[arg(long, value_delimiter = ',', group = "where")]
+        to: Vec<String>,
+        /// A zone.
+        #[arg(long, group = "where")]
+        zone: Option<String>,
+        /// Anywhere.
+        #[arg(long, group = "where")]
+        none: bool,
     },
     /// Choose the tenant of clients who name none.
     Default {
@@ -194,6 +216,13 @@ pub(crate) enum NodeVerb {
         /// The zone.
         zone: String,
     },
+    /// Remember something of it.
+    Label {
+        /// Its name or id.
+        name: String,
+        /// What, as KEY=VALUE; KEY= forgets it.
+        label: String,
+    },
 }
 
 /// What to do about groups.
@@ -245,6 +274,9 @@ impl From<TenantVerb> for Command {
             TenantVerb::Undelete { name } => Command::TenantUndelete { name },
             TenantVerb::Rename { name, to } => Command::TenantRename { name, to },
             TenantVerb::Move { name, to } => Command::TenantMove { name, to },
+            TenantVerb::Pin { name, to, zone, none: _ } => {
+                Command::TenantPin { name, to, zone: zone.unwrap_or_default() }
+            }
             TenantVerb::Default { name } => {
                 Command::TenantDefault { name: name.unwrap_or_default() }
             }
@@ -278,6 +310,10 @@ impl From<NodeVerb> for Command {
             }
             NodeVerb::Weight { name, weight } => Command::NodeWeight { name, weight },
             NodeVerb::Zone { name, zone } => Command::NodeZone { name, zone },
+            NodeVerb::Label { name, label } => {
+                let (key, value) = label.split_once('=').unwrap_or(("", ""));
+                Command::NodeLabel { name, key: key.to_owned(), value: value.to_owned() }
+            }
         }
     }
 }
@@ -294,7 +330,8 @@ fn time(text: &str) -> Result<Duration, String> {
     parse_duration(text).ok_or_else(|| "give a time such as 30s or 10m".to_owned())
 }
 
-fn ask(way: &Way, command: &Command) -> Result<Answer, String> {
+/// Asks a node.
+pub(crate) fn ask(way: &Way, command: &Command) -> Result<Answer, String> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -324,9 +361,10 @@ pub(crate) fn status(way: &Way) -> Result<ExitCode, String> {
     })
 }
 
-fn print(way: &Way, answer: &Answer) -> Result<(), String> {
+/// Prints an answer.
+pub(crate) fn print(way: &Way, answer: &Answer) -> Result<(), String> {
     if way.write_out == Form::Json {
-        let text = serde_json::to_string_pretty(&answer).map_err(|error| error.to_string())?;
+        let text = serde_json::to_string_pretty(answer).map_err(|error| error.to_string())?;
         println!("{text}");
         return Ok(());
     }
@@ -336,6 +374,7 @@ fn print(way: &Way, answer: &Answer) -> Result<(), String> {
     Ok(())
 }
 
+/// What people read.
 fn lines(answer: &Answer) -> Vec<String> {
     match answer {
         Answer::Done(what) | Answer::Refused(what) => vec![what.clone()],
@@ -344,6 +383,11 @@ fn lines(answer: &Answer) -> Vec<String> {
         Answer::Groups(views) => groups(views),
         Answer::Operators(views) => operators(views),
         Answer::Status(view) => whole(view),
+        Answer::Balance(view) => rebalance::balance(view),
+        Answer::Plan(view) => rebalance::plan(view),
+        Answer::Explained(view) => rebalance::explained(view),
+        Answer::Plans(views) => rebalance::history(views),
+        Answer::Findings(findings) => rebalance::findings(findings),
     }
 }
 
@@ -462,8 +506,8 @@ fn left(until_ms: u64) -> String {
 
 fn nodes(views: &[NodeView]) -> Vec<String> {
     let head = [
-        "NAME", "ID", "STATE", "ZONE", "WEIGHT", "REPLICAS", "LEADERS", "FREE", "PEERS", "CLIENTS",
-        "NOTE",
+        "NAME", "ID", "STATE", "ZONE", "WEIGHT", "REPLICAS", "LEADERS", "FREE", "LABELS", "PEERS",
+        "CLIENTS", "NOTE",
     ];
     let mut table = Table::new(&head);
     for view in views {
@@ -488,6 +532,8 @@ fn nodes(views: &[NodeView]) -> Vec<String> {
             }
         };
         let zone = if view.zone.is_empty() { "-" } else { &view.zone };
+        let labels = view.labels.iter().map(|(key, value)| format!("{key}={value}"));
+        let labels: Vec<String> = labels.collect();
         table.row(vec![
             view.name.clone(),
             format!("{:x}", view.id),
@@ -497,6 +543,7 @@ fn nodes(views: &[NodeView]) -> Vec<String> {
             view.replicas.to_string(),
             view.leaders.to_string(),
             free,
+            if labels.is_empty() { "-".to_owned() } else { labels.join(",") },
             view.peer_urls.join(","),
             view.client_urls.join(","),
             view.note.clone(),

@@ -7,6 +7,7 @@ mod config;
 mod directory;
 mod members;
 mod playground;
+mod rebalance;
 mod rollcall;
 mod start;
 mod steward;
@@ -99,6 +100,13 @@ enum Verb {
         #[command(flatten)]
         way: commands::Way,
     },
+    /// How even the load of the nodes is, and moves that even it out.
+    Rebalance {
+        #[command(flatten)]
+        way: commands::Way,
+        #[command(subcommand)]
+        command: rebalance::RebalanceVerb,
+    },
     /// Print what sets etcdctl up for a tenant: eval $(atoll env acme).
     Env {
         #[command(flatten)]
@@ -130,6 +138,7 @@ fn main() -> ExitCode {
         Verb::Node { way, command } => commands::run(&way, command.into()),
         Verb::Group { way, command } => commands::run(&way, command.into()),
         Verb::Op { way, command } => commands::run(&way, command.into()),
+        Verb::Rebalance { way, command } => rebalance::run(&way, command),
         Verb::Env { way, tenant } => commands::env(&way, &tenant),
     };
     ended(done.map(|()| ExitCode::SUCCESS))

@@ -474,6 +474,7 @@ fn own_record(config: &Config, place: &Place, directory: u64) -> record::Node {
         weight: 1,
         directory,
         state: record::NodeState::Up,
+        labels: Default::default(),
     }
 }
 
@@ -488,6 +489,7 @@ fn founder(member: &Member) -> record::Node {
         weight: 1,
         directory: 0,
         state: record::NodeState::Up,
+        labels: Default::default(),
     }
 }
 

@@ -1,9 +1,12 @@
 //! What an operator may ask of placement, and what comes back. Travels as JSON, so that scripts
 //! can read it; the command line prints it as tables.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
-use crate::record::{NodeState, OperatorState, TenantState, hex};
+use crate::check::Finding;
+use crate::record::{Fate, NodeLoad, NodeState, OperatorState, TenantState, hex};
 
 /// A command.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
@@ -158,6 +161,57 @@ pub enum Command {
         /// Names or ids of nodes.
         to: Vec<String>,
     },
+    /// Where the tenant's groups may be; anywhere if nothing is named.
+    TenantPin {
+        /// Which.
+        name: String,
+        /// Names or ids of nodes.
+        #[serde(default)]
+        to: Vec<String>,
+        /// A zone.
+        #[serde(default)]
+        zone: String,
+    },
+    /// Something to remember of a node.
+    NodeLabel {
+        /// Which.
+        name: String,
+        /// What is remembered.
+        key: String,
+        /// Its value; empty to forget it.
+        value: String,
+    },
+    /// How even the load is.
+    RebalanceShow,
+    /// Makes a plan to even it out.
+    RebalancePlan,
+    /// A plan with the reason of each move.
+    RebalanceExplain {
+        /// Which; the newest without.
+        #[serde(default)]
+        version: Option<u64>,
+    },
+    /// Carries the newest plan out.
+    RebalanceApply {
+        /// Which that is.
+        version: u64,
+        /// Who wants it.
+        #[serde(default)]
+        by: String,
+    },
+    /// Balances nothing until it is resumed.
+    RebalancePause,
+    /// Ends a pause.
+    RebalanceResume,
+    /// Makes a plan that takes back what another has moved.
+    RebalanceRevert {
+        /// That other.
+        version: u64,
+    },
+    /// The plans that were applied.
+    RebalanceHistory,
+    /// Is the ledger sound?
+    RebalanceCheck,
     /// All operators, newest first.
     OperatorList,
     /// One operator.
@@ -188,6 +242,16 @@ pub enum Answer {
     Operators(Vec<OperatorView>),
     /// How everything is.
     Status(Box<StatusView>),
+    /// How even the load is.
+    Balance(Box<BalanceView>),
+    /// A plan.
+    Plan(Box<PlanView>),
+    /// A plan, with the reason of each move.
+    Explained(Box<PlanView>),
+    /// Plans.
+    Plans(Vec<PlanView>),
+    /// What is not sound.
+    Findings(Vec<Finding>),
     /// It was not done, for this reason.
     Refused(String),
 }
@@ -241,6 +305,9 @@ pub struct NodeView {
     pub state: NodeState,
     /// Replicas on it.
     pub replicas: usize,
+    /// What its operator wants to remember of it.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
     /// Where other nodes reach it.
     pub peer_urls: Vec<String>,
     /// Where clients reach it.
@@ -355,6 +422,108 @@ pub struct OperatorView {
     pub begun_ms: u64,
     /// When it ended, 0 while it runs.
     pub ended_ms: u64,
+}
+
+/// How even the load is.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+pub struct BalanceView {
+    /// That in a sentence.
+    pub verdict: String,
+    /// How far the worst node is over the mean, in thousandths of it.
+    pub spread: i64,
+    /// Nothing is balanced by itself.
+    pub paused: bool,
+    /// What each node has to do.
+    pub nodes: Vec<NodeLoadView>,
+    /// What makes the load of nodes that are over the mean.
+    pub heaviest: Vec<String>,
+    /// The plan that is being carried out.
+    pub plan: Option<PlanView>,
+}
+
+/// What a node has to do.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct NodeLoadView {
+    /// The node.
+    pub name: String,
+    /// What it has to do, or had when the plan was made.
+    pub now: NodeLoad,
+    /// What it would have to do after the plan.
+    pub predicted: Option<NodeLoad>,
+    /// What it had to do after the plan.
+    pub measured: Option<NodeLoad>,
+}
+
+/// Where a plan stands.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PlanState {
+    /// It can be applied.
+    Made,
+    /// It cannot be applied any more.
+    Expired,
+    /// It is being carried out.
+    Running,
+    /// It was carried out, as far as it could be.
+    Over,
+}
+
+/// A plan as people see it.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct PlanView {
+    /// Its version.
+    pub version: u64,
+    /// Where it stands.
+    pub state: PlanState,
+    /// When it was made, in milliseconds since 1970.
+    pub made_ms: u64,
+    /// When it was applied, 0 if it was not.
+    pub applied_ms: u64,
+    /// When it was over, 0 before.
+    pub ended_ms: u64,
+    /// Who had it applied.
+    pub by: String,
+    /// What it is for.
+    pub why: String,
+    /// Its moves.
+    pub moves: Vec<MoveView>,
+    /// Moves that were done.
+    pub done: usize,
+    /// Moves that were done or dropped.
+    pub over: usize,
+    /// How much longer it will take at the pace so far, if that can be told.
+    pub left_ms: Option<u64>,
+    /// How far the worst node was over the mean before, in thousandths of it.
+    pub spread_before: Option<i64>,
+    /// What that is to be afterwards.
+    pub spread_predicted: Option<i64>,
+    /// What it was afterwards.
+    pub spread_measured: Option<i64>,
+    /// The nodes before and after.
+    pub nodes: Vec<NodeLoadView>,
+    /// What stays as it is, and why.
+    pub stays: Vec<String>,
+}
+
+/// A move of a plan as people see it.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct MoveView {
+    /// The group.
+    pub group: u64,
+    /// Whose keys it has.
+    pub of: String,
+    /// The node that has less to do afterwards.
+    pub from: String,
+    /// The node that has more to do afterwards.
+    pub to: String,
+    /// Only the lead moves, and no data.
+    pub lead_only: bool,
+    /// Bytes that travel, about.
+    pub bytes: u64,
+    /// Why.
+    pub why: String,
+    /// What came of it.
+    pub fate: Fate,
 }
 
 /// Why a command was not carried out, in words for an operator.

@@ -20,6 +20,7 @@ use crate::inventory::Inventory;
 use crate::ledger::Ledger;
 use crate::office::Office;
 use crate::operators::{self, Step};
+use crate::plans;
 use crate::record::{Group, Operator};
 use crate::repairs;
 
@@ -31,8 +32,8 @@ const HANDOVERS_MAX: usize = 4;
 const TELL_MAX: usize = 128;
 
 impl Office {
-    /// New operators for what is lost and for nodes that are drained, and one step of each that has
-    /// its turn.
+    /// New operators for what is lost, for nodes that are drained and for balance, and one step of
+    /// each that has its turn.
     pub async fn execute(&self, ledger: &Arc<Ledger>, inventory: &Inventory, now_ms: u64) {
         let silent = inventory.silent(ledger, now_ms);
         let repairs = |l: &Ledger| repairs::plan(l, inventory, now_ms);
@@ -46,6 +47,12 @@ impl Office {
             && let Err(error) = self.insist(drains).await
         {
             tracing::debug!(%error, "drains cannot be planned now");
+        }
+        let balance = |l: &Ledger| plans::tend(&l.with_silent(silent.clone()), inventory, now_ms);
+        if balance(ledger).is_some()
+            && let Err(error) = self.insist(balance).await
+        {
+            tracing::debug!(%error, "balance cannot be planned now");
         }
         let ledger = match ledger.with_silent(silent.clone()) {
             Cow::Borrowed(_) => ledger.clone(),
@@ -106,20 +113,24 @@ impl Office {
 
     async fn step(&self, ledger: &Ledger, operator: &Operator, now_ms: u64) {
         let step = operators::next_step(ledger, operator);
-        let (Step::Add(_) | Step::Promote(_) | Step::Remove(_)) = step else {
-            let (id, void) = (operator.id, step == Step::Void);
-            let is_over = |l: &Ledger| {
-                let operator = l.operators.get(&id)?;
-                let still = operators::next_step(l, operator);
-                let over = still == if void { Step::Void } else { Step::Done };
-                over.then(|| operators::finish(l, id, void, now_ms)).flatten()
-            };
-            if let Err(error) = self.insist(is_over).await {
-                tracing::debug!(%error, operator = id, "its end cannot be written now");
+        let group = ledger.groups.get(&operator.group);
+        let (Some(group), Step::Add(_) | Step::Promote(_) | Step::Remove(_)) = (group, &step)
+        else {
+            if let (Some(group), Step::Lead(node)) = (group, &step)
+                && let Err(error) = self.ask(group, hand_over(*node)).await
+            {
+                tracing::debug!(operator = operator.id, group = group.id, %error, "waits");
+                return;
             }
-            return;
+            return self.end(operator, &step, now_ms).await;
         };
-        let Some(group) = ledger.groups.get(&operator.group) else { return };
+        // The one that is to go may lead: it is to hand over to the right one.
+        let heir = group.replicas.iter().find(|r| r.node == operator.leader && !r.learner);
+        if let (Step::Remove(_), Some(heir)) = (&step, heir)
+            && let Err(error) = self.ask(group, hand_over(heir.node)).await
+        {
+            tracing::debug!(operator = operator.id, group = group.id, %error, "no handover");
+        }
         // Of the replicas that are to go one may not go yet, for the sake of the quorum.
         let steps = match &step {
             Step::Remove(_) => operators::removals(group, operator),
@@ -139,6 +150,19 @@ impl Office {
                     return;
                 }
             }
+        }
+    }
+
+    /// Writes down that an operator is over, if its last step still is what it was.
+    async fn end(&self, operator: &Operator, step: &Step, now_ms: u64) {
+        let (id, void) = (operator.id, *step == Step::Void);
+        let is_over = |l: &Ledger| {
+            let operator = l.operators.get(&id)?;
+            let over = operators::next_step(l, operator) == *step;
+            over.then(|| operators::finish(l, id, void, now_ms)).flatten()
+        };
+        if let Err(error) = self.insist(is_over).await {
+            tracing::debug!(%error, operator = id, "its end cannot be written now");
         }
     }
 
@@ -164,14 +188,18 @@ fn handovers<'a>(ledger: &'a Ledger, inventory: &Inventory, now_ms: u64) -> Vec<
     operators::stranded(ledger).into_iter().filter_map(handover).take(HANDOVERS_MAX).collect()
 }
 
-/// A step as the group's leader is asked for it. Panics for the end of an operator, which is no
-/// change of the members.
+fn hand_over(node: u64) -> Request {
+    Request::MoveLeader(MoveLeaderRequest { target_id: node })
+}
+
+/// A step as the group's leader is asked for it. Panics for what is no change of the
+/// members: a handover, the end of an operator.
 pub fn change(ledger: &Ledger, group: &Group, step: &Step) -> Request {
     let (kind, node, replica) = match step {
         Step::Add(node) => (Kind::Add, *node, 0),
         Step::Promote(which) => (Kind::Promote, which.node, which.replica),
         Step::Remove(which) => (Kind::Remove, which.node, which.replica),
-        Step::Done | Step::Void => unreachable!("nothing is asked of the group then"),
+        Step::Lead(_) | Step::Done | Step::Void => unreachable!("the members stay as they are"),
     };
     let known = ledger.nodes.get(&node);
     let member = Member {

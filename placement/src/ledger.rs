@@ -14,7 +14,9 @@ use proto::etcd::{
 };
 use proto::mvccpb::{Event, event::EventType};
 
-use crate::record::{Group, META_KEY, Meta, Node, Operator, Record, Reserved, Tenant, Unreadable};
+use crate::record::{
+    Group, META_KEY, Meta, Node, Operator, Plan, Record, Reserved, Tenant, Unreadable,
+};
 
 /// See the module.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -38,6 +40,8 @@ pub struct Ledger {
     pub silent: BTreeSet<u64>,
     /// Names that are not given again yet.
     pub reserved: BTreeMap<String, Reserved>,
+    /// Plans by version.
+    pub plans: BTreeMap<u64, Plan>,
 }
 
 /// Rows to be written or removed together.
@@ -95,6 +99,9 @@ impl Ledger {
             Some(Record::Reserved(reserved)) => {
                 self.reserved.insert(reserved.name.clone(), reserved);
             }
+            Some(Record::Plan(plan)) => {
+                self.plans.insert(plan.version, plan);
+            }
             None => {}
         }
         Ok(())
@@ -117,6 +124,7 @@ impl Ledger {
             "tenant" => drop(self.tenants.remove(&id)),
             "group" => drop(self.groups.remove(&id)),
             "operator" => drop(self.operators.remove(&id)),
+            "plan" => drop(self.plans.remove(&id)),
             _ => {}
         }
     }
@@ -139,7 +147,8 @@ impl Ledger {
         bytes
     }
 
-    /// Reads what [`Ledger::save`] wrote: without operators, which are not needed there.
+    /// Reads what [`Ledger::save`] wrote: without operators and plans, which are not
+    /// needed there.
     pub fn load(bytes: &[u8]) -> Result<Ledger, Unreadable> {
         let bad = |why: &str| Unreadable { key: "of the copy".into(), why: why.into() };
         let text = std::str::from_utf8(bytes).map_err(|_| bad("it is no text"))?;
@@ -178,6 +187,27 @@ impl Ledger {
     pub fn node(&self, name: &str) -> Option<&Node> {
         let by_name = self.nodes.values().find(|node| node.name == name);
         by_name.or_else(|| self.nodes.get(&u64::from_str_radix(name, 16).ok()?))
+    }
+
+    /// May groups of the tenant be on the node? Those of nobody may be anywhere.
+    pub fn fits(&self, tenant: u64, node: &Node) -> bool {
+        self.tenants.get(&tenant).is_none_or(|tenant| tenant.fits(node))
+    }
+
+    /// What people call a node.
+    pub fn node_name(&self, node: u64) -> String {
+        self.nodes.get(&node).map_or_else(|| format!("{node:016x}"), |node| node.name.clone())
+    }
+
+    /// What people call a group: by whose keys it has.
+    pub fn group_name(&self, group: &Group) -> String {
+        let tenant = self.tenants.get(&group.tenant);
+        let namespace = tenant.and_then(|t| t.namespaces.iter().find(|n| n.id == group.namespace));
+        match (tenant, namespace) {
+            (Some(tenant), Some(namespace)) => tenant.full_name(namespace),
+            _ if group.tenant == 0 => "(placement)".to_owned(),
+            _ => "(gone)".to_owned(),
+        }
     }
 
     /// The transaction that makes `change` if this is still the ledger.

@@ -10,6 +10,10 @@
 //!   record.rs    what the ledger holds, and the bytes of it
 //!   ledger.rs    all records at one revision; a change of it as one transaction (pure)
 //!   inventory.rs what nodes say of themselves: load, room, damage (pure)
+//!   balance.rs   which moves would even the load out (pure)
+//!   plans.rs     plans of such moves: made, applied, taken back, judged (pure)
+//!   pins.rs      where a tenant may be (pure)
+//!   check.rs     is the ledger sound? (pure)
 //!   ring.rs      which nodes a new group is proposed to (pure)
 //!   command.rs   what an operator may ask and hears back
 //!   tenants.rs   commands about tenants and namespaces (pure)
@@ -29,7 +33,9 @@
 //! * an id that was given is never given again;
 //! * nothing here names a shard or a router: groups are reached through [`proto::group::Groups`].
 
+pub mod balance;
 pub mod charters;
+pub mod check;
 pub mod command;
 pub mod executor;
 pub mod health;
@@ -38,12 +44,16 @@ pub mod ledger;
 pub mod nodes;
 pub mod office;
 pub mod operators;
+pub mod pins;
+pub mod plans;
 pub mod record;
 pub mod repairs;
 pub mod ring;
 pub mod status;
 pub mod tenants;
 pub mod view;
+#[cfg(test)]
+mod world;
 
 pub use command::{Answer, Command, Refusal};
 pub use ledger::Ledger;

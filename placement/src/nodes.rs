@@ -40,6 +40,8 @@ pub fn found(
         replicas,
         default_tenant: if default_tenant { id::DEFAULT_TENANT.0 } else { 0 },
         repair_after_ms: repair_after_ms(),
+        last_plan: 0,
+        balance_paused: false,
     };
     let kind = NamespaceKind::Separate { cluster_id: cluster, port: 0, group: id::DEFAULT_GROUP.0 };
     let tenant = Tenant {
@@ -56,6 +58,7 @@ pub fn found(
             deleted_ms: 0,
             kind,
         }],
+        pin: None,
     };
     let first: Vec<Founder> = founders.iter().map(Founder::of).collect();
     let group = |id: u64, tenant: u64| Group {
@@ -108,6 +111,7 @@ pub fn register(ledger: &Ledger, node: Node) -> Option<Change> {
             zone: if node.zone.is_empty() { known.zone.clone() } else { node.zone },
             weight: known.weight,
             state: known.state,
+            labels: known.labels.clone(),
             directory: if known.directory == 0 { node.directory } else { known.directory },
             ..node
         },
@@ -186,6 +190,27 @@ pub fn set_weight(ledger: &Ledger, name: &str, weight: u32) -> Planned {
 /// The zone that a node is in.
 pub fn set_zone(ledger: &Ledger, name: &str, zone: &str) -> Planned {
     changed(ledger, Node { zone: zone.to_owned(), ..find(ledger, name)? })
+}
+
+/// Remembers something of a node, or forgets it.
+pub fn set_label(ledger: &Ledger, name: &str, key: &str, value: &str) -> Planned {
+    let mut node = find(ledger, name)?;
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./".contains(&byte);
+    for text in [key, value] {
+        if text.len() > 63 || !text.bytes().all(plain) {
+            let rule = "labels have up to 63 of a-z, A-Z, 0-9, -, _, . and /";
+            return Err(refused(format!("\"{text}\" cannot be: {rule}")));
+        }
+    }
+    match (key, value) {
+        ("", _) => return Err(refused("a label has a name: KEY=VALUE")),
+        (key, "") => drop(node.labels.remove(key)),
+        (key, value) => drop(node.labels.insert(key.to_owned(), value.to_owned())),
+    }
+    if node.labels.len() > 32 {
+        return Err(refused(format!("node \"{name}\" has 32 labels already")));
+    }
+    changed(ledger, node)
 }
 
 /// All nodes, with what they say of themselves.
@@ -272,6 +297,7 @@ fn view(ledger: &Ledger, node: &Node) -> NodeView {
         weight: node.weight,
         state: node.state,
         replicas: replicas.filter(|replica| replica.node == node.id).count(),
+        labels: node.labels.clone(),
         peer_urls: node.peer_urls.clone(),
         client_urls: node.client_urls.clone(),
         silent_ms: 0,

@@ -23,7 +23,7 @@ use crate::inventory::Inventory;
 use crate::ledger::{Change, Ledger};
 use crate::record::{END, Node, NodeState, PREFIX, Replica};
 use crate::tenants::{self, Planned};
-use crate::{nodes, operators, status};
+use crate::{check, nodes, operators, pins, plans, status};
 
 /// Tries before a change that always meets another one is given up.
 const TRIES: usize = 20;
@@ -185,10 +185,16 @@ impl Office {
             Command::GroupList => Ok(tenants::groups(&self.read().await?)),
             Command::OperatorList => operators::show(&self.read().await?, None),
             Command::OperatorShow { id } => operators::show(&self.read().await?, Some(*id)),
+            Command::RebalanceShow => Ok(plans::show(&self.read().await?, inventory, now_ms)),
+            Command::RebalanceExplain { version } => {
+                plans::explain(&self.read().await?, *version, now_ms)
+            }
+            Command::RebalanceHistory => Ok(plans::history(&self.read().await?, now_ms)),
+            Command::RebalanceCheck => Ok(Answer::Findings(check::check(&self.read().await?))),
             changing => {
                 let plan = |ledger: &Ledger| {
                     let silent = inventory.silent(ledger, now_ms);
-                    plan(&ledger.with_silent(silent), changing, now_ms)
+                    plan(&ledger.with_silent(silent), changing, inventory, now_ms)
                 };
                 let answer = self.change(plan).await?;
                 Ok(self.bring_about(answer, now_ms).await)
@@ -285,7 +291,7 @@ fn show(sender: &watch::Sender<Arc<Ledger>>, ledger: &Ledger) {
 }
 
 /// What a changing command would change.
-fn plan(ledger: &Ledger, command: &Command, now_ms: u64) -> Planned {
+fn plan(ledger: &Ledger, command: &Command, inventory: &Inventory, now_ms: u64) -> Planned {
     match command {
         Command::TenantCreate { name, replicas, port, reuse_name: true } => {
             tenants::create_reusing(ledger, name, *replicas, *port)
@@ -318,6 +324,15 @@ fn plan(ledger: &Ledger, command: &Command, now_ms: u64) -> Planned {
         Command::NodeRemove { name, force: true } => nodes::give_up(ledger, name),
         Command::NodeRepairAfter { ms } => nodes::set_repair_after(ledger, *ms),
         Command::TenantMove { name, to } => operators::move_tenant(ledger, name, to, now_ms),
+        Command::TenantPin { name, to, zone } => pins::pin(ledger, name, to, zone, now_ms),
+        Command::NodeLabel { name, key, value } => nodes::set_label(ledger, name, key, value),
+        Command::RebalancePlan => plans::make(ledger, inventory, now_ms),
+        Command::RebalanceApply { version, by } => {
+            plans::apply(ledger, inventory, *version, by, now_ms)
+        }
+        Command::RebalanceRevert { version } => plans::revert(ledger, inventory, *version, now_ms),
+        Command::RebalancePause => plans::pause(ledger, now_ms),
+        Command::RebalanceResume => plans::resume(ledger),
         Command::OperatorCancel { id } => operators::cancel(ledger, *id),
         Command::TenantList
         | Command::TenantShow { .. }
@@ -326,6 +341,10 @@ fn plan(ledger: &Ledger, command: &Command, now_ms: u64) -> Planned {
         | Command::Status
         | Command::OperatorList
         | Command::OperatorShow { .. }
+        | Command::RebalanceShow
+        | Command::RebalanceExplain { .. }
+        | Command::RebalanceHistory
+        | Command::RebalanceCheck
         | Command::GroupList => Ok((Change::default(), Answer::Done(String::new()))),
     }
 }

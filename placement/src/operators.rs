@@ -11,6 +11,7 @@
 //!   a learner that is not          -> remove it
 //!   more voters than wanted        -> remove one that is not wanted
 //!   a wanted node without replica  -> add a learner there
+//!   a wanted leader                -> hand over to it   (nothing to do for one that leads)
 //!   otherwise                      -> done
 //! ```
 //!
@@ -46,6 +47,8 @@ pub enum Step {
     Promote(Replica),
     /// Remove a replica.
     Remove(Replica),
+    /// Have the node lead, and that is all.
+    Lead(u64),
     /// Nothing: the group is where it is to be.
     Done,
     /// Nothing: the group is no more.
@@ -77,6 +80,7 @@ pub fn next_step(ledger: &Ledger, operator: &Operator) -> Step {
     let has = |node: u64| group.replicas.iter().any(|replica| replica.node == node);
     match operator.target.iter().find(|node| !has(**node)) {
         Some(node) => Step::Add(*node),
+        None if operator.leader != 0 => Step::Lead(operator.leader),
         None => Step::Done,
     }
 }
@@ -128,9 +132,30 @@ pub fn running(ledger: &Ledger) -> Vec<&Operator> {
 }
 
 /// The operator that works on a group.
-pub(crate) fn holder(ledger: &Ledger, group: u64) -> Option<&Operator> {
+pub fn holder(ledger: &Ledger, group: u64) -> Option<&Operator> {
     let running = |o: &&Operator| o.state == OperatorState::Running && o.group == group;
     ledger.operators.values().find(running)
+}
+
+/// Makes room for an operator of `priority` on a group: the end of a weaker one, which needs no
+/// more than that, since the next one goes on from the members that are. Refused when a stronger
+/// or equal one works there.
+pub fn displace(
+    ledger: &Ledger,
+    group: u64,
+    priority: Priority,
+    now_ms: u64,
+) -> Result<Option<Record>, Refusal> {
+    match holder(ledger, group) {
+        None => Ok(None),
+        Some(weaker) if weaker.yields_to(priority) => {
+            Ok(Some(Record::Operator(weaker.given_up(now_ms))))
+        }
+        Some(holder) => {
+            let (id, why) = (holder.id, &holder.why);
+            Err(refused(format!("operator {id} works on group {group}: {why}")))
+        }
+    }
 }
 
 /// A new operator without anything lost.
@@ -149,6 +174,7 @@ pub(crate) fn begin(
         group: group.id,
         target,
         lost: Vec::new(),
+        leader: 0,
         priority,
         why,
         state: OperatorState::Running,
@@ -176,20 +202,24 @@ pub fn finish(ledger: &Ledger, id: u64, void: bool, now_ms: u64) -> Option<Chang
     Some(change)
 }
 
-/// The operator with no other wish than the voters that its group has.
-pub(crate) fn taken_back(ledger: &Ledger, operator: &Operator) -> Option<Operator> {
-    let group = ledger.groups.get(&operator.group)?;
-    let mut target: Vec<u64> = voters(group).map(|replica| replica.node).collect();
+/// An operator that is taken back: the group stays with the voters that it has.
+pub(crate) fn taken_back(ledger: &Ledger, operator: &Operator) -> Operator {
+    let group = ledger.groups.get(&operator.group);
+    let voters = group.into_iter().flat_map(voters);
+    let mut target: Vec<u64> = voters.map(|replica| replica.node).collect();
     // One voter too many is the one that was to go.
     while target.len() > operator.target.len() {
         let extra = target.iter().rposition(|node| !operator.target.contains(node));
         target.remove(extra.unwrap_or(target.len() - 1));
     }
-    let why = format!("{}{}", operator.why, Operator::CANCELLED);
-    Some(Operator { target, why, lost: Vec::new(), ..operator.clone() })
+    let why = match operator.cancelled() {
+        true => operator.why.clone(),
+        false => format!("{}{}", operator.why, Operator::CANCELLED),
+    };
+    Operator { target, leader: 0, why, lost: Vec::new(), ..operator.clone() }
 }
 
-/// Takes an operator back: the group stays with the voters that it has.
+/// Takes an operator back.
 pub fn cancel(ledger: &Ledger, id: u64) -> Planned {
     let operator = ledger.operators.get(&id);
     let operator = operator.ok_or_else(|| refused(format!("there is no operator {id}")))?;
@@ -200,7 +230,6 @@ pub fn cancel(ledger: &Ledger, id: u64) -> Planned {
         return Err(refused(format!("operator {id} replaces what is lost: it goes on")));
     }
     let operator = taken_back(ledger, operator);
-    let operator = operator.ok_or_else(|| refused(format!("operator {id} has lost its group")))?;
     let answer = Answer::Operators(vec![view(ledger, &operator)]);
     Ok((Change::default().put(Record::Operator(operator)), answer))
 }
@@ -214,22 +243,21 @@ pub fn move_tenant(ledger: &Ledger, name: &str, to: &[String], now_ms: u64) -> P
         return Err(refused(format!("tenant \"{name}\" is deleted")));
     }
     let target = chosen(ledger, to)?;
+    let elsewhere = |id: &&u64| ledger.nodes.get(id).is_some_and(|node| !tenant.fits(node));
+    if let Some(node) = target.iter().find(elsewhere) {
+        let node = ledger.node_name(*node);
+        return Err(refused(format!("tenant \"{name}\" is pinned to other nodes than \"{node}\"")));
+    }
     let mut change = Change::default();
     let mut views = Vec::new();
     for group in ledger.groups.values().filter(|g| g.tenant == tenant.id && !g.dead) {
-        if let Some(holder) = holder(ledger, group.id) {
-            let (id, why) = (holder.id, &holder.why);
-            if !holder.yields_to(Priority::User) {
-                let group = group.id;
-                return Err(refused(format!("operator {id} works on group {group}: {why}")));
-            }
-            change = change.put(Record::Operator(holder.given_up(now_ms)));
-        }
+        let displaced = displace(ledger, group.id, Priority::User, now_ms)?;
         let target: Vec<u64> = target.iter().copied().collect();
         let why = format!("move tenant {name}");
         let operator = begin(&mut meta, group, target, Priority::User, why, now_ms);
         if next_step(ledger, &operator) != Step::Done {
             views.push(view(ledger, &operator));
+            change = displaced.into_iter().fold(change, Change::put);
             change = change.put(Record::Operator(operator));
         }
     }
@@ -271,17 +299,12 @@ pub fn plan_drains(ledger: &Ledger, now_ms: u64) -> Option<Change> {
     for group in ledger.groups.values().filter(|group| !group.dead) {
         let leaving = group.replicas.iter().find(|replica| draining(replica.node));
         let Some(leaving) = leaving.filter(|_| room > 0) else { continue };
-        let holder = holder(ledger, group.id);
-        if holder.is_some_and(|holder| !holder.yields_to(Priority::Drain)) {
-            continue;
-        }
+        let Ok(displaced) = displace(ledger, group.id, Priority::Drain, now_ms) else { continue };
         let Some(target) = without(ledger, group, leaving.node) else { continue };
-        if let Some(holder) = holder {
-            change = change.put(Record::Operator(holder.given_up(now_ms)));
-        }
         let node = ledger.nodes.get(&leaving.node).map_or("", |node| &node.name);
         let why = drain_of(node);
         let operator = begin(&mut meta, group, target, Priority::Drain, why, now_ms);
+        change = displaced.into_iter().fold(change, Change::put);
         change = change.put(Record::Operator(operator));
         room -= 1;
     }
@@ -309,7 +332,9 @@ pub(crate) fn one_more(
 ) -> Option<u64> {
     let zones: BTreeSet<&str> =
         stay.iter().filter_map(|id| ledger.nodes.get(id)).map(|n| n.zone.as_str()).collect();
-    let others = ledger.answering().filter(|n| !stay.contains(&n.id) && fits(n.id));
+    let pinned =
+        |node: &Node| ledger.groups.get(&group).is_none_or(|g| ledger.fits(g.tenant, node));
+    let others = ledger.answering().filter(|n| !stay.contains(&n.id) && fits(n.id) && pinned(n));
     let proposed = ring::propose(others, group, ledger.nodes.len());
     let apart = |node: &&&Node| node.zone.is_empty() || !zones.contains(node.zone.as_str());
     Some(proposed.iter().find(apart).or(proposed.first())?.id)
@@ -348,15 +373,13 @@ pub fn show(ledger: &Ledger, id: Option<u64>) -> Result<Answer, Refusal> {
 
 /// An operator as people see it.
 pub(crate) fn view(ledger: &Ledger, operator: &Operator) -> OperatorView {
-    let name = |node: &u64| match ledger.nodes.get(node) {
-        Some(node) => node.name.clone(),
-        None => format!("{node:x}"),
-    };
+    let name = |node: &u64| ledger.node_name(*node);
     let step = match next_step(ledger, operator) {
         _ if operator.state != OperatorState::Running => String::new(),
         Step::Add(node) => format!("add a learner on {}", name(&node)),
         Step::Promote(replica) => format!("let {} catch up and vote", name(&replica.node)),
         Step::Remove(replica) => format!("remove {}", name(&replica.node)),
+        Step::Lead(node) => format!("hand over to {}", name(&node)),
         Step::Done | Step::Void => "finish".to_owned(),
     };
     OperatorView {
@@ -392,7 +415,7 @@ pub(crate) mod tests {
                 found.expect("it is a replica").learner = false;
             }
             Step::Remove(which) => replicas.retain(|r| r.replica != which.replica),
-            Step::Done | Step::Void => return ledger.clone(),
+            Step::Lead(_) | Step::Done | Step::Void => return ledger.clone(),
         }
         let version = group.membership_version + 1;
         let change = nodes::report(ledger, group.id, version, &replicas, &[]);

@@ -8,10 +8,13 @@
 //!   atoll/group/<id>        a group and its replicas
 //!   atoll/operator/<id>     work on a group, under way or over
 //!   atoll/reserved/<name>   the name of a tenant that was purged not long ago
+//!   atoll/plan/<version>    moves that would even the load out, and what came of them
 //! ```
 //!
 //! Ids stand in keys and values as sixteen hexadecimal digits: they need all 64 bits, which JSON's
 //! numbers do not have. Unknown fields are kept out of old programs by `Meta::format`.
+
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
@@ -78,6 +81,12 @@ pub struct Meta {
     /// How long a node may be silent before its replicas are replaced, in milliseconds.
     #[serde(default = "repair_after_ms")]
     pub repair_after_ms: u64,
+    /// The version of the last plan, 0 if there was none.
+    #[serde(default)]
+    pub last_plan: u64,
+    /// Nothing is balanced by itself.
+    #[serde(default)]
+    pub balance_paused: bool,
 }
 
 /// What [`Meta::repair_after_ms`] is before somebody has said something else.
@@ -109,6 +118,9 @@ pub struct Node {
     /// What may be put there.
     #[serde(default)]
     pub state: NodeState,
+    /// What its operator wants to remember of it.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
 }
 
 /// What may be put on a node.
@@ -150,6 +162,19 @@ pub struct Tenant {
     pub next_namespace: u64,
     /// Its virtual etcds: the default one first.
     pub namespaces: Vec<Namespace>,
+    /// Where its groups may be, if not anywhere.
+    #[serde(default)]
+    pub pin: Option<Pin>,
+}
+
+/// Where a tenant's groups may be.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Pin {
+    /// On these nodes.
+    Nodes(#[serde(with = "hex_list")] Vec<u64>),
+    /// On the nodes of this zone.
+    Zone(String),
 }
 
 /// What a group is born with needs not be told.
@@ -286,6 +311,9 @@ pub struct Operator {
     /// Replicas that are lost: they go first, also those whose nodes are wanted.
     #[serde(default, with = "hex_list")]
     pub lost: Vec<u64>,
+    /// The one of them that is to lead it then; 0 if any may.
+    #[serde(default, with = "hex")]
+    pub leader: u64,
     /// What it may push aside.
     pub priority: Priority,
     /// What it is for, in words.
@@ -352,6 +380,106 @@ pub enum OperatorState {
     Void,
 }
 
+/// Moves that would even the load out, what they would lead to, and what came of them. See
+/// `plans.rs`.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Plan {
+    /// Its number; the next one is one higher.
+    pub version: u64,
+    /// When it was made, in milliseconds since 1970.
+    pub made_ms: u64,
+    /// Who had it applied; empty while nobody has.
+    #[serde(default)]
+    pub by: String,
+    /// What it is for, in words.
+    pub why: String,
+    /// When it was applied, 0 if it was not.
+    #[serde(default)]
+    pub applied_ms: u64,
+    /// When the last move was over, 0 before.
+    #[serde(default)]
+    pub ended_ms: u64,
+    /// The moves, in order: at most one for a group.
+    pub moves: Vec<Move>,
+    /// The nodes as they were when it was made.
+    pub before: Vec<NodeLoad>,
+    /// The nodes as they would be after all moves.
+    pub predicted: Vec<NodeLoad>,
+    /// The nodes as they were a while after the end; empty before.
+    #[serde(default)]
+    pub measured: Vec<NodeLoad>,
+    /// What stays uneven, and why.
+    #[serde(default)]
+    pub stays: Vec<String>,
+}
+
+/// One move of a plan.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Move {
+    /// The group.
+    pub group: u64,
+    /// The members that it was planned for: with others it is dropped.
+    pub membership_version: u64,
+    /// The node that has less to do afterwards.
+    #[serde(with = "hex")]
+    pub from: u64,
+    /// The node that has more to do afterwards.
+    #[serde(with = "hex")]
+    pub to: u64,
+    /// The nodes where the group is to be.
+    #[serde(with = "hex_list")]
+    pub target: Vec<u64>,
+    /// The node that is to lead it, 0 if any may.
+    #[serde(default, with = "hex")]
+    pub leader: u64,
+    /// Bytes that travel, about.
+    #[serde(default)]
+    pub bytes: u64,
+    /// Why, in words.
+    pub why: String,
+    /// What came of it.
+    #[serde(default)]
+    pub fate: Fate,
+}
+
+/// What came of a move of a plan.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fate {
+    /// Nothing yet.
+    #[default]
+    Waiting,
+    /// This operator works on it.
+    Begun(u64),
+    /// It was done.
+    Done,
+    /// It was not done, for this reason.
+    Dropped(String),
+}
+
+/// What a node has to do, against the mean of all.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+pub struct NodeLoad {
+    /// The node.
+    #[serde(with = "hex")]
+    pub node: u64,
+    /// CPU time spent for groups, in microseconds a second.
+    pub cpu_us_per_s: u64,
+    /// Bytes a second appended for groups.
+    pub write_bytes_per_s: u64,
+    /// Groups led.
+    pub leaders: u64,
+    /// Replicas.
+    pub replicas: u64,
+    /// Bytes of groups.
+    pub size_bytes: u64,
+    /// How far it is over the mean in what it has most of, in thousandths of the mean; below 0 if
+    /// it has less than the mean of everything.
+    pub over: i64,
+    /// What it has most of.
+    pub most: String,
+}
+
 // === impl Founder, impl Replica ===
 
 impl Founder {
@@ -381,6 +509,8 @@ pub enum Record {
     Operator(Operator),
     /// A name that nobody has now.
     Reserved(Reserved),
+    /// A plan.
+    Plan(Plan),
 }
 
 /// A row that cannot be read.
@@ -405,6 +535,7 @@ impl Record {
             Record::Group(group) => group_key(group.id),
             Record::Operator(operator) => operator_key(operator.id),
             Record::Reserved(reserved) => reserved_key(&reserved.name),
+            Record::Plan(plan) => plan_key(plan.version),
         }
     }
 
@@ -417,6 +548,7 @@ impl Record {
             Record::Group(group) => serde_json::to_vec(group),
             Record::Operator(operator) => serde_json::to_vec(operator),
             Record::Reserved(reserved) => serde_json::to_vec(reserved),
+            Record::Plan(plan) => serde_json::to_vec(plan),
         };
         written.expect("records have nothing that JSON cannot say")
     }
@@ -440,6 +572,7 @@ impl Record {
             "group" => Record::Group(serde_json::from_slice(value).map_err(why)?),
             "operator" => Record::Operator(serde_json::from_slice(value).map_err(why)?),
             "reserved" => Record::Reserved(serde_json::from_slice(value).map_err(why)?),
+            "plan" => Record::Plan(serde_json::from_slice(value).map_err(why)?),
             _ => return Ok(None),
         };
         Ok(Some(record))
@@ -471,12 +604,26 @@ pub fn reserved_key(name: &str) -> String {
     format!("{PREFIX}reserved/{name}")
 }
 
+/// Key of a plan.
+pub fn plan_key(version: u64) -> String {
+    format!("{PREFIX}plan/{version:016x}")
+}
+
 // === impl Tenant ===
 
 impl Tenant {
     /// What clients of a namespace of it may do.
     pub fn state_of(&self, namespace: &Namespace) -> TenantState {
         if namespace.deleted_ms > 0 { TenantState::Deleted } else { self.state }
+    }
+
+    /// May its groups be on the node?
+    pub fn fits(&self, node: &Node) -> bool {
+        match &self.pin {
+            None => true,
+            Some(Pin::Nodes(nodes)) => nodes.contains(&node.id),
+            Some(Pin::Zone(zone)) => *zone == node.zone,
+        }
     }
 
     /// Name by which clients choose a namespace of it.
@@ -520,6 +667,7 @@ mod tests {
                 deleted_ms: 5,
                 kind: shared,
             }],
+            pin: Some(Pin::Nodes(vec![u64::MAX])),
         };
         let reserved = Reserved { name: "beef".into(), tenant: 2, until_ms: 9 };
         for record in [Record::Group(group), Record::Tenant(tenant), Record::Reserved(reserved)] {

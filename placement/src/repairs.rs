@@ -94,7 +94,7 @@ impl Plan<'_> {
             return None;
         }
         self.missing(group, operator)?;
-        operators::taken_back(self.ledger, operator)
+        Some(operators::taken_back(self.ledger, operator))
     }
 
     /// A repair whose target is lost as well takes another one.
@@ -226,7 +226,7 @@ mod tests {
                     Step::Done => {
                         finish(&world.ledger, operator.id, false, 7).map(|c| c.applied_to(&seen))
                     }
-                    Step::Void => panic!("groups do not end here"),
+                    Step::Void | Step::Lead(_) => panic!("nobody wants {step:?} here"),
                     Step::Add(node) => {
                         assert!(health.is_node_well(*node), "brought to node {node}");
                         Some(carry_out(&seen, operator, &step))

@@ -101,6 +101,7 @@ mod tests {
             weight,
             directory: 0,
             state: NodeState::Up,
+            labels: BTreeMap::new(),
         }
     }
 

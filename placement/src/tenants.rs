@@ -6,8 +6,8 @@
 use crate::command::{Answer, GroupView, Refusal, TenantView, refused};
 use crate::ledger::{Change, Ledger};
 use crate::record::{
-    FIRST_VERSION, Founder, Group, Meta, Namespace, NamespaceKind, Record, Replica, Reserved,
-    Tenant, TenantState,
+    FIRST_VERSION, Founder, Group, Meta, Namespace, NamespaceKind, Record, Reserved, Tenant,
+    TenantState,
 };
 use crate::ring;
 
@@ -72,7 +72,8 @@ fn new_group(
     if count.is_multiple_of(2) || count > 7 {
         return Err(refused(format!("{count} replicas: say 1, 3, 5 or 7")));
     }
-    let homes = ring::propose(ledger.answering(), id, count);
+    let fit = ledger.answering().filter(|node| ledger.fits(owner.0, node));
+    let homes = ring::propose(fit, id, count);
     if homes.len() < count {
         let usable = homes.len();
         return Err(refused(format!(
@@ -139,6 +140,7 @@ pub fn create_reusing(ledger: &Ledger, name: &str, replicas: usize, port: u16) -
         version: FIRST_VERSION,
         next_namespace: 0,
         namespaces: vec![separate(&group, "", port)],
+        pin: None,
     };
     let change = Change::default()
         .put(Record::Meta(meta))
@@ -426,11 +428,7 @@ fn views(ledger: &Ledger, tenant: &Tenant) -> Vec<TenantView> {
 }
 
 fn node_names(ledger: &Ledger, group: &Group) -> Vec<String> {
-    let name = |replica: &Replica| match ledger.nodes.get(&replica.node) {
-        Some(node) => node.name.clone(),
-        None => format!("{:016x}", replica.node),
-    };
-    group.replicas.iter().map(name).collect()
+    group.replicas.iter().map(|replica| ledger.node_name(replica.node)).collect()
 }
 
 /// All groups.
@@ -470,6 +468,7 @@ pub(crate) mod tests {
             weight: 1,
             directory: 0,
             state: Default::default(),
+            labels: Default::default(),
         };
         let nodes: Vec<Node> = (1..=4).map(node).collect();
         let founders: Vec<Node> = nodes.iter().take(3).cloned().collect();

@@ -36,6 +36,7 @@ impl Moves {
             weight: 1,
             directory: 0,
             state: NodeState::Up,
+            labels: Default::default(),
         };
         let first: Vec<Place> = (1..=founders).map(node).collect();
         let empty = Ledger::default();
@@ -99,6 +100,7 @@ impl Moves {
             id: self.operators,
             group: id::DEFAULT_GROUP.0,
             target: target.map(|(_, node)| *node).collect(),
+            leader: 0,
             priority: Priority::User,
             why: "move".to_owned(),
             state: OperatorState::Running,
