@@ -5,7 +5,7 @@
 //! last. Whoever leads the system group asks all nodes at once, again and again, and forgets
 //! everything when it leads no more. Any other node that needs the inventory asks for it there.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,6 +45,8 @@ pub(crate) struct RollCall {
     handle: NodeHandle,
     /// What has been heard here; empty where placement is not led.
     heard: Mutex<Inventory>,
+    /// Nodes that have been expected to answer.
+    asked: Mutex<BTreeSet<u64>>,
     before: Mutex<Counted>,
     /// Where the nodes are.
     urls: Mutex<BTreeMap<u64, String>>,
@@ -86,6 +88,7 @@ impl RollCall {
             directory,
             handle,
             heard: Mutex::default(),
+            asked: Mutex::default(),
             before: Mutex::default(),
             urls: Mutex::default(),
             channels: Mutex::default(),
@@ -122,7 +125,9 @@ impl RollCall {
                 let mut heard = self.heard.lock();
                 if heard.since_ms == 0 {
                     heard.since_ms = now_ms();
+                    *self.asked.lock() = ledger.nodes.keys().copied().collect();
                 }
+                heard.later_ms.retain(|node, _| ledger.nodes.contains_key(node));
                 heard.nodes.retain(|node, _| ledger.nodes.contains_key(node));
             }
             self.ask_all(&ledger).await;
@@ -166,6 +171,14 @@ impl RollCall {
     pub(crate) fn introduce(&self, ledger: &Ledger) {
         let url = |node: &Node| Some((node.id, node.peer_urls.first()?.clone()));
         *self.urls.lock() = ledger.nodes.values().filter_map(url).collect();
+        let mut heard = self.heard.lock();
+        let mut asked = self.asked.lock();
+        for node in ledger.nodes.keys() {
+            // Who came just now has not been silent.
+            if heard.since_ms != 0 && asked.insert(*node) {
+                heard.later_ms.insert(*node, now_ms());
+            }
+        }
     }
 
     /// What is known of all nodes: here, or where placement is led. Empty if nobody says that it
@@ -186,7 +199,8 @@ impl RollCall {
             let told = answer.map(Response::into_inner).ok().filter(|told| told.since_ms != 0);
             if let Some(told) = told {
                 let nodes = told.nodes.into_iter().map(|node| (node.node, from_wire(node)));
-                return Inventory { since_ms: told.since_ms, nodes: nodes.collect() };
+                let later_ms = told.later_ms.into_iter().collect();
+                return Inventory { since_ms: told.since_ms, later_ms, nodes: nodes.collect() };
             }
         }
         Inventory::default()
@@ -300,6 +314,7 @@ impl Nodes for RollCall {
         }
         let heard = self.heard.lock();
         let nodes = heard.nodes.iter().map(|(node, report)| to_wire(*node, report)).collect();
-        Ok(Response::new(InventoryReport { since_ms: heard.since_ms, nodes }))
+        let later_ms = heard.later_ms.clone().into_iter().collect();
+        Ok(Response::new(InventoryReport { since_ms: heard.since_ms, later_ms, nodes }))
     }
 }

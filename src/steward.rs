@@ -3,14 +3,16 @@
 //! members of the groups that it leads.
 //!
 //! Everything here is done over and over towards what the ledger says, never once in reaction to
-//! an event: a step that was lost in a crash is simply still to be done.
+//! an event: a step that was lost in a crash is simply still to be done. With many groups a look at
+//! all of them is not free, so none is taken while nothing can have changed: the ledger is the same,
+//! the node has no news of its replicas, and nothing was left to be done.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use placement::record::{Node, Replica};
-use placement::view::{self, Wanted};
+use placement::view::{self, Duties, Wanted};
 use placement::{Ledger, Office};
 use proto::cluster::group::DescribeRequest;
 use proto::group::{Reply, Request, request_to};
@@ -22,6 +24,7 @@ use shard::transport::Peers;
 use shard::worker::NodeHandle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use crate::admin::now_ms;
 use crate::rollcall::RollCall;
@@ -30,6 +33,8 @@ use crate::rollcall::RollCall;
 const RETRY: Duration = Duration::from_millis(200);
 /// How often what is here is compared with what the ledger says, without a change of it.
 const LOOK: Duration = Duration::from_millis(500);
+/// After a look the steward rests so many times as long as the look took, but no longer than [`LOOK`].
+const LOOK_REST: u32 = 4;
 /// Looks between two copies of the ledger.
 const LOOKS_PER_COPY: u32 = 4;
 /// Looks between two rounds of what time alone asks for.
@@ -69,9 +74,12 @@ impl Steward {
     async fn look(self: Arc<Self>, ledger: &mut watch::Receiver<Arc<Ledger>>) {
         let mut looks = 0u32;
         let (mut told, mut copied) = (0, 0);
+        // As of the look that left nothing to be done.
+        let mut settled = None;
         let mut working: Option<JoinHandle<()>> = None;
         loop {
             let _ = tokio::time::timeout(LOOK, ledger.changed()).await;
+            let begun = Instant::now();
             let now = ledger.borrow_and_update().clone();
             if now.meta.is_some() {
                 if now.revision != told {
@@ -82,8 +90,11 @@ impl Steward {
                     self.keep_copy(&now);
                     copied = now.revision;
                 }
-                self.fulfil(&now).await;
-                self.report(&now).await;
+                let seen = Some((now.revision, self.handle.news()));
+                if settled != seen || looks.is_multiple_of(LOOKS_PER_KEEP) {
+                    let is_done = self.fulfil(&now).await & self.report(&now).await;
+                    settled = seen.filter(|_| is_done);
+                }
             }
             looks += 1;
             if self.leads(id::SYSTEM_GROUP) {
@@ -98,6 +109,8 @@ impl Steward {
                     self.keep(&now).await;
                 }
             }
+            // While many tenants come one after the other, not each is worth a look at all.
+            tokio::time::sleep((LOOK_REST * begun.elapsed()).min(LOOK)).await;
         }
     }
 
@@ -148,48 +161,51 @@ impl Steward {
         }
     }
 
-    /// Has the replicas that the ledger wants here, and has no more what is dead.
-    async fn fulfil(&self, ledger: &Ledger) {
-        let node = NodeId(self.node.id);
-        // A lower number is of a replica that was removed before.
+    /// The replicas here, also those that are out of service.
+    fn replicas(&self) -> impl Fn(GroupId) -> Option<u64> {
         let quarantined = self.handle.quarantined();
-        let lacks = |wanted: &Wanted| {
-            let here = self.handle.group(wanted.group).map(|view| view.shared.replica());
-            let here = here.or(quarantined.get(&wanted.group).map(|found| found.replica));
-            here.is_none_or(|replica| replica < wanted.replica)
-        };
-        let duties = view::duties(ledger, node);
-        let dead: Vec<GroupId> = duties.dead.into_iter().filter(|id| self.has(*id)).collect();
-        if !dead.is_empty() {
-            self.handle.input(Input::Deaths(dead));
+        move |group| {
+            let here = self.handle.group(group).map(|view| view.shared.replica());
+            here.or(quarantined.get(&group).map(|found| found.replica))
         }
-        self.leave(ledger).await;
-        if !duties.wanted.iter().any(lacks) {
-            return;
+    }
+
+    /// Has the replicas that the ledger wants here, and has no more what is dead. Says whether that
+    /// was so already.
+    async fn fulfil(&self, ledger: &Ledger) -> bool {
+        let node = NodeId(self.node.id);
+        let duties = view::duties(ledger, node, self.replicas());
+        let mut is_done = duties == Duties::default();
+        if !duties.dead.is_empty() {
+            self.handle.input(Input::Deaths(duties.dead));
+        }
+        is_done &= self.leave(ledger).await;
+        if duties.wanted.is_empty() {
+            return is_done;
         }
         // What is followed may be old: a replica is begun only on what placement says now.
-        let Ok(newest) = self.office.read().await else { return };
-        let known = newest.nodes.get(&self.node.id);
-        if known.is_some_and(|known| known.directory != self.node.directory) {
+        let newest = |ledger: &Ledger| {
+            let known = ledger.nodes.get(&self.node.id).map(|known| known.directory);
+            let wanted = view::duties(ledger, node, self.replicas()).wanted;
+            (known, wanted)
+        };
+        let Ok((known, wanted)) = self.office.look(newest).await else { return false };
+        if known.is_some_and(|directory| directory != self.node.directory) {
             tracing::error!(
                 "placement knows this node with another data directory: it is not used"
             );
-            return;
+            return false;
         }
-        let wanted = view::duties(&newest, node).wanted;
-        let births: Vec<Birth> = wanted.into_iter().filter(lacks).map(birth).collect();
+        let births: Vec<Birth> = wanted.into_iter().map(birth).collect();
         if !births.is_empty() {
             self.handle.input(Input::Births(births));
         }
+        false
     }
 
-    /// Is anything of the group here, be it out of service?
-    fn has(&self, group: GroupId) -> bool {
-        self.handle.group(group).is_some() || self.handle.quarantined().contains_key(&group)
-    }
-
-    /// Drops replicas that were removed without a word: nobody whom they know has the group.
-    async fn leave(&self, ledger: &Ledger) {
+    /// Drops replicas that were removed without a word: nobody whom they know has the group. Says
+    /// whether there were none.
+    async fn leave(&self, ledger: &Ledger) -> bool {
         let quarantined = self.handle.quarantined();
         let is_gone = |ledger: &Ledger, id: &GroupId| {
             let Some(group) = ledger.groups.get(&id.0) else { return false };
@@ -209,18 +225,20 @@ impl Steward {
         gone.dedup();
         gone.retain(|id| is_gone(ledger, id));
         if gone.is_empty() {
-            return;
+            return true;
         }
-        let Ok(newest) = self.office.read().await else { return };
-        gone.retain(|id| is_gone(&newest, id));
-        if !gone.is_empty() {
+        let still = self.office.look(|newest| gone.retain(|id| is_gone(newest, id))).await;
+        if still.is_ok() && !gone.is_empty() {
             tracing::info!(?gone, "groups have left this node");
             self.handle.input(Input::Deaths(gone));
         }
+        false
     }
 
-    /// Reports the members of the groups that are led here, where placement does not know them.
-    async fn report(&self, ledger: &Ledger) {
+    /// Reports the members of the groups that are led here, where placement does not know them. Says
+    /// whether it knew all.
+    async fn report(&self, ledger: &Ledger) -> bool {
+        let mut is_done = true;
         for group in ledger.groups.values() {
             let id = GroupId(group.id);
             let newer = self.handle.group(id).is_some_and(|view| {
@@ -230,6 +248,7 @@ impl Steward {
             if !newer {
                 continue;
             }
+            is_done = false;
             let request = request_to(id, Request::Describe(DescribeRequest {}));
             let answer = self.handle.request(request).await;
             let Ok(Answer::Reply(Reply::Describe(told))) = answer else { continue };
@@ -244,6 +263,7 @@ impl Steward {
                 tracing::debug!(%error, group = %id, "placement has not heard of its members yet");
             }
         }
+        is_done
     }
 
     async fn keep(&self, ledger: &Ledger) {

@@ -17,6 +17,7 @@ use h2::client::{ResponseFuture, SendRequest};
 use h2::{RecvStream, SendStream};
 use http::{Request, Response, Uri};
 use http_body::{Body as _, Frame};
+use proto::cluster::admin::admin_client::AdminClient;
 use proto::etcd;
 use proto::etcd::cluster_client::ClusterClient;
 use proto::etcd::kv_client::KvClient;
@@ -71,6 +72,16 @@ impl Connection {
     pub(crate) fn kv(&self) -> KvClient<Connection> {
         KvClient::with_origin(self.clone(), self.origin.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    /// Of the etcd that has the host's name.
+    pub(crate) fn kv_of(&self, host: &str) -> KvClient<Connection> {
+        let origin = Uri::builder().scheme("http").authority(host).path_and_query("/").build();
+        KvClient::with_origin(self.clone(), origin.expect("the name of a host is an authority"))
+    }
+
+    pub(crate) fn admin(&self) -> AdminClient<Connection> {
+        AdminClient::with_origin(self.clone(), self.origin.clone())
     }
 
     pub(crate) fn watch(&self) -> WatchClient<Connection> {

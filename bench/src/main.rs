@@ -1,6 +1,6 @@
 //! The yardstick: how fast and how small, against what.
 //!
-//! Three commands:
+//! Four commands:
 //! * `load` sends one *mix* (a kind of traffic with its usual numbers of clients, connections and
 //!   bytes) to any endpoints that speak etcd's API, and tells throughput, latencies and what the
 //!   servers' processes paid in CPU and memory.
@@ -8,18 +8,20 @@
 //!   and tells medians and the ratio of each pair of turns. Machines are shared and noisy: only
 //!   ratios of neighbours in time, and CPU per operation, mean much.
 //! * `yardstick` does that for the whole table of the yardstick, with its goals, and draws pictures.
+//! * `groups` starts Atoll with many idle tenants, and tells what each costs.
 //!
 //! In reading order: [`mixes`] (what is sent), [`load`] (how it is driven and timed), [`connection`]
 //! (one HTTP/2 connection), [`cpu`] (what the system says about processes), [`servers`] (start, stop,
 //! restart), [`sides`] (which two systems), [`trials`] (what a turn does), [`turns`] (A B A B),
 //! [`goals`] (what is asked), [`results`] (ratios and verdicts), [`report`] (text, JSON, Markdown),
-//! [`plots`] (SVG), [`compare`] and [`yardstick`] (the commands).
+//! [`plots`] (SVG), [`compare`], [`yardstick`] and [`groups`] (the commands).
 
 mod compare;
 mod connection;
 mod cpu;
 mod error;
 mod goals;
+mod groups;
 mod load;
 mod mixes;
 mod plots;
@@ -61,6 +63,8 @@ enum Command {
     /// A row that fails is told and left out; the command then ends with a failure.
     #[command(after_help = yardstick::EXAMPLES)]
     Yardstick(yardstick::Args),
+    /// Tells what idle tenants cost: memory, CPU, creation, restart.
+    Groups(groups::Args),
     /// Lists the mixes with their usual shapes.
     Mixes,
 }
@@ -94,6 +98,7 @@ async fn run(command: Command) -> Result<(), Error> {
         Command::Load(args) => Box::pin(load::command(args)).await,
         Command::Compare(args) => Box::pin(compare::command(args)).await,
         Command::Yardstick(args) => Box::pin(yardstick::command(args)).await,
+        Command::Groups(args) => Box::pin(groups::command(args)).await,
         Command::Mixes => {
             print!("{}", report::mix_list(&mixes::all()));
             Ok(())

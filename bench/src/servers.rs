@@ -54,6 +54,8 @@ pub(crate) enum Kind {
 pub(crate) struct Settings {
     /// The flag `--quota-backend-bytes`, the same for both systems.
     pub(crate) quota_bytes: Option<u64>,
+    /// Whether operators' commands are taken; Atoll only.
+    pub(crate) operators: bool,
 }
 
 /// Running servers.
@@ -70,6 +72,7 @@ struct Node {
     program: PathBuf,
     client_url: String,
     peer_url: String,
+    admin_url: Option<String>,
     data: PathBuf,
     log: PathBuf,
     child: Option<Child>,
@@ -105,13 +108,20 @@ impl Cluster {
         fs::create_dir_all(root).map_err(Error::file("make folder", root))?;
         let mut cluster =
             Cluster { nodes: Vec::new(), system: system.clone(), settings, root: root.to_owned() };
-        let urls = free_urls(2 * count).map_err(Error::file("find free ports for", root))?;
-        let (client_urls, peer_urls) = urls.split_at(count);
+        let urls = free_urls(3 * count).map_err(Error::file("find free ports for", root))?;
+        let (client_urls, urls) = urls.split_at(count);
+        let (peer_urls, admin_urls) = urls.split_at(count);
         let names: Vec<String> = (1..=count).map(|n| format!("n{n}")).collect();
         let members: Vec<String> =
             names.iter().zip(peer_urls).map(|(name, url)| format!("{name}={url}")).collect();
-        for ((name, client_url), peer_url) in names.iter().zip(client_urls).zip(peer_urls) {
-            let node = cluster.node(name, client_url, peer_url, &members);
+        for (((name, client_url), peer_url), admin_url) in
+            names.iter().zip(client_urls).zip(peer_urls).zip(admin_urls)
+        {
+            let mut node = cluster.node(name, client_url, peer_url, &members);
+            if settings.operators {
+                node.command.extend(["--listen-admin-urls".to_owned(), admin_url.clone()]);
+                node.admin_url = Some(admin_url.clone());
+            }
             cluster.nodes.push(node);
         }
         Ok(cluster)
@@ -126,6 +136,7 @@ impl Cluster {
             program: self.system.program.clone(),
             client_url: client_url.to_owned(),
             peer_url: peer_url.to_owned(),
+            admin_url: None,
             log: self.root.join(format!("{name}.log")),
             data,
             child: None,
@@ -209,6 +220,11 @@ impl Cluster {
 
     pub(crate) fn endpoints(&self) -> Vec<String> {
         self.nodes.iter().map(|node| node.client_url.clone()).collect()
+    }
+
+    /// Where operators' commands are taken, as far as they are.
+    pub(crate) fn admins(&self) -> Vec<String> {
+        self.nodes.iter().filter_map(|node| node.admin_url.clone()).collect()
     }
 
     pub(crate) fn pids(&self) -> Vec<u32> {
@@ -398,7 +414,8 @@ mod tests {
 
     #[test]
     fn a_quota_is_told_to_both_in_the_same_words() {
-        let (settings, members) = (Settings { quota_bytes: Some(9) }, ["n1=p".to_owned()]);
+        let (settings, members) =
+            (Settings { quota_bytes: Some(9), ..Default::default() }, ["n1=p".to_owned()]);
         for kind in [Kind::Atoll, Kind::Etcd] {
             let data = Path::new("/d");
             let place =

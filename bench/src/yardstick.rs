@@ -145,7 +145,7 @@ fn rows(sizes: &Sizes, overrides: &Overrides) -> Result<Vec<Row>, Error> {
         rows.push(Row::of_mix(&mix, overrides)?);
     }
     rows.push(Row::of_footprint(sizes.footprint_keys, overrides)?);
-    let with_quota = |gib: u64| Settings { quota_bytes: Some(gib * GIB) };
+    let with_quota = |gib: u64| Settings { quota_bytes: Some(gib * GIB), ..Default::default() };
     if sizes.growth_keys.is_empty() || !sizes.growth_keys.is_sorted() {
         return Err(Error::Usage("growth-keys must grow".to_owned()));
     }

@@ -272,7 +272,7 @@ pub(crate) mod tests {
                 }
             };
             let nodes = self.ledger.nodes.values().map(|node| (node.id, report(node)));
-            Inventory { since_ms: 1, nodes: nodes.collect() }
+            Inventory { since_ms: 1, nodes: nodes.collect(), ..Inventory::default() }
         }
     }
 

@@ -22,6 +22,8 @@ pub struct Inventory {
     /// Since when somebody has been asking, in milliseconds since 1970: silence is counted from
     /// then on.
     pub since_ms: u64,
+    /// Since when nodes that came later have been asked.
+    pub later_ms: BTreeMap<u64, u64>,
     /// The last report of each node that has answered.
     pub nodes: BTreeMap<u64, NodeReport>,
 }
@@ -66,8 +68,9 @@ pub struct GroupReport {
 impl Inventory {
     /// How long nothing was heard of a node, in milliseconds.
     pub fn silence_ms(&self, node: u64, now_ms: u64) -> u64 {
-        let heard = self.nodes.get(&node).map_or(self.since_ms, |report| report.heard_ms);
-        now_ms.saturating_sub(heard.max(self.since_ms))
+        let since = self.later_ms.get(&node).copied().unwrap_or(self.since_ms).max(self.since_ms);
+        let heard = self.nodes.get(&node).map_or(since, |report| report.heard_ms);
+        now_ms.saturating_sub(heard.max(since))
     }
 
     /// The report of a node, unless it is too old to decide on.
@@ -108,6 +111,8 @@ mod tests {
         assert_eq!(inventory.silence_ms(7, 4_000), 3_000);
         inventory.nodes.insert(7, NodeReport { heard_ms: 3_500, ..NodeReport::default() });
         assert_eq!(inventory.silence_ms(7, 4_000), 500);
+        inventory.later_ms.insert(8, 3_900);
+        assert_eq!(inventory.silence_ms(8, 4_000), 100, "it came late");
         assert!(inventory.fresh(7, 3_500 + STALE_MS - 1).is_some());
         assert!(inventory.fresh(7, 3_500 + STALE_MS).is_none());
     }

@@ -64,10 +64,11 @@ impl Ledger {
         Ok(ledger)
     }
 
-    /// Takes in what happened since.
+    /// Takes in what happened since; what it has already is passed over.
     pub fn follow(&mut self, revision: i64, events: &[&Event]) -> Result<(), Unreadable> {
+        let known = self.revision;
         for event in events {
-            let Some(kv) = &event.kv else { continue };
+            let Some(kv) = event.kv.as_ref().filter(|kv| kv.mod_revision > known) else { continue };
             match event.r#type() {
                 EventType::Put => self.put(&kv.key, &kv.value, kv.mod_revision)?,
                 EventType::Delete => self.remove(&kv.key),
@@ -211,7 +212,8 @@ impl Ledger {
     }
 
     /// The transaction that makes `change` if this is still the ledger.
-    pub fn transaction(&self, mut change: Change) -> TxnRequest {
+    pub fn transaction(&self, change: &Change) -> TxnRequest {
+        let mut change = change.clone();
         if !change.records.iter().any(|record| matches!(record, Record::Meta(_)))
             && let Some(meta) = &self.meta
         {
@@ -272,15 +274,21 @@ impl Change {
     /// The ledger as it would be, for tests and previews.
     pub fn applied_to(&self, ledger: &Ledger) -> Ledger {
         let mut after = ledger.clone();
-        after.revision += 1;
-        after.meta_revision = after.revision;
+        self.apply(&mut after, ledger.revision + 1);
+        after
+    }
+
+    /// Brings the ledger that the change was planned on to the revision that it was made at.
+    pub fn apply(&self, ledger: &mut Ledger, revision: i64) {
+        ledger.revision = revision;
+        // Every change writes that row.
+        ledger.meta_revision = revision;
         for record in &self.records {
-            let put = after.put(record.key().as_bytes(), &record.encode(), after.revision);
+            let put = ledger.put(record.key().as_bytes(), &record.encode(), revision);
             put.expect("what was just written can be read");
         }
         for key in &self.removed {
-            after.remove(key.as_bytes());
+            ledger.remove(key.as_bytes());
         }
-        after
     }
 }

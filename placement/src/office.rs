@@ -4,29 +4,45 @@
 //! Any node's office will do, at any time: the system group's transactions are what keeps two of
 //! them apart. The same file follows the ledger, so that a node always has a recent one: a read of
 //! all rows, then a watch from there on; whatever breaks the watch leads to a read anew.
+//!
+//! With many tenants the ledger is long, so it is read as a whole only where there is no other way.
+//! A change is planned on what is known here and refused by the system group if that is old. What
+//! is only shown, or a reason to do nothing, must be as new as the question: the office asks for the
+//! revision of the one row that every change writes, and waits until it knows of that.
+//!
+//! Invariants:
+//! - What is known here is the whole ledger at its revision, and never goes back.
+//! - The changes that an office makes are made one after the other, so they do not refuse each other.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use proto::cluster::group::{DescribeRequest, GroupRequest};
-use proto::etcd::{CompactionRequest, RangeRequest, TxnRequest};
+use proto::etcd::{CompactionRequest, RangeRequest, RangeResponse, TxnRequest};
 use proto::group::{
     GroupError, Groups, Reply, Request, WatchOutput, WatchSink, WatchSpec, request_to,
 };
 use proto::mvccpb::Event;
 use proto::{GroupId, KeyRange, NamespaceId, TenantId, id};
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 use crate::command::{Answer, Command, Refusal};
 use crate::inventory::Inventory;
 use crate::ledger::{Change, Ledger};
-use crate::record::{END, Node, NodeState, PREFIX, Replica};
+use crate::record::{END, META_KEY, Node, NodeState, PREFIX, Replica};
 use crate::tenants::{self, Planned};
 use crate::{check, nodes, operators, pins, plans, status};
 
 /// Tries before a change that always meets another one is given up.
 const TRIES: usize = 20;
+/// How often, and at most how many times, it is looked whether what is followed is new enough.
+const LOOK: Duration = Duration::from_millis(5);
+const LOOKS: usize = 40;
+/// After the followed ledger was shown it rests so many times as long as that took.
+const SHOW_REST: u32 = 10;
 /// Outputs of the watch that may wait for us.
 const SINK_DEPTH: usize = 1024;
 /// How long a group may take to say how large it is, in milliseconds.
@@ -40,6 +56,9 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub struct Office {
     pub(crate) groups: Arc<dyn Groups>,
+    known: Arc<Mutex<Ledger>>,
+    /// Is had by the change that is being made.
+    turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 fn unreachable(error: GroupError) -> Refusal {
@@ -59,41 +78,104 @@ fn whole() -> KeyRange {
 impl Office {
     /// An office that reaches the system group through `groups`.
     pub fn new(groups: Arc<dyn Groups>) -> Office {
-        Office { groups }
+        Office { groups, known: Arc::default(), turn: Arc::default() }
     }
 
-    /// Reads the ledger as it is now.
-    pub async fn read(&self) -> Result<Ledger, Refusal> {
+    async fn range(&self, ask: RangeRequest) -> Result<RangeResponse, Refusal> {
+        match self.groups.call(request(Request::Range(ask))).await.map_err(unreachable)? {
+            Reply::Range(answer) => Ok(answer),
+            _ => Err(Refusal::Unreachable("it gives another answer".to_owned())),
+        }
+    }
+
+    /// Reads the whole ledger as it is now.
+    async fn read(&self) -> Result<(), Refusal> {
         let range = whole();
         let ask = RangeRequest {
             key: range.start.clone(),
             range_end: range.end.clone().unwrap_or_default(),
             ..Default::default()
         };
-        match self.groups.call(request(Request::Range(ask))).await.map_err(unreachable)? {
-            Reply::Range(answer) => {
-                Ledger::read(&answer).map_err(|error| Refusal::Unreachable(error.to_string()))
-            }
-            _ => Err(Refusal::Unreachable("it gives another answer".to_owned())),
+        let read = Ledger::read(&self.range(ask).await?);
+        let read = read.map_err(|error| Refusal::Unreachable(error.to_string()))?;
+        let mut known = self.known.lock();
+        if known.revision < read.revision {
+            *known = read;
         }
+        Ok(())
+    }
+
+    /// Waits until what is known here is as new as this call.
+    async fn refresh(&self) -> Result<(), Refusal> {
+        let row =
+            RangeRequest { key: Bytes::from_static(META_KEY.as_bytes()), ..Default::default() };
+        let answer = self.range(row).await?;
+        let newest = answer.kvs.first().map_or(0, |kv| kv.mod_revision);
+        for _ in 0..LOOKS {
+            let known = self.known.lock().meta_revision;
+            if known >= newest {
+                return Ok(());
+            }
+            if known == 0 {
+                break;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        // Nobody follows the ledger here, or it cannot be followed now.
+        self.read().await
+    }
+
+    /// Looks at a ledger that is at least as new as this call.
+    pub async fn look<T>(&self, look: impl FnOnce(&Ledger) -> T) -> Result<T, Refusal> {
+        self.refresh().await?;
+        Ok(look(&self.known.lock()))
     }
 
     /// Makes what `plan` says of the newest ledger, if it says anything.
     async fn change(&self, plan: impl Fn(&Ledger) -> Planned) -> Result<Answer, Refusal> {
+        let _turn = self.turn.lock().await;
+        let mut is_newest = false;
         for _ in 0..TRIES {
-            let ledger = self.read().await?;
-            let (change, answer) = plan(&ledger)?;
-            if change.is_empty() || self.write(ledger.transaction(change)).await? {
-                return Ok(answer);
+            let planned = {
+                let known = self.known.lock();
+                let write =
+                    |change: &Change| (!change.is_empty()).then(|| known.transaction(change));
+                plan(&known).map(|(change, answer)| (write(&change), change, answer))
+            };
+            match planned {
+                Ok((Some(write), change, answer)) => {
+                    if let Some(revision) = self.write(write).await? {
+                        self.made(&change, revision);
+                        return Ok(answer);
+                    }
+                }
+                // Of an old ledger neither means anything.
+                Ok((None, _, answer)) if is_newest => return Ok(answer),
+                Err(refusal) if is_newest => return Err(refusal),
+                _ => {}
             }
+            self.refresh().await?;
+            is_newest = true;
         }
         Err(Refusal::Unreachable("others change the ledger all the time".to_owned()))
     }
 
-    /// Says whether the ledger was still the one that the change was planned on.
-    async fn write(&self, txn: TxnRequest) -> Result<bool, Refusal> {
+    /// A change was made at a revision, of the ledger that was known.
+    fn made(&self, change: &Change, revision: i64) {
+        let mut known = self.known.lock();
+        if known.revision < revision {
+            change.apply(&mut known, revision);
+        }
+    }
+
+    /// Writes a change if the ledger is still the one that it was planned on, and says at which
+    /// revision.
+    async fn write(&self, txn: TxnRequest) -> Result<Option<i64>, Refusal> {
         match self.groups.call(request(Request::Txn(txn))).await.map_err(unreachable)? {
-            Reply::Txn(answer) => Ok(answer.succeeded),
+            Reply::Txn(answer) => {
+                let revision = answer.header.map_or(0, |header| header.revision);
+                Ok(answer.succeeded.then_some(revision))
+            }
             _ => Err(Refusal::Unreachable("it gives another answer".to_owned())),
         }
     }
@@ -169,28 +251,35 @@ impl Office {
         now_ms: u64,
     ) -> Result<Answer, Refusal> {
         match command {
-            Command::TenantList => tenants::show(&self.read().await?, None),
+            Command::TenantList => self.look(|ledger| tenants::show(ledger, None)).await?,
             Command::TenantShow { name } => {
-                let shown = tenants::show(&self.read().await?, Some(name))?;
+                let shown = self.look(|ledger| tenants::show(ledger, Some(name))).await??;
                 Ok(self.with_sizes(shown).await)
             }
-            Command::NamespaceList { tenant } => tenants::show(&self.read().await?, Some(tenant)),
+            Command::NamespaceList { tenant } => {
+                self.look(|ledger| tenants::show(ledger, Some(tenant))).await?
+            }
             Command::NodeList => {
-                Ok(Answer::Nodes(nodes::list(&self.read().await?, inventory, now_ms)))
+                let list = self.look(|ledger| nodes::list(ledger, inventory, now_ms)).await?;
+                Ok(Answer::Nodes(list))
             }
             Command::Status => {
-                let status = status::of(&self.read().await?, inventory, now_ms);
+                let status = self.look(|ledger| status::of(ledger, inventory, now_ms)).await?;
                 Ok(Answer::Status(Box::new(status)))
             }
-            Command::GroupList => Ok(tenants::groups(&self.read().await?)),
-            Command::OperatorList => operators::show(&self.read().await?, None),
-            Command::OperatorShow { id } => operators::show(&self.read().await?, Some(*id)),
-            Command::RebalanceShow => Ok(plans::show(&self.read().await?, inventory, now_ms)),
-            Command::RebalanceExplain { version } => {
-                plans::explain(&self.read().await?, *version, now_ms)
+            Command::GroupList => self.look(tenants::groups).await,
+            Command::OperatorList => self.look(|ledger| operators::show(ledger, None)).await?,
+            Command::OperatorShow { id } => {
+                self.look(|ledger| operators::show(ledger, Some(*id))).await?
             }
-            Command::RebalanceHistory => Ok(plans::history(&self.read().await?, now_ms)),
-            Command::RebalanceCheck => Ok(Answer::Findings(check::check(&self.read().await?))),
+            Command::RebalanceShow => {
+                self.look(|ledger| plans::show(ledger, inventory, now_ms)).await
+            }
+            Command::RebalanceExplain { version } => {
+                self.look(|ledger| plans::explain(ledger, *version, now_ms)).await?
+            }
+            Command::RebalanceHistory => self.look(|ledger| plans::history(ledger, now_ms)).await,
+            Command::RebalanceCheck => Ok(Answer::Findings(self.look(check::check).await?)),
             changing => {
                 let plan = |ledger: &Ledger| {
                     let silent = inventory.silent(ledger, now_ms);
@@ -211,11 +300,13 @@ impl Office {
         if views.iter().all(|view| view.heard) {
             return answer;
         }
-        let Ok(ledger) = self.read().await else { return answer };
+        let Ok(ledger) = self.look(Ledger::clone).await else { return answer };
         self.tell(&ledger, now_ms, |of| of == tenant).await;
-        let Ok(ledger) = self.read().await else { return answer };
-        let name = ledger.tenants.get(&tenant).map(|tenant| tenant.name.as_str());
-        tenants::show(&ledger, name).unwrap_or(answer)
+        let shown = self.look(|ledger| {
+            let name = ledger.tenants.get(&tenant).map(|tenant| tenant.name.as_str());
+            tenants::show(ledger, name)
+        });
+        shown.await.and_then(|shown| shown).unwrap_or(answer)
     }
 
     /// The same views with the sizes that their groups tell.
@@ -252,7 +343,8 @@ impl Office {
 
     /// Reads, then watches until that ends.
     async fn follow_once(&self, sender: &watch::Sender<Arc<Ledger>>) -> Result<(), Refusal> {
-        let mut ledger = self.read().await?;
+        self.read().await?;
+        let revision = self.known.lock().revision;
         let (sink, mut outputs) = mpsc::channel(SINK_DEPTH);
         let control = self.groups.watch(id::SYSTEM_GROUP, Arc::new(Sink(sink)));
         control.create(WatchSpec {
@@ -261,32 +353,42 @@ impl Office {
             group: id::SYSTEM_GROUP,
             key: 1,
             range: whole(),
-            start_revision: ledger.revision + 1,
+            start_revision: revision + 1,
             prev_kv: false,
             no_put: false,
             no_delete: false,
         });
-        show(sender, &ledger);
-        while let Some(output) = outputs.recv().await {
-            match output {
-                WatchOutput::Events { revision, events, .. } => {
-                    let events: Vec<&Event> = events.iter().map(|event| &***event).collect();
-                    ledger
-                        .follow(revision, &events)
-                        .map_err(|error| Refusal::Unreachable(error.to_string()))?;
-                    show(sender, &ledger);
+        let mut rest_until = self.show(sender);
+        loop {
+            let is_shown = sender.borrow().revision == self.known.lock().revision;
+            let output = tokio::select! {
+                output = outputs.recv() => output,
+                () = tokio::time::sleep_until(rest_until), if !is_shown => {
+                    rest_until = self.show(sender);
+                    continue;
                 }
-                WatchOutput::Progress { .. } | WatchOutput::WatchProgress { .. } => {}
-                WatchOutput::Compacted { .. } | WatchOutput::Closed { .. } => return Ok(()),
+            };
+            match output {
+                Some(WatchOutput::Events { revision, events, .. }) => {
+                    let events: Vec<&Event> = events.iter().map(|event| &***event).collect();
+                    let followed = self.known.lock().follow(revision, &events);
+                    followed.map_err(|error| Refusal::Unreachable(error.to_string()))?;
+                }
+                Some(WatchOutput::Progress { .. } | WatchOutput::WatchProgress { .. }) => {}
+                Some(WatchOutput::Compacted { .. } | WatchOutput::Closed { .. }) | None => {
+                    return Ok(());
+                }
             }
         }
-        Ok(())
     }
-}
 
-fn show(sender: &watch::Sender<Arc<Ledger>>, ledger: &Ledger) {
-    if sender.borrow().revision <= ledger.revision {
-        sender.send_replace(Arc::new(ledger.clone()));
+    /// Shows what is known, and says until when it had better not be shown again: copying a long
+    /// ledger for each of many changes would be most of what they cost.
+    fn show(&self, sender: &watch::Sender<Arc<Ledger>>) -> Instant {
+        let begun = Instant::now();
+        sender.send_replace(Arc::new(self.known.lock().clone()));
+        let now = Instant::now();
+        now + SHOW_REST * (now - begun)
     }
 }
 

@@ -145,8 +145,12 @@ pub fn create_reusing(ledger: &Ledger, name: &str, replicas: usize, port: u16) -
     let change = Change::default()
         .put(Record::Meta(meta))
         .put(Record::Tenant(tenant.clone()))
-        .put(Record::Group(group));
-    let answer = Answer::Tenants(views(&change.applied_to(ledger), &tenant));
+        .put(Record::Group(group.clone()));
+    // Of the ledger as it will be the answer needs only this: all of it would be copied for each
+    // of many tenants.
+    let groups = [(group.id, group)].into();
+    let after = Ledger { groups, nodes: ledger.nodes.clone(), ..Ledger::default() };
+    let answer = Answer::Tenants(views(&after, &tenant));
     Ok((change, answer))
 }
 

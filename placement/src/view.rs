@@ -25,7 +25,7 @@ pub struct Wanted {
     pub namespace: NamespaceId,
 }
 
-/// What a node is to have, and what it must have no more.
+/// What a node is to have and has not, and what it must have no more and has.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Duties {
     /// Replicas to have.
@@ -81,13 +81,18 @@ fn etcds(tenant: &Tenant) -> impl Iterator<Item = VirtualEtcd> {
     })
 }
 
-/// What `node` is to have.
-pub fn duties(ledger: &Ledger, node: NodeId) -> Duties {
+/// What is left to do for `node`, which has the replicas that `has` tells by their groups. A lower
+/// number than what it is to have is of a replica that was removed before.
+pub fn duties(ledger: &Ledger, node: NodeId, has: impl Fn(GroupId) -> Option<u64>) -> Duties {
     let mut duties = Duties::default();
     for group in ledger.groups.values() {
         let here = group.replicas.iter().find(|replica| replica.node == node.0);
         match here {
-            _ if group.dead => duties.dead.push(GroupId(group.id)),
+            _ if group.dead && has(GroupId(group.id)).is_some() => {
+                duties.dead.push(GroupId(group.id));
+            }
+            _ if group.dead => {}
+            Some(wanted) if has(GroupId(group.id)).is_some_and(|r| r >= wanted.replica) => {}
             Some(replica) => duties.wanted.push(Wanted {
                 group: GroupId(group.id),
                 replica: replica.replica,

@@ -162,8 +162,12 @@ impl PlacementMap {
     /// The same map with one etcd put in, or replaced.
     pub fn with(mut self, etcd: VirtualEtcd) -> PlacementMap {
         let key = (etcd.tenant, etcd.namespace);
-        self.names.retain(|_, named| *named != key);
-        self.ports.retain(|_, on| *on != key);
+        // Only an etcd that is there has a name and a port to be given up: walking all of them for
+        // each that is put in would make a map of many cost their square.
+        if let Some(before) = self.etcds.get(&key) {
+            self.names.remove(&before.name);
+            self.ports.remove(&before.port);
+        }
         self.names.insert(etcd.name.clone(), key);
         if etcd.port != 0 {
             self.ports.insert(etcd.port, key);

@@ -162,6 +162,11 @@ impl Lessor {
         list.into_iter().map(|(_, lease)| lease).collect()
     }
 
+    /// When a lease's time is up next, as far as it counts here.
+    pub fn next_ms(&self) -> u64 {
+        self.order.first().map_or(u64::MAX, |(deadline_ms, _)| *deadline_ms)
+    }
+
     /// Leases whose time is up, to be revoked now: marked, and no more than the rate allows.
     pub fn expire(&mut self, now_ms: u64) -> Vec<i64> {
         if self.paused_ms.is_some() {

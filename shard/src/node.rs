@@ -15,6 +15,9 @@
 //! Invariants:
 //! - Writes are numbered in order and become durable in that order.
 //! - One checkpoint at a time is on its way.
+//! - What a round or a write costs does not grow with the groups that nothing happens to: each kind
+//!   of work has a set of the groups that it is due for. A set may name a group too many, never
+//!   one too few.
 //! - A panic in one group's step or apply stops that replica, not its neighbours.
 //! - A replica whose log or state cannot be trusted is not opened: it neither votes nor
 //!   acknowledges nor serves (`Opened::refused` says why).
@@ -22,6 +25,7 @@
 mod births;
 mod members;
 mod open;
+mod pulses;
 mod requests;
 mod rounds;
 mod slow;
@@ -298,6 +302,17 @@ pub struct Node {
     groups: BTreeMap<GroupId, Group>,
     /// Groups that something happened to in this round.
     touched: BTreeSet<GroupId>,
+    pulses: pulses::Pulses,
+    /// Groups of which something waits for a write to be durable.
+    unsettled: BTreeSet<GroupId>,
+    /// Groups with history to be removed.
+    sweeping: BTreeSet<GroupId>,
+    /// Groups whose state is not as the newest checkpoint has it.
+    changed: BTreeSet<GroupId>,
+    /// Groups whose state is in the checkpoint on its way.
+    freezing: BTreeSet<GroupId>,
+    /// Groups whose records in the log hold large values.
+    holding: BTreeSet<GroupId>,
     now_ms: u64,
     last_tick_ms: u64,
     /// Lease expiry rests until then: the loop stalled, keepalives may wait in its queue.
@@ -307,6 +322,8 @@ pub struct Node {
     persisted: PersistId,
     records: Vec<Record>,
     outputs: Vec<Output>,
+    /// See [`Node::news`].
+    news: u64,
     next_shelf: u64,
     dropped: BTreeSet<Shelf>,
     checkpoints: Checkpoints,
@@ -408,6 +425,11 @@ impl Node {
         self.groups.get(&id).map(|group| group.shared.clone())
     }
 
+    /// Rises when a replica came or went, changed its members or its leader, or was stopped.
+    pub fn news(&self) -> u64 {
+        self.news
+    }
+
     /// Has no group here a replica elsewhere?
     pub fn is_alone(&self) -> bool {
         self.groups.values().all(Group::is_alone)
@@ -430,6 +452,12 @@ impl Node {
 
     fn answer(&mut self, ticket: Ticket, answer: Result<Reply, GroupError>) {
         self.outputs.push(Output::Answer { ticket, answer: answer.map(Answer::Reply) });
+    }
+
+    /// Puts out a word about a replica that others follow.
+    fn announce(&mut self, output: Output) {
+        self.news += 1;
+        self.outputs.push(output);
     }
 
     fn take_shelf(&mut self) -> Shelf {

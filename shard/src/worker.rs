@@ -109,6 +109,8 @@ struct Parts {
     stopping: AtomicBool,
     closed: AtomicBool,
     durations: Durations,
+    /// See [`NodeHandle::news`].
+    news: AtomicU64,
 }
 
 /// A hand on a running node.
@@ -182,6 +184,11 @@ impl NodeHandle {
         &self.parts.durations
     }
 
+    /// Rises when a replica here came or went, changed its members or its leader, or was stopped.
+    pub fn news(&self) -> u64 {
+        self.parts.news.load(Ordering::Acquire)
+    }
+
     /// Does any replica here lead?
     pub fn leads_any(&self, node: u64) -> bool {
         self.parts.groups.read().values().any(|view| view.shared.leader() == Some(node))
@@ -241,6 +248,7 @@ pub fn start(
         stopping: AtomicBool::new(false),
         closed: AtomicBool::new(false),
         durations: Durations::default(),
+        news: AtomicU64::new(0),
     });
     let handle = NodeHandle { parts: parts.clone() };
     // Bounded by what Raft takes uncommitted; the worker never waits for the disk.
@@ -472,6 +480,8 @@ impl Worker {
             }
             let outputs = self.node.round(now)?;
             self.carry_out(handle, outputs);
+            // Behind what it is about.
+            parts.news.store(self.node.news(), Ordering::Release);
         }
         Ok(())
     }

@@ -21,7 +21,7 @@ use raft::eraftpb::{
     ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState, Entry, HardState, Message,
     MessageType, Snapshot,
 };
-use raft::{Config, RawNode, ReadState, StateRole};
+use raft::{Config, ProgressState, RawNode, ReadState, StateRole};
 
 use super::storage::GroupStorage;
 use super::wire;
@@ -64,6 +64,18 @@ pub struct Output {
     pub snapshot: Option<Snapshot>,
     /// Leader, role or term changed.
     pub role_changed: bool,
+}
+
+/// A replica in whose group nothing is under way.
+pub struct AtRest {
+    /// Last index, which is committed, applied and durable.
+    pub commit: u64,
+    /// The leader, which may be this replica.
+    pub leader: u64,
+    /// Ticks since the leader was heard, or since a leader counted its followers' answers.
+    pub elapsed: usize,
+    /// A leader's followers, and who has answered since then.
+    pub peers: Vec<(u64, bool)>,
 }
 
 /// See the module.
@@ -159,6 +171,51 @@ impl Core {
         self.derandomize();
     }
 
+    /// How the replica rests, if all that is left for Raft to do is to send heartbeats, to answer
+    /// them, and to count ticks. That may then be done without it until [`Core::wake`].
+    pub fn at_rest(&self) -> Option<AtRest> {
+        let raft = &self.raw.raft;
+        let log = &raft.raft_log;
+        let last = log.last_index();
+        let plain = raft.leader_id != raft::INVALID_ID
+            && matches!(raft.state, StateRole::Leader | StateRole::Follower)
+            && (log.committed, log.applied, log.persisted) == (last, last, last)
+            && raft.election_elapsed < self.election_ticks
+            && raft.pending_request_snapshot == raft::INVALID_INDEX
+            && raft.lead_transferee.is_none()
+            && raft.read_only.pending_read_count() == 0;
+        if !plain || self.is_unsettled() || self.raw.has_ready() {
+            return None;
+        }
+        let mut peers = Vec::new();
+        if self.is_leader() {
+            for (replica, progress) in raft.prs().iter().filter(|(id, _)| **id != raft.id) {
+                let has_all = progress.state == ProgressState::Replicate
+                    && progress.matched == last
+                    && progress.pending_request_snapshot == raft::INVALID_INDEX
+                    && !progress.is_paused();
+                if !has_all {
+                    return None;
+                }
+                peers.push((*replica, progress.recent_active));
+            }
+            peers.sort_unstable();
+        }
+        Some(AtRest { commit: last, leader: raft.leader_id, elapsed: raft.election_elapsed, peers })
+    }
+
+    /// Ends a rest of so many ticks: `elapsed` of them without the leader, or since a leader counted
+    /// its followers' answers, of whom `active` have answered since.
+    pub fn wake(&mut self, ticks: u64, elapsed: usize, active: impl Iterator<Item = (u64, bool)>) {
+        self.ticks += ticks;
+        self.raw.raft.election_elapsed = elapsed;
+        for (replica, active) in active {
+            if let Some(progress) = self.raw.raft.mut_prs().get_mut(replica) {
+                progress.recent_active = active;
+            }
+        }
+    }
+
     /// A message came. Refuses one that proves that our log lost its end: a commit beyond
     /// our last index on a heartbeat.
     pub fn step(&mut self, message: Message) -> Result<(), LostLog> {
@@ -251,6 +308,12 @@ impl Core {
         self.raw.report_unreachable(replica);
     }
 
+    /// Does this replica lead and send entries to a peer without waiting for its word?
+    pub fn is_streaming_to(&self, replica: u64) -> bool {
+        let progress = self.raw.raft.prs().get(replica);
+        self.is_leader() && progress.is_some_and(|p| p.state == ProgressState::Replicate)
+    }
+
     /// How a snapshot's transfer ended.
     pub fn snapshot_done(&mut self, replica: u64, status: raft::SnapshotStatus) {
         self.raw.report_snapshot(replica, status);
@@ -327,6 +390,11 @@ impl Core {
         self.settle(id);
         self.release(&mut output);
         output.messages
+    }
+
+    /// Does anything wait for a write to be durable?
+    pub fn is_unsettled(&self) -> bool {
+        !self.waiting.is_empty() || self.barrier.is_some()
     }
 
     /// Reports readies that are durable, in order, and frees their messages.

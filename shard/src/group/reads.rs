@@ -124,6 +124,11 @@ impl Reads {
         out
     }
 
+    /// Does nothing wait?
+    pub fn is_empty(&self) -> bool {
+        self.fresh.is_empty() && self.rounds.is_empty() && self.confirmed.is_empty()
+    }
+
     /// Does anything wait for a round to begin?
     pub fn has_fresh(&self) -> bool {
         !self.fresh.is_empty()

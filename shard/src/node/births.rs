@@ -137,8 +137,9 @@ impl Node {
                         group.eager_ticks = EAGER_TICKS;
                     }
                     self.groups.insert(id, group);
+                    self.pulses.add(id);
                     self.touched.insert(id);
-                    self.outputs.push(Output::Born { group: id });
+                    self.announce(Output::Born { group: id });
                 }
                 Err(reason) => return Err(NodeError::Damaged(reason)),
             }
@@ -157,6 +158,7 @@ impl Node {
             self.step_down(id);
             let Some(mut group) = self.groups.remove(&id) else { continue };
             self.touched.remove(&id);
+            self.pulses.remove(id);
             let elsewhere = GroupError::not_done(Error::NoLeader, None);
             for (ticket, _) in group.reads.take_all() {
                 self.answer(ticket, Err(elsewhere));
@@ -176,7 +178,7 @@ impl Node {
             self.bury(key, key.replica.saturating_add(1));
             let (persist, shelf) = (self.next_persist, group.machine.shelf());
             self.departures.push(Departure { key, persist, shelf, held: group.held });
-            self.outputs.push(Output::Gone { group: id });
+            self.announce(Output::Gone { group: id });
         }
     }
 

@@ -307,6 +307,7 @@ impl Node {
     }
 
     fn hand_over_group(&mut self, id: GroupId) {
+        self.wake(id);
         let Some(group) = self.groups.get_mut(&id) else { return };
         if !group.core.is_leader() || group.core.is_transferring() {
             return;

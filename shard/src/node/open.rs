@@ -175,6 +175,12 @@ impl Node {
             log,
             groups: BTreeMap::new(),
             touched: BTreeSet::new(),
+            pulses: Default::default(),
+            unsettled: BTreeSet::new(),
+            sweeping: BTreeSet::new(),
+            changed: BTreeSet::new(),
+            freezing: BTreeSet::new(),
+            holding: BTreeSet::new(),
             now_ms,
             last_tick_ms: now_ms,
             lease_rest_until_ms: 0,
@@ -182,6 +188,7 @@ impl Node {
             persisted: 0,
             records: Vec::new(),
             outputs: Vec::new(),
+            news: 0,
             next_shelf,
             dropped,
             checkpoints: Checkpoints { number, ..Default::default() },
@@ -224,6 +231,11 @@ impl Node {
             match opened {
                 Ok(group) => {
                     node.touched.insert(group.id);
+                    // The first checkpoint has all: what a snapshot brought is not in the group's
+                    // row yet, and the log has forgotten what it was told to let go of.
+                    node.changed.insert(group.id);
+                    node.sweeping.insert(group.id);
+                    node.pulses.add(group.id);
                     node.groups.insert(group.id, group);
                 }
                 Err(reason) => {

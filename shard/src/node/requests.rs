@@ -32,10 +32,10 @@ impl Node {
     /// Takes a request.
     pub(super) fn step_request(&mut self, ticket: Ticket, request: GroupRequest) {
         let id = GroupId(request.group);
+        self.touch(id);
         let Some(group) = self.groups.get_mut(&id) else {
             return self.answer(ticket, Err(GroupError::not_done(Error::NoLeader, None)));
         };
-        self.touched.insert(id);
         group.shared.work.request();
         if group.stopped.is_some() {
             let error = GroupError::not_done(Error::Quarantined, group.leader_node());

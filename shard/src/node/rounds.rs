@@ -62,10 +62,16 @@ impl Node {
             Input::Deaths(groups) => self.leaving.extend(groups),
             Input::Births(births) => births.iter().for_each(|birth| self.conceive(birth)),
             Input::Unreachable { node } => {
-                for (id, group) in &mut self.groups {
+                // To other groups it makes no difference.
+                let concerned = self.groups.iter().filter_map(|(id, group)| {
                     let replica = group.machine.state().replica_of(node.0);
-                    group.core.unreachable(replica);
-                    self.touched.insert(*id);
+                    group.core.is_streaming_to(replica).then_some((*id, replica))
+                });
+                for (id, replica) in concerned.collect::<Vec<_>>() {
+                    self.touch(id);
+                    if let Some(group) = self.groups.get_mut(&id) {
+                        group.core.unreachable(replica);
+                    }
                 }
             }
             Input::Room(room) => {
@@ -86,6 +92,7 @@ impl Node {
     /// Closes a round: everything that the inputs so far lead to.
     pub fn round(&mut self, now_ms: u64) -> Result<Vec<Output>, NodeError> {
         self.now_ms = self.now_ms.max(now_ms);
+        self.send_beats();
         let touched = std::mem::take(&mut self.touched);
         for id in touched {
             self.guarded(id, |node| {
@@ -93,6 +100,9 @@ impl Node {
                 node.begin_reads(id);
                 node.drive(id)
             })?;
+            if !self.touched.contains(&id) {
+                self.lull(id);
+            }
         }
         self.depart();
         self.tidy()?;
@@ -145,9 +155,7 @@ impl Node {
 
     /// Is there work left that needs no input? Then close another round soon.
     pub fn is_busy(&self) -> bool {
-        !self.touched.is_empty()
-            || self.moving.budget > 0
-            || self.groups.values().any(|g| g.machine.needs_sweep())
+        !self.touched.is_empty() || self.moving.budget > 0 || !self.sweeping.is_empty()
     }
 
     fn tick(&mut self) {
@@ -161,8 +169,7 @@ impl Node {
         let rest = self.now_ms < self.lease_rest_until_ms;
         let resting = self.slow.is_resting(self.now_ms);
         let mut lost = Vec::new();
-        let ids: Vec<_> = self.groups.keys().copied().collect();
-        for id in ids {
+        for id in self.pulse() {
             let Some(group) = self.groups.get_mut(&id) else { continue };
             if group.stopped.is_some() {
                 continue;
@@ -199,6 +206,9 @@ impl Node {
                 self.queue(id, Then::Expiry(lease), command::Body::LeaseRevoke(revoke));
             }
             self.check_transfer(id);
+            if !self.touched.contains(&id) {
+                self.lull(id);
+            }
         }
         for id in lost {
             self.ask_members(id);
@@ -221,6 +231,7 @@ impl Node {
             Some(peer_message::Body::Piece(piece)) => self.step_piece(from, piece)?,
             Some(peer_message::Body::Ack(ack)) => self.step_ack(ack)?,
             Some(peer_message::Body::NotMember(word)) => self.step_not_member(word),
+            Some(peer_message::Body::Beats(beats)) => self.step_beats(from, &beats)?,
             Some(peer_message::Body::AmMember(ask)) => {
                 self.tell_removed(GroupId(ask.group), from, ask.replica);
             }
@@ -230,7 +241,7 @@ impl Node {
     }
 
     /// A Raft message came from a node.
-    fn hear_raft(&mut self, from: NodeId, raft: GroupMessage) -> Result<(), NodeError> {
+    pub(super) fn hear_raft(&mut self, from: NodeId, raft: GroupMessage) -> Result<(), NodeError> {
         let id = GroupId(raft.group);
         let Some(message) = &raft.message else { return Ok(()) };
         if self.tell_removed(id, from, message.from) {
@@ -251,7 +262,7 @@ impl Node {
             return Ok(());
         }
         let Some(message) = wire::from_wire(message) else { return Ok(()) };
-        self.touched.insert(id);
+        self.touch(id);
         self.guarded(id, |node| {
             let Some(group) = node.groups.get_mut(&id) else { return Ok(()) };
             if let Err(lost) = group.core.step(message) {
@@ -270,8 +281,8 @@ impl Node {
         tracing::error!(group = id.0, reason, "a replica is quarantined");
         group.stopped = Some(reason.clone());
         group.shared.stop();
-        self.outputs.push(Output::Stopped { group: id });
         let key = group.core.key();
+        self.announce(Output::Stopped { group: id });
         self.records.push(Record::Quarantine { key, reason });
         // It may have stopped in the middle of an entry: no checkpoint before the log says so.
         self.checkpoints.not_before = self.next_persist;
@@ -368,6 +379,9 @@ impl Node {
             let before = self.records.len();
             let output = group.core.take(persist, &mut self.records);
             group.shared.work.wrote(entry_bytes(self.records.get(before..).unwrap_or_default()));
+            if group.core.is_unsettled() {
+                self.unsettled.insert(id);
+            }
             if output.role_changed {
                 self.role_changed(id);
             }
@@ -412,6 +426,7 @@ impl Node {
 
     fn role_changed(&mut self, id: GroupId) {
         let now_ms = self.now_ms;
+        self.news += 1;
         let Some(group) = self.groups.get_mut(&id) else { return };
         group.publish_role(now_ms);
         if !group.core.is_leader() {
@@ -454,6 +469,7 @@ impl Node {
             group.core.applied(last.0, last.1);
             return Ok(());
         }
+        self.changed.insert(id);
         for entry in entries {
             if !self.apply_entry(id, entry)? {
                 return Ok(());
@@ -596,11 +612,11 @@ impl Node {
             Effect::Events(events) => self.outputs.push(Output::Events { group: id, events }),
             Effect::LeaseGranted { lease, ttl_s } => group.lessor.granted(now_ms, lease, ttl_s),
             Effect::LeaseRevoked { lease } => self.lease_gone(id, lease),
-            Effect::Compacted { .. } => {}
+            Effect::Compacted { .. } => drop(self.sweeping.insert(id)),
             Effect::Charter { before } => self.charter_changed(id, before),
             Effect::Members => {
                 group.publish_membership();
-                self.outputs.push(Output::Members { group: id });
+                self.announce(Output::Members { group: id });
             }
         }
     }
@@ -634,6 +650,9 @@ impl Node {
             };
             let gone = group.held.split_off(&first_index);
             group.held.extend(slots);
+            if !group.held.is_empty() {
+                self.holding.insert(group.id);
+            }
             let_go(&self.store, gone);
         }
     }
@@ -641,8 +660,7 @@ impl Node {
     fn persisted(&mut self, persist: u64) {
         self.persisted = persist;
         self.departed();
-        let ids: Vec<_> = self.groups.keys().copied().collect();
-        for id in ids {
+        for id in std::mem::take(&mut self.unsettled) {
             let Some(group) = self.groups.get_mut(&id) else { continue };
             if group.stopped.is_some() {
                 continue;
@@ -650,7 +668,12 @@ impl Node {
             let messages = group.core.persisted(persist);
             self.restored(id, persist);
             let Some(group) = self.groups.get_mut(&id) else { continue };
-            if group.core.has_output() {
+            let is_unsettled = group.core.is_unsettled();
+            if is_unsettled {
+                self.unsettled.insert(id);
+            }
+            // There may be more to do now, or at last nothing.
+            if !is_unsettled || group.core.has_output() {
                 self.touched.insert(id);
             }
             for message in messages {
@@ -661,13 +684,17 @@ impl Node {
 
     /// Removes what is not needed any more, a slice a round.
     fn tidy(&mut self) -> Result<(), NodeError> {
-        let ids: Vec<_> = self.groups.keys().copied().collect();
-        for id in ids {
+        for id in self.sweeping.iter().copied().collect::<Vec<_>>() {
             let held = self.transfers.reads_from(id);
-            let Some(group) = self.groups.get_mut(&id) else { continue };
+            let group = self.groups.get_mut(&id).filter(|group| group.machine.needs_sweep());
+            let Some(group) = group else {
+                self.sweeping.remove(&id);
+                continue;
+            };
             // A snapshot that is being sent still reads what would go.
-            if group.machine.needs_sweep() && !held {
+            if !held {
                 group.machine.sweep()?;
+                self.changed.insert(id);
                 let swept = group.machine.state().swept;
                 let done: Vec<(Ticket, i64, Reply)> =
                     group.sweeping.extract_if(.., |(_, to, _)| *to <= swept).collect();
@@ -742,10 +769,12 @@ impl Node {
         }
         self.checkpoints.number += 1;
         let mut rows = Vec::new();
-        for group in self.groups.values_mut() {
+        for id in std::mem::take(&mut self.changed) {
+            let Some(group) = self.groups.get_mut(&id) else { continue };
             group.machine.store_counts();
             let state = group.machine.state();
             group.freezing = state.applied_index;
+            self.freezing.insert(id);
             let key = group.core.key();
             let row_key = layout::group_key(key.group, key.replica);
             rows.push((row_key.into(), Some(super::encode(state))));
@@ -769,9 +798,15 @@ impl Node {
         self.log.set_followers(!self.is_alone());
         let start = self.checkpoints.start;
         self.records.push(Record::Checkpoint { n: checkpoint.number, start });
-        for group in self.groups.values_mut() {
+        let mut concerned = std::mem::take(&mut self.freezing);
+        for id in &concerned {
+            let Some(group) = self.groups.get_mut(id) else { continue };
             group.checkpointed = group.freezing;
             self.log.release(group.core.key(), group.checkpointed);
+        }
+        concerned.append(&mut self.holding);
+        for id in concerned {
+            let Some(group) = self.groups.get_mut(&id) else { continue };
             let keep = match self.transfers.reads_from(group.id) {
                 // Whoever gets the snapshot asks for the entries behind it.
                 true => u64::MAX,
@@ -779,6 +814,9 @@ impl Node {
                 false => HELD_BYTES,
             };
             let_go(&self.store, not_needed(&mut group.held, group.checkpointed, keep));
+            if !group.held.is_empty() {
+                self.holding.insert(id);
+            }
         }
         self.deliver()?;
         self.installed()

@@ -324,9 +324,9 @@ impl Node {
     fn end_transfer(&mut self, transfer: u64, status: SnapshotStatus) {
         let Some(sending) = self.transfers.sending.remove(&transfer) else { return };
         let id = GroupId(sending.key.group);
+        self.touch(id);
         if let Some(group) = self.groups.get_mut(&id) {
             group.core.snapshot_done(sending.to, status);
-            self.touched.insert(id);
         }
     }
 
@@ -610,12 +610,15 @@ impl Node {
         });
         let restore = Restore { persist, index: meta.index, term: meta.term };
         self.transfers.restores.insert(id, restore);
+        self.unsettled.insert(id);
+        self.changed.insert(id);
+        self.sweeping.insert(id);
         let error = GroupError::unknown(Error::LeaderChanged);
         for then in below.into_values().flatten() {
             self.give_up(id, then, error);
         }
-        self.outputs.push(Output::Replaced { group: id });
-        self.outputs.push(Output::Members { group: id });
+        self.announce(Output::Replaced { group: id });
+        self.announce(Output::Members { group: id });
         Ok(())
     }
 
