@@ -133,7 +133,8 @@ SECOND=$SPAWNED
 up n2 "$SECOND"
 holds "damage is found" grep -q "a replica is quarantined" "$TMP/n2.err"
 eventually 40 "and repaired" says '^All well: 4 tenants on 3 nodes\.$'
-same "by a repair" true "$(atoll op list -w json | jq '[.operators[] | select(.why | test("on n2 is quarantined")) | .state] | length > 0 and all(. == "done")')"
+by_repair() { [ "$(atoll op list -w json | jq '[.operators[] | select(.why | test("on n2 is quarantined")) | .state] | length > 0 and all(. == "done")')" = true ]; }
+eventually 10 "by a repair" by_repair
 eventually 10 "the second has all of it" applied
 
 # === nothing is lost
