@@ -181,11 +181,8 @@ impl Steward {
         let is_gone = |ledger: &Ledger, id: &GroupId| {
             let Some(view) = self.handle.group(*id) else { return false };
             let Some(group) = ledger.groups.get(&id.0) else { return false };
-            let listed = group.replicas.iter().any(|replica| replica.node == self.node.id);
-            // A replica that waits for its first snapshot knows no version: it may be newer than
-            // what its leader has reported so far.
-            let known = view.shared.membership_version();
-            !listed && known > 0 && known < group.membership_version
+            let (replica, version) = (view.shared.replica(), view.shared.membership_version());
+            view::is_gone(group, NodeId(self.node.id), replica, version)
         };
         let mut gone = self.handle.group_ids();
         gone.retain(|id| is_gone(ledger, id));

@@ -75,8 +75,18 @@ fn voters(group: &Group) -> impl Iterator<Item = &Replica> {
     group.replicas.iter().filter(|replica| !replica.learner)
 }
 
+/// The steps of which one is to be taken next: of the replicas that are to go one may not go yet,
+/// for the sake of the quorum. None when the operator is at its end.
+pub fn choices(ledger: &Ledger, operator: &Operator) -> Vec<Step> {
+    match (next_step(ledger, operator), ledger.groups.get(&operator.group)) {
+        (Step::Done | Step::Void, _) | (_, None) => Vec::new(),
+        (Step::Remove(_), Some(group)) => removals(group, operator),
+        (step, Some(_)) => vec![step],
+    }
+}
+
 /// All removals that an operator may begin with.
-pub fn removals(group: &Group, operator: &Operator) -> Vec<Step> {
+fn removals(group: &Group, operator: &Operator) -> Vec<Step> {
     let is_extra = |replica: &&Replica| !operator.target.contains(&replica.node);
     let extra = group.replicas.iter().filter(is_extra);
     let extra = extra.filter(|r| !r.learner || r.replica != r.node);
@@ -239,6 +249,10 @@ fn without(ledger: &Ledger, group: &Group, node: u64) -> Option<Vec<u64>> {
     let stay: Vec<u64> = voters(group).map(|replica| replica.node).filter(|n| *n != node).collect();
     let zones: BTreeSet<&str> =
         stay.iter().filter_map(|id| ledger.nodes.get(id)).map(|n| n.zone.as_str()).collect();
+    // One voter too many, left behind by an operator that was taken back.
+    if voters(group).count().is_multiple_of(2) {
+        return Some(stay);
+    }
     let others = ledger.nodes.values().filter(|n| !stay.contains(&n.id));
     let proposed = ring::propose(others, group.id, ledger.nodes.len());
     let apart = |node: &&&Node| node.zone.is_empty() || !zones.contains(node.zone.as_str());
@@ -385,6 +399,28 @@ mod tests {
         execute(&mut ledger);
         assert_eq!(nodes_of(&ledger, group), before);
         assert_eq!(ledger.operators[&operator.id].state, OperatorState::Cancelled);
+    }
+
+    #[test]
+    fn a_drain_takes_the_voter_that_is_too_many_and_adds_none() {
+        let ledger = founded();
+        let mut ledger = tenants::create(&ledger, "acme", 0, 0).unwrap().0.applied_to(&ledger);
+        let group = *ledger.groups.keys().last().unwrap();
+        let mut replicas = ledger.groups[&group].replicas.clone();
+        let nodes = nodes_of(&ledger, group);
+        let fourth = (1..=4).find(|id| !nodes.contains(id)).expect("there are four nodes");
+        replicas.push(Replica { node: fourth, replica: 9, learner: false });
+        ledger = nodes::report(&ledger, group, 5, &replicas, &[]).unwrap().applied_to(&ledger);
+        let name = format!("n{fourth}");
+        ledger =
+            nodes::set_state(&ledger, &name, NodeState::Draining).unwrap().0.applied_to(&ledger);
+        let change = plan_drains(&ledger, 5).expect("a group is on it");
+        ledger = change.applied_to(&ledger);
+        let operator = running(&ledger).into_iter().find(|o| o.group == group).unwrap().clone();
+        assert_eq!(next_step(&ledger, &operator), Step::Remove(replicas[3].clone()));
+        ledger = carry_out(&ledger, &operator, &Step::Remove(replicas[3].clone()));
+        assert_eq!(next_step(&ledger, &operator), Step::Done);
+        assert_eq!(nodes_of(&ledger, group), nodes);
     }
 
     #[test]
