@@ -124,6 +124,7 @@ impl Office {
             }
             return self.end(operator, &step, now_ms).await;
         };
+        let Some(group) = ledger.groups.get(&operator.group) else { return };
         // The one that is to go may lead: it is to hand over to the right one.
         let heir = group.replicas.iter().find(|r| r.node == operator.leader && !r.learner);
         if let (Step::Remove(_), Some(heir)) = (&step, heir)
@@ -131,12 +132,7 @@ impl Office {
         {
             tracing::debug!(operator = operator.id, group = group.id, %error, "no handover");
         }
-        // Of the replicas that are to go one may not go yet, for the sake of the quorum.
-        let steps = match &step {
-            Step::Remove(_) => operators::removals(group, operator),
-            _ => vec![step],
-        };
-        for step in steps {
+        for step in operators::choices(ledger, operator) {
             match self.ask(group, change(ledger, group, &step)).await {
                 Ok(()) => {
                     tracing::info!(operator = operator.id, group = group.id, ?step, "done");
