@@ -214,10 +214,8 @@ impl Steward {
                 // It was not opened; it had been listed before it was begun.
                 return !listed && quarantined.contains_key(id);
             };
-            // A replica that waits for its first snapshot knows no version: it may be newer than
-            // what its leader has reported so far.
-            let known = view.shared.membership_version();
-            !listed && known > 0 && known < group.membership_version
+            let (replica, version) = (view.shared.replica(), view.shared.membership_version());
+            view::is_gone(group, NodeId(self.node.id), replica, version)
         };
         let mut gone = self.handle.group_ids();
         gone.extend(quarantined.keys());

@@ -131,12 +131,7 @@ impl Office {
         {
             tracing::debug!(operator = operator.id, group = group.id, %error, "no handover");
         }
-        // Of the replicas that are to go one may not go yet, for the sake of the quorum.
-        let steps = match &step {
-            Step::Remove(_) => operators::removals(group, operator),
-            _ => vec![step],
-        };
-        for step in steps {
+        for step in operators::choices(ledger, operator) {
             match self.ask(group, change(ledger, group, &step)).await {
                 Ok(()) => {
                     tracing::info!(operator = operator.id, group = group.id, ?step, "done");

@@ -96,8 +96,18 @@ fn lost<'a>(group: &'a Group, operator: &Operator) -> Option<&'a Replica> {
     lost.min_by_key(|replica| replica.learner)
 }
 
+/// The steps of which one is to be taken next: of the replicas that are to go one may not go yet,
+/// for the sake of the quorum. None when the operator is at its end.
+pub fn choices(ledger: &Ledger, operator: &Operator) -> Vec<Step> {
+    match (next_step(ledger, operator), ledger.groups.get(&operator.group)) {
+        (Step::Done | Step::Void, _) | (_, None) => Vec::new(),
+        (Step::Remove(_), Some(group)) => removals(group, operator),
+        (step, Some(_)) => vec![step],
+    }
+}
+
 /// All removals that an operator may begin with.
-pub fn removals(group: &Group, operator: &Operator) -> Vec<Step> {
+pub(crate) fn removals(group: &Group, operator: &Operator) -> Vec<Step> {
     if let Some(lost) = lost(group, operator) {
         return vec![Step::Remove(lost.clone())];
     }
@@ -319,6 +329,10 @@ pub(crate) fn drain_of(node: &str) -> String {
 /// The group's nodes with another one in the place of `node`; `None` if there is no other.
 pub(crate) fn without(ledger: &Ledger, group: &Group, node: u64) -> Option<Vec<u64>> {
     let stay: Vec<u64> = voters(group).map(|replica| replica.node).filter(|n| *n != node).collect();
+    // One voter too many, left behind by an operator that was taken back.
+    if voters(group).count().is_multiple_of(2) {
+        return Some(stay);
+    }
     let next = one_more(ledger, group.id, &stay, |other| other != node)?;
     Some(stay.into_iter().chain([next]).collect())
 }
@@ -550,6 +564,28 @@ pub(crate) mod tests {
         let home: Vec<String> =
             from.iter().filter(|id| **id != from[1]).map(|id| format!("n{id}")).take(1).collect();
         assert!(move_tenant(&ledger, "acme", &home, 7).is_err());
+    }
+
+    #[test]
+    fn a_drain_takes_the_voter_that_is_too_many_and_adds_none() {
+        let ledger = founded();
+        let mut ledger = tenants::create(&ledger, "acme", 0, 0).unwrap().0.applied_to(&ledger);
+        let group = *ledger.groups.keys().last().unwrap();
+        let mut replicas = ledger.groups[&group].replicas.clone();
+        let nodes = nodes_of(&ledger, group);
+        let fourth = (1..=4).find(|id| !nodes.contains(id)).expect("there are four nodes");
+        replicas.push(Replica { node: fourth, replica: 9, learner: false });
+        ledger = nodes::report(&ledger, group, 5, &replicas, &[]).unwrap().applied_to(&ledger);
+        let name = format!("n{fourth}");
+        ledger =
+            nodes::set_state(&ledger, &name, NodeState::Draining).unwrap().0.applied_to(&ledger);
+        let change = plan_drains(&ledger, 5).expect("a group is on it");
+        ledger = change.applied_to(&ledger);
+        let operator = running(&ledger).into_iter().find(|o| o.group == group).unwrap().clone();
+        assert_eq!(next_step(&ledger, &operator), Step::Remove(replicas[3].clone()));
+        ledger = carry_out(&ledger, &operator, &Step::Remove(replicas[3].clone()));
+        assert_eq!(next_step(&ledger, &operator), Step::Done);
+        assert_eq!(nodes_of(&ledger, group), nodes);
     }
 
     #[test]

@@ -107,6 +107,20 @@ pub fn duties(ledger: &Ledger, node: NodeId, has: impl Fn(GroupId) -> Option<u64
     duties
 }
 
+/// Was a replica on `node` removed without a word to it? `version` is of the members that it
+/// knows, 0 while it waits for its first snapshot. True only of a ledger that is not older than the
+/// one by which the replica was begun.
+pub fn is_gone(group: &Group, node: NodeId, replica: u64, version: u64) -> bool {
+    let listed = group.replicas.iter().any(|known| known.node == node.0);
+    let outdated = match version {
+        // It was begun because a ledger listed it. But one that has its node's number was added by
+        // a user with etcd's command: its leader may not have reported it yet.
+        0 => replica != node.0,
+        version => version < group.membership_version,
+    };
+    !listed && outdated
+}
+
 /// The first members of a group; none if `replica` is not of one of them.
 fn founders(group: &Group, replica: &Replica) -> Vec<Member> {
     let is_first = |f: &Founder| f.node == replica.node && f.node == replica.replica;
@@ -120,4 +134,29 @@ fn founders(group: &Group, replica: &Replica) -> Vec<Member> {
         ..Default::default()
     };
     group.founders.iter().map(member).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replica_that_was_removed_before_it_heard_a_word_is_gone() {
+        let replica = |node| Replica { node, replica: node, learner: false };
+        let group = Group {
+            id: 3,
+            tenant: 1,
+            namespace: 1,
+            cluster_id: 7,
+            founders: Vec::new(),
+            replicas: vec![replica(1), replica(2)],
+            membership_version: 4,
+            dead: false,
+            told: 1,
+        };
+        let gone = |node, replica, version| is_gone(&group, NodeId(node), replica, version);
+        assert!(gone(5, 4, 0) && gone(5, 4, 3));
+        // Newer than the report; added by a user's command; listed.
+        assert!(!gone(5, 4, 4) && !gone(5, 5, 0) && !gone(2, 2, 3));
+    }
 }

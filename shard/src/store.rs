@@ -372,6 +372,13 @@ impl Store {
         Ok(found.len())
     }
 
+    /// Forgets what revisions of a dropped shelf changed, which the next checkpoint would write as
+    /// rows. False while one on its way writes some.
+    pub fn forget_changes(&self, shelf: Shelf) -> bool {
+        self.active().forget(shelf);
+        !self.tables().list.iter().any(|table| table.has_noted(shelf))
+    }
+
     /// Has a shelf any row of this kind?
     pub fn has_rows(&self, kind: u8, shelf: Shelf) -> Result<bool, EngineError> {
         Ok(!self.some_rows(kind, shelf, 1)?.is_empty())

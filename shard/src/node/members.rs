@@ -341,16 +341,25 @@ fn voters(group: &Group, but: u64) -> Vec<u64> {
 /// A single voter may grow: there is no other way from one to more.
 fn quorum_with_one_more(group: &Group) -> bool {
     let voters = voters(group, 0);
-    let alive = voters.iter().filter(|replica| group.core.recently_active(**replica)).count();
     let with_one_more = voters.len() + 1;
-    with_one_more == 2 || alive > with_one_more / 2
+    with_one_more == 2 || living(group, &voters) > with_one_more / 2
+}
+
+/// The same when the one more is a learner that lives: so a voter can be replaced that is lost.
+fn quorum_with_learner(group: &Group) -> bool {
+    let voters = voters(group, 0);
+    let with_one_more = voters.len() + 1;
+    living(group, &voters) + 1 > with_one_more / 2
+}
+
+fn living(group: &Group, voters: &[u64]) -> usize {
+    voters.iter().filter(|replica| group.core.recently_active(**replica)).count()
 }
 
 /// etcd's strict check: the voters that stay must be a quorum of the living.
 fn quorum_without(group: &Group, node: u64) -> bool {
     let rest = voters(group, node);
-    let alive = rest.iter().filter(|replica| group.core.recently_active(**replica)).count();
-    alive > rest.len() / 2
+    living(group, &rest) > rest.len() / 2
 }
 
 /// What Raft and the machine are to do about placement's wish.
@@ -374,8 +383,9 @@ fn judge_change(group: &Group, change: &ChangeReplica) -> Result<(u32, MemberCha
             let member = known.ok_or(GroupError::refused(Error::MemberNotFound))?;
             let matched = group.core.matched(replica).unwrap_or(0);
             let behind = group.core.committed().saturating_sub(matched);
-            let active = group.core.recently_active(replica);
-            if !active || behind > PROMOTE_LAG || !quorum_with_one_more(group) {
+            // Raft takes a learner that was just added for active, though nobody may have begun it.
+            let active = matched > 0 && group.core.recently_active(replica);
+            if !active || behind > PROMOTE_LAG || !quorum_with_learner(group) {
                 return Err(GroupError::refused(Error::LearnerNotReady));
             }
             let member = Member { is_learner: false, ..member };

@@ -707,7 +707,7 @@ impl Node {
         if let Some(shelf) = self.dropped.first().copied()
             && self.checkpoints.drops < DROP_CHECKPOINT
         {
-            let mut any = false;
+            let mut any = !self.store.forget_changes(shelf);
             for kind in layout::SHELF_KINDS {
                 let dropped = self.store.drop_rows(kind, shelf, DROP_ROUND)?;
                 self.checkpoints.drops += dropped;

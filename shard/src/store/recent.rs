@@ -76,6 +76,11 @@ impl Iterator for Walk<'_> {
     }
 }
 
+/// What a revision's changes take.
+fn noted_bytes(changes: &[Change]) -> u64 {
+    changes.iter().map(|change| change.key.len() as u64 + 64).sum()
+}
+
 /// Rows newer than a checkpoint.
 #[derive(Default)]
 pub struct Table {
@@ -100,9 +105,20 @@ impl Table {
 
     /// Notes what a revision changed. Only the worker's thread may call this.
     pub fn note(&self, shelf: Shelf, revision: i64, changes: Arc<[Change]>) {
-        let bytes: usize = changes.iter().map(|change| change.key.len() + 64).sum();
-        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.bytes.fetch_add(noted_bytes(&changes), Ordering::Relaxed);
         self.changes.write().entry(shelf).or_default().insert(revision, changes);
+    }
+
+    /// Forgets what was noted of a shelf. Only the worker's thread may call this.
+    pub fn forget(&self, shelf: Shelf) {
+        let noted = self.changes.write().remove(&shelf).unwrap_or_default();
+        let bytes = noted.values().map(|changes| noted_bytes(changes)).sum();
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Is anything noted of a shelf?
+    pub fn has_noted(&self, shelf: Shelf) -> bool {
+        self.changes.read().contains_key(&shelf)
     }
 
     /// The cell under exactly this row key.

@@ -20,7 +20,7 @@
 //!   leader may give every lease its full TTL once more).
 //!
 //! Unknown outcomes weaken, never break: a grant that may have happened forgives what a new
-//! life would explain.
+//! life would explain, and so does a delete that may have taken the keys of a lease that lives on.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -287,8 +287,13 @@ impl Judge<'_> {
         call.saturating_add(self.span(renewal.ttl_s)).saturating_sub(self.bounds.early)
     }
 
+    /// Revisions that can be nothing but the lease's end.
+    fn ends(&self) -> impl Iterator<Item = &i64> {
+        self.life.expired.iter().filter(|revision| !self.witnessed.doubtful.contains(revision))
+    }
+
     fn early(&self, violations: &mut Vec<Violation>) {
-        for revision in &self.life.expired {
+        for revision in self.ends() {
             let seen = self.sightings().first_seen(*revision);
             let before = |grant: &&Grant| match grant.revision {
                 Some(granted) => granted < *revision,
@@ -323,7 +328,7 @@ impl Judge<'_> {
 
     fn deaths(&self) -> Vec<Death> {
         let mut deaths = Vec::new();
-        for revision in &self.life.expired {
+        for revision in self.ends() {
             deaths.push(Death {
                 at: self.sightings().first_seen(*revision),
                 revision: Some(*revision),
@@ -513,6 +518,25 @@ mod tests {
         scribe.now = 470;
         scribe.unasked(revoke(7));
         caught!(scribe, Violation::Early { lease: 7, revision: 4, seen: 475, due: 480, .. });
+    }
+
+    /// The first revision is taken for what the lost delete did; it may as well have been the
+    /// lease's end, and the second one the delete.
+    #[test]
+    fn a_lost_delete_may_have_taken_the_keys_of_a_lease_that_lives() {
+        let mut scribe = Scribe::new();
+        scribe.ask(1, grant(7, 1));
+        scribe.ask(1, leased("a", "1", 7));
+        let lost = scribe.history.call(2, scribe.now, delete("a", ""));
+        scribe.now += 200;
+        scribe.unasked(revoke(7));
+        scribe.ask(1, grant(7, 3));
+        scribe.ask(1, leased("a", "2", 7));
+        scribe.unasked(delete("a", ""));
+        assert_eq!(found(&scribe), Vec::new());
+        // Without it the lease has died too soon.
+        scribe.history.operations[lost.0].outcome = Outcome::Refused(Error::Timeout);
+        caught!(scribe, Violation::Early { lease: 7, .. });
     }
 
     #[test]

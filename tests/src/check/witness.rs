@@ -253,6 +253,9 @@ pub struct Witnessed {
     pub model: Model,
     /// Who asked for each revision.
     pub origins: BTreeMap<i64, Origin>,
+    /// Expiries that may as well be what an operation of unknown outcome did: one that now explains
+    /// what may itself be an expiry.
+    pub doubtful: BTreeSet<i64>,
     /// Who saw what when.
     pub sightings: Sightings,
     /// What is wrong.
@@ -299,8 +302,8 @@ fn walk(history: &History, fits_max: usize) -> (Witnessed, bool) {
     walk.check_real_time();
     walk.check_compactions();
     walk.check_refusals();
-    let Walk { model, origins, sightings, violations, cut_short, .. } = walk;
-    (Witnessed { model, origins, sightings, violations }, cut_short)
+    let Walk { model, origins, doubtful, sightings, violations, cut_short, .. } = walk;
+    (Witnessed { model, origins, doubtful, sightings, violations }, cut_short)
 }
 
 /// Revisions without a claimant are diagnosed by trying every operation; not for more than this.
@@ -321,6 +324,7 @@ struct Walk<'h> {
     /// Revisions without a claimant that something explains.
     open: Vec<Open>,
     origins: BTreeMap<i64, Origin>,
+    doubtful: BTreeSet<i64>,
     violations: Vec<Violation>,
     diagnoses: usize,
     /// Operations collected for one revision.
@@ -349,6 +353,7 @@ impl<'h> Walk<'h> {
             revokes: BTreeMap::new(),
             open: Vec::new(),
             origins: BTreeMap::new(),
+            doubtful: BTreeSet::new(),
             violations: Vec::new(),
             diagnoses: 0,
             fits_max,
@@ -676,8 +681,20 @@ impl<'h> Walk<'h> {
                 matching.fits.insert(index, fits);
             }
         }
-        for index in matching.fits.keys().copied().collect::<Vec<_>>() {
+        // What can be no expiry chooses before what can.
+        let indices = matching.fits.keys().copied();
+        let (expiries, others): (Vec<_>, Vec<_>) =
+            indices.partition(|index| open[*index].expiry.is_some());
+        for index in others.into_iter().chain(expiries) {
             matching.explain(index, &mut BTreeSet::new());
+        }
+        let may_expire = |index: usize| open[index].expiry.is_some();
+        for (index, one) in open.iter().enumerate() {
+            if !matching.by_revision.contains_key(&index)
+                && matching.might_explain(index, &may_expire, &mut BTreeSet::new())
+            {
+                self.doubtful.insert(one.revision);
+            }
         }
         for (index, one) in open.iter().enumerate() {
             let origin = match (matching.by_revision.get(&index), one.expiry) {
@@ -952,6 +969,23 @@ impl Matching {
             }
         }
         false
+    }
+
+    /// Could an operation explain this revision if another revision that needs none gave it up?
+    fn might_explain(
+        &self,
+        index: usize,
+        needs_none: &impl Fn(usize) -> bool,
+        tried: &mut BTreeSet<OpId>,
+    ) -> bool {
+        self.fits.get(&index).into_iter().flatten().any(|op| {
+            tried.insert(*op)
+                && self.by_op.get(op).is_some_and(|other| {
+                    // What an answered revoke has done is nobody else's.
+                    self.fits.contains_key(other)
+                        && (needs_none(*other) || self.might_explain(*other, needs_none, tried))
+                })
+        })
     }
 
     fn pair(&mut self, op: OpId, index: usize) {
@@ -1253,6 +1287,27 @@ mod tests {
         scribe.lose(1, revoke(2), false);
         let witnessed = clean(&scribe);
         assert_eq!(witnessed.revision_of(lost), Some(4));
+    }
+
+    /// The lost delete fits both revisions; the first may be the lease's own end, the second not.
+    #[test]
+    fn a_lost_delete_is_left_to_what_is_no_expiry() {
+        let mut scribe = Scribe::new();
+        scribe.ask(1, grant(7, 1));
+        scribe.ask(1, leased("a", "1", 7));
+        let lost = scribe.history.call(2, scribe.now, delete("a", ""));
+        scribe.now += 1000;
+        scribe.unasked(revoke(7));
+        scribe.ask(1, put("a", "2"));
+        scribe.unasked(delete("a", ""));
+        let witnessed = clean(&scribe);
+        assert_eq!(witnessed.origins[&3], Origin::Expiry(7));
+        assert_eq!(witnessed.revision_of(lost), Some(5));
+        assert!(witnessed.doubtful.is_empty());
+        // There is one delete too many.
+        scribe.ask(1, put("a", "3"));
+        scribe.unasked(delete("a", ""));
+        caught!(scribe, Violation::DoneTwice { .. });
     }
 
     #[test]

@@ -82,10 +82,7 @@ impl Moves {
             self.ledger = change.applied_to(&self.ledger);
             return None;
         }
-        let steps = match step {
-            Step::Remove(_) => operators::removals(self.group(), &operator),
-            step => vec![step],
-        };
+        let steps = operators::choices(&self.ledger, &operator);
         let step = steps.get(random.below(steps.len() as u64) as usize)?;
         Some(executor::change(&self.ledger, self.group(), step))
     }
