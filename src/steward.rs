@@ -190,6 +190,10 @@ impl Steward {
             (known, wanted)
         };
         let Ok((known, wanted)) = self.office.look(newest).await else { return false };
+        // A founder that has not said yet who it is: it will, in a moment.
+        if known == Some(0) {
+            return false;
+        }
         if known.is_some_and(|directory| directory != self.node.directory) {
             tracing::error!(
                 "placement knows this node with another data directory: it is not used"

@@ -152,6 +152,7 @@ mod tests {
             replicas: vec![replica(1), replica(2)],
             membership_version: 4,
             dead: false,
+            told: 1,
         };
         let gone = |node, replica, version| is_gone(&group, NodeId(node), replica, version);
         assert!(gone(5, 4, 0) && gone(5, 4, 3));

@@ -81,6 +81,7 @@ writer >"$TMP/writer.log" 2>&1 &
 WRITER=$!
 refused "a node that answers is not given up" 'atoll node drain' atoll node remove n3 --force
 kill -9 "$THIRD"
+wait "$THIRD" 2>/dev/null || true
 mv "$TMP/n3.data" "$TMP/n3.aside"
 eventually 20 "status says what is missing" says '^1 node is silent: n3 since [0-9]+ s; .* of 3 replicas'
 CODE=0
@@ -106,6 +107,7 @@ eventually 20 "it answers for them like any other" \
 
 atoll node repair-after 1h >/dev/null
 kill -9 "$FOURTH"
+wait "$FOURTH" 2>/dev/null || true
 rm -rf "$TMP/n4.data"
 eventually 20 "it is waited for" says 'repair begins in [0-9]+ min'
 start_fourth
@@ -125,6 +127,7 @@ for i in $(seq 20); do acme put "$MARK$i" "$MARK" >/dev/null; done
 applied() { "$ETCDCTL" --endpoints "127.0.0.1:$C2" --user root@acme:none get "${MARK}20" --consistency s --print-value-only | grep -q .; }
 eventually 10 "the second has what will be damaged" applied
 kill -9 "$SECOND"
+wait "$SECOND" 2>/dev/null || true
 FILE=$(grep -l "${MARK}10" "$TMP"/n2.data/log/* | head -n 1)
 OFFSET=$(grep -abo "${MARK}10" "$FILE" | head -n 1 | cut -d : -f 1)
 printf '\001\002\003' | dd of="$FILE" bs=1 seek="$OFFSET" conv=notrunc status=none
@@ -145,6 +148,7 @@ eventually 20 "the watch saw the last write" all_seen
 same "and every one before, in order" "$(seq "$WRITTEN" | sha256sum)" "$(seen | sha256sum)"
 same "the last one is what is read" "$WRITTEN" "$(acme get count --print-value-only)"
 kill -9 "$SECOND"
+wait "$SECOND" 2>/dev/null || true
 start n2 "$C2" "$P2" "$A2"
 up n2 "$SPAWNED"
 eventually 20 "what was repaired survives a kill" says '^All well'

@@ -138,6 +138,7 @@ refused "the old name is nobody's" 'no such tenant' as beta get key
 
 for i in $(seq 50); do acme put "many$i" "value$i" >/dev/null; done
 kill -9 "$SECOND"
+wait "$SECOND" 2>/dev/null || true
 eventually 20 "the others go on" acme put during kill
 start n2 "$C2" "$P2"
 up n2 "$SPAWNED"

@@ -188,13 +188,13 @@ fn documents_name_what_exists() {
 
 #[test]
 fn a_dead_path_is_found() {
-    let tops = ["shard".to_owned(), "tests".to_owned()];
+    let tops = ["shard".to_owned(), "target".to_owned(), "tests".to_owned()];
     let exists = |path: &str| ["shard/src/log.rs", "tests/run.sh", "log/"].contains(&path);
     for planted in ["`shard/src/lag.rs`", "a\n`tests/runs.sh all`", "`lost.rs`", "`gone/`"] {
         assert_eq!(dead_paths(planted, &tops, &exists).len(), 1, "{planted}");
     }
     let innocent = "`shard/src/log.rs`, `tests/run.sh all`, `log/`, `host:port`, `--rounds 2/3`,\n\
-                    `application/json`\n```\ncd shard/none.rs\n```\n";
+                    `application/json`, `target/release/lost`, `target/lost.json`\n```\ncd shard/none.rs\n```\n";
     assert_eq!(dead_paths(innocent, &tops, &exists), []);
     assert_eq!(dead_links("see [log](lag.rs)", &exists).len(), 1);
     assert_eq!(dead_links("[x](https://x.y/z) [log](shard/src/log.rs#top) [y](#y)", &exists), []);
@@ -354,6 +354,8 @@ fn dead_paths(text: &str, tops: &[String], exists: &dyn Fn(&str) -> bool) -> Vec
         let first = word.split('/').next().unwrap_or("");
         word.chars().all(spelled)
             && !word.starts_with(['-', '/'])
+            // What a build makes is there on one machine and not yet on another.
+            && !BUILT.contains(&first)
             && (word.ends_with('/')
                 || ending.is_some_and(|ending| WRITTEN.contains(&ending))
                 || (word.contains('/') && tops.iter().any(|top| top == first)))
@@ -548,6 +550,9 @@ fn repository() -> &'static [File] {
     &FILES
 }
 
+/// Folders of what a build makes or fetches.
+const BUILT: [&str; 2] = ["target", "node_modules"];
+
 /// Paths of the files that people write.
 fn written() -> Vec<String> {
     let mut files = Vec::new();
@@ -557,8 +562,8 @@ fn written() -> Vec<String> {
             let path = format!("{folder}{name}");
             let full = root().join(&path);
             if full.is_dir() {
-                // Built, fetched, or git's own; `.ci` is ours.
-                let ours = !["target", "node_modules"].contains(&name.as_str());
+                // Git's own is none of ours; `.ci` is.
+                let ours = !BUILT.contains(&name.as_str());
                 if ours && (!name.starts_with('.') || name == ".ci") {
                     folders.push(format!("{path}/"));
                 }
