@@ -124,7 +124,6 @@ impl Office {
             }
             return self.end(operator, &step, now_ms).await;
         };
-        let Some(group) = ledger.groups.get(&operator.group) else { return };
         // The one that is to go may lead: it is to hand over to the right one.
         let heir = group.replicas.iter().find(|r| r.node == operator.leader && !r.learner);
         if let (Step::Remove(_), Some(heir)) = (&step, heir)

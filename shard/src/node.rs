@@ -179,6 +179,7 @@ pub struct Persist {
 impl Persist {
     /// Adds the write behind this one, so that both are one.
     pub fn join(&mut self, next: Persist) {
+        assert!(self.id < next.id, "write {} is to go behind write {}", next.id, self.id);
         self.id = next.id;
         self.records.extend(next.records);
         self.shelves.extend(next.shelves);

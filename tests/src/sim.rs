@@ -135,4 +135,11 @@ mod tests {
     fn a_replica_that_waits_for_rows_remembers_it() {
         check(848);
     }
+
+    /// A group went for good while its replica on a node was out of service: what a steward counts
+    /// among the replicas here is also what was not opened.
+    #[test]
+    fn a_replica_out_of_service_goes_with_its_group() {
+        [20_043, 20_338, 20_452].into_iter().for_each(check);
+    }
 }

@@ -658,7 +658,8 @@ impl Node {
     }
 
     fn persisted(&mut self, persist: u64) {
-        self.persisted = persist;
+        let before = std::mem::replace(&mut self.persisted, persist);
+        assert!(before < persist, "write {persist} is said to be durable after write {before}");
         self.departed();
         for id in std::mem::take(&mut self.unsettled) {
             let Some(group) = self.groups.get_mut(&id) else { continue };

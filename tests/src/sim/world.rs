@@ -668,19 +668,7 @@ impl World {
             let clock = self.hosts[host].clock(self.now);
             let Some(process) = &mut self.hosts[host].process else { return };
             match process.node.round(clock) {
-                Ok(outputs) => {
-                    let life = self.hosts[host].life;
-                    let done = self.dies_after(host, outputs.len());
-                    for output in outputs.into_iter().take(done.unwrap_or(usize::MAX)) {
-                        // What it caused may have been its death.
-                        if self.hosts[host].life == life || self.service.is_none() {
-                            self.carry_out(host, output);
-                        }
-                    }
-                    if done.is_some() {
-                        return self.crash(host);
-                    }
-                }
+                Ok(outputs) => self.close(host, outputs),
                 Err(error) => self.broken.push(format!("n{} stops: {error}", host + 1)),
             }
             let busy = self.hosts[host].process.as_ref().is_some_and(|p| p.node.is_busy());
@@ -689,6 +677,34 @@ impl World {
             }
         }
         self.schedule(self.now + 1, Event::Resume { host });
+    }
+
+    /// Carries out what came of a round, as the worker does: messages first, then the rest in its
+    /// order. Who asked hears of it only then, and may ask again.
+    fn close(&mut self, host: usize, outputs: Vec<Output>) {
+        let (sent, rest): (Vec<Output>, Vec<Output>) =
+            outputs.into_iter().partition(|output| matches!(output, Output::Send { .. }));
+        let life = self.hosts[host].life;
+        let done = self.dies_after(host, sent.len() + rest.len());
+        let mut answers = Vec::new();
+        for output in sent.into_iter().chain(rest).take(done.unwrap_or(usize::MAX)) {
+            match output {
+                Output::Answer { ticket, answer } => answers.push((ticket, answer)),
+                output => self.carry_out(host, output),
+            }
+        }
+        // One that dies still answers, and closes no round any more.
+        let paused = self.hosts[host].paused_until;
+        if done.is_some() {
+            self.hosts[host].paused_until = u64::MAX;
+        }
+        for (ticket, answer) in answers {
+            self.answered(host, life, ticket, answer);
+        }
+        if done.is_some() {
+            self.hosts[host].paused_until = paused;
+            self.crash(host);
+        }
     }
 
     /// How many outputs of its round a host carries out that is to die in it.
@@ -713,7 +729,7 @@ impl World {
                 }
                 self.sync(host);
             }
-            Output::Answer { ticket, answer } => self.answered(host, ticket, answer),
+            Output::Answer { .. } => unreachable!("answers are heard when the round is closed"),
             Output::Events { group, events } => {
                 let told: Vec<_> =
                     events.events.iter().map(|e| mvccpb::Event::clone(&e.event)).collect();
@@ -1001,8 +1017,13 @@ impl World {
         self.step(host, Input::Request { ticket, request });
     }
 
-    fn answered(&mut self, host: usize, ticket: u64, answer: Result<Answer, GroupError>) {
-        let life = self.hosts[host].life;
+    fn answered(
+        &mut self,
+        host: usize,
+        life: u64,
+        ticket: u64,
+        answer: Result<Answer, GroupError>,
+    ) {
         let Some(waiting) = self.tickets.remove(&(host, life, ticket)) else { return };
         let read = |world: &World, shared: &Shared, request: &Request| {
             let process = world.hosts[host].process.as_ref().expect("it has just answered");

@@ -508,9 +508,10 @@ impl World {
             return self.write(ledger, change, "a node");
         }
         let Some(process) = &self.hosts[host].process else { return };
+        // Those that were not opened are here as well.
         let replica = |id: GroupId| {
-            let group = process.node.group(id)?;
-            Some(group.shared().replica())
+            let here = process.node.group(id).map(|group| group.shared().replica());
+            here.or(process.node.quarantined(id).map(|found| found.replica))
         };
         let duties = view::duties(ledger, node, replica);
         let dead = duties.dead;
@@ -521,13 +522,10 @@ impl World {
             })
         });
         // Replicas that were not opened, and that their groups have removed since.
-        let shut = self.hosts[host].shut.iter().filter(|key| {
-            let group = ledger.groups.get(&key.group);
-            let listed = |r: &Replica| r.node == node.0 && r.replica == key.replica;
-            group.is_some_and(|group| !group.replicas.iter().any(listed))
-                && process.node.group(GroupId(key.group)).is_none()
+        let shut = process.node.shut().filter(|id| {
+            let group = ledger.groups.get(&id.0);
+            group.is_some_and(|group| !group.replicas.iter().any(|r| r.node == node.0))
         });
-        let shut = shut.map(|key| GroupId(key.group));
         let gone: Vec<GroupId> =
             gone.map(|group| GroupId(group.id)).chain(dead).chain(shut).collect();
         let births: Vec<Birth> = duties.wanted.into_iter().map(birth).collect();
