@@ -142,4 +142,11 @@ mod tests {
     fn a_replica_out_of_service_goes_with_its_group() {
         [20_043, 20_338, 20_452].into_iter().for_each(check);
     }
+
+    /// A host died between the answer to a client and the word to its watchers, and the group went
+    /// for good before anybody had applied that revision again.
+    #[test]
+    fn what_a_client_was_told_is_committed_though_no_watcher_hears_of_it() {
+        check(20_375);
+    }
 }

@@ -687,6 +687,7 @@ impl World {
         let life = self.hosts[host].life;
         let done = self.dies_after(host, sent.len() + rest.len());
         let mut answers = Vec::new();
+        rest.iter().for_each(|output| self.committed(host, output));
         for output in sent.into_iter().chain(rest).take(done.unwrap_or(usize::MAX)) {
             match output {
                 Output::Answer { ticket, answer } => answers.push((ticket, answer)),
@@ -704,6 +705,15 @@ impl World {
         if done.is_some() {
             self.hosts[host].paused_until = paused;
             self.crash(host);
+        }
+    }
+
+    /// What a replica has applied is committed, also if it dies before it tells anybody.
+    fn committed(&mut self, host: usize, output: &Output) {
+        let Output::Events { group, events } = output else { return };
+        let told: Vec<_> = events.events.iter().map(|e| mvccpb::Event::clone(&e.event)).collect();
+        if let Some(tenant) = self.tenants.iter_mut().find(|tenant| tenant.group == *group) {
+            tenant.history.committed(self.hosts[host].id, self.now, events.revision, &told);
         }
     }
 
@@ -731,15 +741,11 @@ impl World {
             }
             Output::Answer { .. } => unreachable!("answers are heard when the round is closed"),
             Output::Events { group, events } => {
-                let told: Vec<_> =
-                    events.events.iter().map(|e| mvccpb::Event::clone(&e.event)).collect();
-                if let Some(tenant) = self.tenants.iter_mut().find(|t| t.group == group) {
-                    tenant.history.committed(from, self.now, events.revision, &told);
-                }
                 if let Some(process) = &mut self.hosts[host].process {
                     process.hubs.get_mut(&group).into_iter().for_each(|hub| hub.feed(&events));
                 }
-                self.note(&format!("n{from} applies {} ({})", events.revision, told.len()));
+                let (revision, count) = (events.revision, events.events.len());
+                self.note(&format!("n{from} applies {revision} ({count})"));
             }
             Output::Replaced { group } => {
                 if let Some(process) = &mut self.hosts[host].process {
