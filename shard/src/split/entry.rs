@@ -5,12 +5,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use proto::GroupId;
+use bytes::Bytes;
 use proto::etcd::TxnRequest;
+use proto::{GroupId, KeyRange};
 
 use super::evaluate::{Change, Prediction};
 use super::faults::{Fault, Faults};
-use super::stream::{Branch, TxId};
+use super::stream::{Branch, Place, TxId};
 
 /// An entry.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,6 +38,25 @@ pub enum Entry {
         epoch: u64,
         /// What is changed.
         branch: Branch,
+    },
+    /// The keys from `at` on go to a new group, which begins with everything that is here. Proposed
+    /// when nothing else is under way.
+    Split {
+        /// Epoch under which it was proposed.
+        epoch: u64,
+        /// Version of the range that is split.
+        version: u64,
+        /// First key of the new group.
+        at: Bytes,
+        /// The new group.
+        child: GroupId,
+    },
+    /// Home: a group has this range from now on, and who had parts of it before has them no more.
+    Map {
+        /// The group.
+        group: GroupId,
+        /// Its range.
+        place: Place,
     },
     /// Home: revisions up to this one may be granted.
     Limit {
@@ -92,8 +112,13 @@ impl Decision {
 }
 
 /// What is kept of all entries so far.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kept {
+    /// The group's own keys.
+    pub place: Place,
+    /// Home: which groups the tenant is split over. A key that no group has belongs to one that has
+    /// not registered yet.
+    pub map: BTreeMap<GroupId, Place>,
     /// The highest sealed epoch.
     pub seal: u64,
     /// The last revision.
@@ -111,7 +136,8 @@ pub struct Kept {
 pub enum Verdict {
     /// Nothing more.
     Kept,
-    /// Its changes are to be made under its revision. A write is evaluated again first.
+    /// Its changes are to be made under its revision; a write is evaluated again first. A split's
+    /// new group is to be begun.
     Make,
     /// Nothing, it is of an epoch that is over: it was *not done*.
     Refused,
@@ -127,7 +153,52 @@ pub struct Disorder {
     pub next: i64,
 }
 
+/// Notes who has a range: whoever had a part of it under a lower version has it no more. Says
+/// nothing and changes nothing if somebody has a part of it under the same version or a higher one.
+pub fn note_place(
+    map: &mut BTreeMap<GroupId, Place>,
+    group: GroupId,
+    place: &Place,
+) -> Option<Vec<GroupId>> {
+    let others = || map.iter().filter(|(id, p)| **id != group && p.range.overlaps(&place.range));
+    let own = map.get(&group).is_some_and(|known| known.version >= place.version);
+    if own || others().any(|(_, known)| known.version >= place.version) {
+        return None;
+    }
+    let cut: Vec<GroupId> = others().map(|(id, _)| *id).collect();
+    for id in &cut {
+        let Some(known) = map.get_mut(id) else { continue };
+        // The new group is always the right side.
+        known.range.end = Some(place.range.start.clone());
+        if known.range.is_empty() {
+            map.remove(id);
+        }
+    }
+    map.insert(group, place.clone());
+    Some(cut)
+}
+
 impl Kept {
+    /// What a group with these keys begins with: an empty store stands at revision 1.
+    pub fn new(place: Place) -> Kept {
+        Kept {
+            place,
+            map: BTreeMap::new(),
+            seal: 0,
+            revision: 1,
+            limit: 1,
+            decisions: BTreeMap::new(),
+            leases: BTreeSet::new(),
+        }
+    }
+
+    /// What the new group of a split begins with. `self` has applied the split.
+    pub fn child(&self, parent: &KeyRange, at: &Bytes) -> Kept {
+        let range = KeyRange { start: at.clone(), end: parent.end.clone() };
+        let place = Place { range, version: self.place.version };
+        Kept { seal: self.seal, revision: self.revision, limit: 0, ..Kept::new(place) }
+    }
+
     /// Takes an entry in. Fails if the log breaks the protocol's promise: the group cannot go on.
     pub fn apply(&mut self, entry: &Entry, faults: Faults) -> Result<Verdict, Disorder> {
         match entry {
@@ -145,6 +216,16 @@ impl Kept {
                 self.revision = next;
                 return Ok(Verdict::Make);
             }
+            Entry::Split { epoch, version, at, .. } => {
+                let current = *epoch >= self.seal && *version == self.place.version;
+                if !current || !self.place.range.contains(at) || *at == self.place.range.start {
+                    return Ok(Verdict::Refused);
+                }
+                self.place.range.end = Some(at.clone());
+                self.place.version += 1;
+                return Ok(Verdict::Make);
+            }
+            Entry::Map { group, place } => drop(note_place(&mut self.map, *group, place)),
             Entry::Seal { epoch } => self.seal = self.seal.max(*epoch),
             Entry::Limit { revision } => self.limit = self.limit.max(*revision),
             // The only way down: whoever wrote it grants nothing more.

@@ -62,11 +62,19 @@ pub enum Fault {
     LeaseNotConfirmed,
     /// A planned transfer of home goes on granting after it wrote down where it stopped.
     HandGoesOn,
+    /// A range is split while writes are under way.
+    RangeNotAlone,
+    /// A group is served before home's log says that it has its range.
+    ServedBeforeMap,
+    /// Transactions go on although the groups that they concern have changed.
+    OldMapDecided,
+    /// What is known of a lease's groups stays although a group was split.
+    HoldersNotSplit,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Fault; 28] = [
+    pub const ALL: [Fault; 32] = [
         Fault::NoReadRound,
         Fault::RestartAtMax,
         Fault::GrantAboveLimit,
@@ -95,6 +103,10 @@ impl Fault {
         Fault::LeaseKeysFree,
         Fault::LeaseNotConfirmed,
         Fault::HandGoesOn,
+        Fault::RangeNotAlone,
+        Fault::ServedBeforeMap,
+        Fault::OldMapDecided,
+        Fault::HoldersNotSplit,
     ];
 }
 

@@ -28,13 +28,13 @@ use bytes::Bytes;
 use proto::etcd::request_op::Request as Op;
 use proto::etcd::{RequestOp, TxnRequest, TxnResponse};
 use proto::mvccpb::KeyValue;
-use proto::{Error, KeyRange};
+use proto::{Error, GroupId, KeyRange};
 
 use super::entry::Entry;
 use super::evaluate::{Change, Outcome, Prediction, Revisions, Rows, evaluate};
 use super::faults::{Fault, Faults};
-use super::footprint::Footprint;
-use super::stream::{Branch, Down, Granted, TxId, Up, Vote, Wanted};
+use super::footprint::{Footprint, common};
+use super::stream::{Branch, Down, Granted, Place, TxId, Up, Vote, Wanted};
 
 /// Names a waiting request to whoever drives the participant.
 pub type Ticket = u64;
@@ -47,6 +47,8 @@ pub trait Replica: Rows {
     fn revision(&self) -> i64;
     /// The highest sealed epoch, as far as it is applied.
     fn seal(&self) -> u64;
+    /// The group's keys, as far as it has applied.
+    fn place(&self) -> &Place;
     /// Below this nothing can be read.
     fn compacted(&self) -> i64;
     /// Keys that are attached to a lease.
@@ -81,6 +83,11 @@ pub enum Do {
     },
     /// The stream is of no use any more: begin a new one.
     Break,
+    /// Certainly not done: the keys are not, or no more, this group's.
+    Elsewhere {
+        /// Whose.
+        ticket: Ticket,
+    },
 }
 
 /// What applying a write gave.
@@ -107,6 +114,12 @@ enum Body {
     },
     /// Proposed, not applied yet.
     Branch,
+    /// A change of the range: it goes alone.
+    Split {
+        at: Bytes,
+        child: GroupId,
+        proposed: bool,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,7 +137,7 @@ struct Item {
 
 #[derive(Clone, Debug)]
 enum Read {
-    Rows(Ticket),
+    Rows(Ticket, KeyRange),
     /// A transaction that would have changed nothing.
     Idle(Ticket, TxnRequest),
 }
@@ -251,7 +264,7 @@ impl Participant {
         let asking = self.asking.iter().flatten();
         let reads = self.reads.iter().chain(asking).chain(self.told.iter().map(|told| &told.0));
         let reads = reads.map(|read| match read {
-            Read::Rows(ticket) | Read::Idle(ticket, _) => (*ticket, false),
+            Read::Rows(ticket, _) | Read::Idle(ticket, _) => (*ticket, false),
         });
         let doubts = self.doubts.iter().chain(self.doubting.iter().flatten());
         writes.chain(reads).chain(doubts.map(|doubt| (doubt.ticket, false))).collect()
@@ -267,8 +280,16 @@ impl Participant {
     }
 
     /// A linearizable read.
-    pub fn read(&mut self, ticket: Ticket) {
-        self.reads.push(Read::Rows(ticket));
+    pub fn read(&mut self, ticket: Ticket, keys: KeyRange) {
+        self.reads.push(Read::Rows(ticket, keys));
+    }
+
+    /// The keys from `at` on are to go to a new group. What came before is done first; what comes
+    /// later waits until it is.
+    pub fn split(&mut self, at: Bytes, child: GroupId) {
+        let whole = vec![KeyRange::all()];
+        let footprint = Footprint { writes: whole, conditional: true, ..Footprint::default() };
+        self.push(Item { footprint, body: Body::Split { at, child, proposed: false } });
     }
 
     fn push(&mut self, item: Item) {
@@ -456,6 +477,16 @@ impl Participant {
         self.line.remove(&tag);
     }
 
+    /// A proposed split was applied, or refused: the group registers anew with the keys that it
+    /// has now.
+    pub fn ranged(&mut self, tag: i64) {
+        self.unapplied.remove(&tag);
+        self.line.remove(&tag);
+        if self.phase != Phase::Apart {
+            self.give_up_stream();
+        }
+    }
+
     // === what goes on ===
 
     /// Does what can be done now. To be called after anything else.
@@ -467,7 +498,8 @@ impl Participant {
         if self.phase == Phase::Joining && drained && sealed {
             self.phase = Phase::Registering;
             let (term, number, seal) = (self.term, self.number, replica.seal());
-            self.out.push(Do::Send(Up::Register { term, number, seal, applied }));
+            let place = replica.place().clone();
+            self.out.push(Do::Send(Up::Register { place, term, number, seal, applied }));
         }
         if matches!(self.phase, Phase::Catching(last) if last <= applied) {
             self.phase = Phase::Live;
@@ -475,6 +507,7 @@ impl Participant {
         if self.phase != Phase::Live {
             return;
         }
+        self.turn_away(replica.place());
         while let Some((id, mut footprint, revokes)) = self.latches.pop_front() {
             if revokes && !self.faults.has(Fault::LeaseKeysFree) {
                 self.cover_keys(replica, &mut footprint);
@@ -491,10 +524,57 @@ impl Participant {
         if self.asked.is_none() {
             self.want(replica, applied);
         }
+        self.change_range(replica);
         if self.asking.is_none() && !self.reads.is_empty() {
             self.asking = Some(std::mem::take(&mut self.reads));
             self.out.push(Do::Send(Up::Ask { applied }));
         }
+    }
+
+    /// Whoever asks for keys that are not this group's is to ask elsewhere.
+    fn turn_away(&mut self, place: &Place) {
+        let inside = |keys: &KeyRange| common(keys, &place.range).as_ref() == Some(keys);
+        let fits = |footprint: &Footprint| {
+            let past = footprint.past.iter().map(|(keys, _)| keys);
+            footprint.reads.iter().chain(&footprint.writes).chain(past).all(inside)
+        };
+        let mut away = Vec::new();
+        self.line.retain(|_, item| match &item.body {
+            Body::Write { ticket, stage: Stage::Waiting, .. } if !fits(&item.footprint) => {
+                away.push(*ticket);
+                false
+            }
+            _ => true,
+        });
+        self.reads.retain(|read| {
+            let (ticket, stays) = match read {
+                Read::Rows(ticket, keys) => (ticket, inside(keys)),
+                Read::Idle(ticket, txn) => (ticket, fits(&Footprint::of(txn))),
+            };
+            if !stays {
+                away.push(*ticket);
+            }
+            stays
+        });
+        self.out.extend(away.into_iter().map(|ticket| Do::Elsewhere { ticket }));
+    }
+
+    /// Proposes a change of the range once nothing else is under way.
+    fn change_range(&mut self, replica: &dyn Replica) {
+        let hurries = self.faults.has(Fault::RangeNotAlone);
+        let mut line = self.line.iter();
+        let next = if hurries { line.find(|(_, item)| is_split(item)) } else { line.next() };
+        let Some((tag, item)) = next else { return };
+        let Body::Split { at, child, proposed: false } = &item.body else { return };
+        if !self.unapplied.is_empty() && !hurries {
+            return;
+        }
+        let (tag, at, child) = (*tag, at.clone(), *child);
+        let (epoch, version) = (self.epoch, replica.place().version);
+        if let Some(Item { body: Body::Split { proposed, .. }, .. }) = self.line.get_mut(&tag) {
+            *proposed = true;
+        }
+        self.propose(tag, Entry::Split { epoch, version, at, child });
     }
 
     /// A latch that revokes leases covers their keys, attached or about to be.
@@ -517,6 +597,7 @@ impl Participant {
         let collides = earlier.footprint.collides(&item.footprint);
         let lease = || earlier.footprint.shares_lease(&item.footprint);
         match (&earlier.body, &item.body) {
+            (Body::Split { .. }, _) | (_, Body::Split { .. }) => true,
             (Body::Latch { .. }, _) => collides || lease(),
             (Body::Write { stage, .. }, Body::Latch { .. }) => {
                 let jumps = self.faults.has(Fault::LatchJumps) && *stage != Stage::Proposed;
@@ -558,7 +639,13 @@ impl Participant {
         self.told = late;
         for (read, revision, _) in ready {
             match read {
-                Read::Rows(ticket) => self.out.push(Do::Readable { ticket, revision }),
+                // The group may have lost the keys since it was asked.
+                Read::Rows(ticket, keys)
+                    if common(&keys, &replica.place().range).as_ref() != Some(&keys) =>
+                {
+                    self.out.push(Do::Elsewhere { ticket });
+                }
+                Read::Rows(ticket, _) => self.out.push(Do::Readable { ticket, revision }),
                 Read::Idle(ticket, txn) => {
                     let (before, compacted) = (revision, replica.compacted());
                     let revisions = Revisions { before, own: before + 1, compacted };
@@ -614,6 +701,10 @@ impl Participant {
     }
 }
 
+fn is_split(item: &Item) -> bool {
+    matches!(item.body, Body::Split { .. })
+}
+
 fn is_latch(item: &Item, which: TxId) -> bool {
     matches!(item.body, Body::Latch { id, .. } if id == which)
 }
@@ -642,9 +733,13 @@ mod tests {
     use super::*;
 
     /// A replica with nothing in it.
-    #[derive(Default)]
     struct Bare {
         seal: u64,
+        place: Place,
+    }
+
+    fn bare(seal: u64) -> Bare {
+        Bare { seal, place: Place { range: KeyRange::all(), version: 1 } }
     }
 
     impl Rows for Bare {
@@ -660,6 +755,10 @@ mod tests {
 
         fn seal(&self) -> u64 {
             self.seal
+        }
+
+        fn place(&self) -> &Place {
+            &self.place
         }
 
         fn compacted(&self) -> i64 {
@@ -679,7 +778,7 @@ mod tests {
 
     fn live() -> Participant {
         let mut participant = Participant::new(1, 0, Faults::NONE);
-        let replica = Bare::default();
+        let replica = bare(0);
         participant.connect(2);
         participant.advance(&replica);
         participant.hear(&replica, Down::Registered { branches: Vec::new() });
@@ -694,17 +793,17 @@ mod tests {
         participant.seal(5);
         participant.connect(5);
         participant.take();
-        participant.advance(&Bare { seal: 0 });
+        participant.advance(&bare(0));
         assert_eq!(participant.take(), Vec::new());
-        participant.advance(&Bare { seal: 5 });
-        let (term, number, seal, applied) = (1, 1, 5, 1);
-        let register = Up::Register { term, number, seal, applied };
+        participant.advance(&bare(5));
+        let (place, term, number, seal, applied) = (bare(5).place, 1, 1, 5, 1);
+        let register = Up::Register { place, term, number, seal, applied };
         assert_eq!(participant.take(), vec![Do::Send(register)]);
     }
 
     #[test]
     fn a_latch_holds_back_what_comes_later_and_ends_with_its_branch() {
-        let (mut participant, replica) = (live(), Bare::default());
+        let (mut participant, replica) = (live(), bare(0));
         let id = TxId { epoch: 2, number: 1 };
         let footprint = Footprint::of(&put("a"));
         participant.hear(&replica, Down::Latch { id, footprint, revokes: false });
@@ -728,10 +827,40 @@ mod tests {
     }
 
     #[test]
-    fn what_was_asked_on_a_broken_stream_is_asked_again() {
-        let (mut participant, replica) = (live(), Bare::default());
+    fn a_split_goes_alone_and_sends_others_away() {
+        let (mut participant, mut replica) = (live(), bare(0));
         participant.write(7, put("a"));
-        participant.read(8);
+        participant.split("m".into(), GroupId(9));
+        participant.write(8, put("b"));
+        participant.write(9, put("x"));
+        participant.advance(&replica);
+        let want = Do::Send(Up::Want { items: vec![Wanted::default()], applied: 1 });
+        assert_eq!(participant.take(), vec![want], "what came later waits");
+        participant.hear(&replica, Down::Granted { items: vec![Granted::Revision(2)] });
+        participant.advance(&replica);
+        assert_eq!(participant.take().len(), 1, "the split waits for the write");
+        participant.written(1, Written::Done(TxnResponse::default()));
+        participant.advance(&replica);
+        let (epoch, version, at, child) = (2, 1, "m".into(), GroupId(9));
+        let split = Do::Propose { tag: 2, entry: Entry::Split { epoch, version, at, child } };
+        assert_eq!(participant.take().pop(), Some(split));
+        let range = KeyRange { start: Bytes::new(), end: Some("m".into()) };
+        replica.place = Place { range, version: 2 };
+        participant.ranged(2);
+        assert_eq!(participant.take(), vec![Do::Break]);
+        participant.connect(2);
+        participant.advance(&replica);
+        participant.hear(&replica, Down::Registered { branches: Vec::new() });
+        participant.advance(&replica);
+        assert!(participant.take().contains(&Do::Elsewhere { ticket: 9 }));
+        assert_eq!(participant.open_tickets(), vec![(8, false)]);
+    }
+
+    #[test]
+    fn what_was_asked_on_a_broken_stream_is_asked_again() {
+        let (mut participant, replica) = (live(), bare(0));
+        participant.write(7, put("a"));
+        participant.read(8, KeyRange::all());
         participant.advance(&replica);
         assert_eq!(participant.take().len(), 2);
         participant.disconnect();

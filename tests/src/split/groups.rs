@@ -11,6 +11,7 @@ use shard::split::entry::{Entry, Kept, Verdict};
 use shard::split::evaluate::{Change, Prediction, Revisions, Rows, evaluate};
 use shard::split::faults::{Fault, Faults};
 use shard::split::participant::Replica;
+use shard::split::stream::Place;
 
 /// An entry of a group's log.
 #[derive(Clone, Debug)]
@@ -32,6 +33,8 @@ pub(super) enum Made {
     Void,
     /// A write was made.
     Done(TxnResponse),
+    /// The range was split.
+    Split,
 }
 
 /// A committed change as watches see it: place in its revision, and the event.
@@ -54,12 +57,16 @@ pub(super) struct View<'a> {
     pub(super) group: &'a Group,
     pub(super) revision: i64,
     pub(super) seal: u64,
+    pub(super) place: &'a Place,
+    /// Sees also what went to other groups.
+    pub(super) all: bool,
 }
 
 impl Rows for View<'_> {
     fn scan(&self, range: &KeyRange, at: Option<i64>) -> Vec<KeyValue> {
         let at = at.unwrap_or(self.revision).min(self.revision);
-        let inside = self.group.rows.iter().filter(|(key, _)| range.contains(key));
+        let own = |key: &Bytes| self.all || self.place.range.contains(key);
+        let inside = self.group.rows.iter().filter(|(key, _)| range.contains(key) && own(key));
         inside.filter_map(|(_, versions)| live(versions, at).cloned()).collect()
     }
 }
@@ -71,6 +78,10 @@ impl Replica for View<'_> {
 
     fn seal(&self) -> u64 {
         self.seal
+    }
+
+    fn place(&self) -> &Place {
+        self.place
     }
 
     fn compacted(&self) -> i64 {
@@ -96,10 +107,19 @@ fn foreseen(txn: &TxnRequest, predicted: &Prediction) -> TxnRequest {
 }
 
 impl Group {
-    pub(super) fn new() -> Group {
-        let kept = Kept { revision: 1, limit: 1, ..Kept::default() };
+    /// A group that begins like this.
+    pub(super) fn new(kept: Kept) -> Group {
         let (log, made, rows, events) = (Vec::new(), Vec::new(), BTreeMap::new(), BTreeMap::new());
         Group { log, kept: vec![Rc::new(kept)], made, rows, events }
+    }
+
+    /// The group that a split which was committed just now begins: with its parent's rows.
+    pub(super) fn child(&self, at: &Bytes) -> Group {
+        let before = &self.kept[self.kept.len() - 2].place.range;
+        let kept = self.newest().child(before, at);
+        let inside = self.rows.iter().filter(|(key, _)| kept.place.range.contains(key));
+        let rows = inside.map(|(key, versions)| (key.clone(), versions.clone())).collect();
+        Group { rows, ..Group::new(kept) }
     }
 
     /// Everything committed.
@@ -109,10 +129,11 @@ impl Group {
 
     /// A replica that has applied this revision, and nothing is known of its seals.
     pub(super) fn at(&self, revision: i64) -> View<'_> {
-        View { group: self, revision, seal: 0 }
+        View { group: self, revision, seal: 0, place: &self.newest().place, all: true }
     }
 
     /// Commits an entry; an error is a promise of the protocol that was broken.
+    /// [`Made::Split`] asks for the new group.
     pub(super) fn commit(
         &mut self,
         logged: Logged,
@@ -126,7 +147,12 @@ impl Group {
             match kept.apply(entry, faults) {
                 Ok(Verdict::Kept) => {}
                 Ok(Verdict::Refused) => made = Made::Refused,
-                Ok(Verdict::Make) => made = self.make(entry, now, faults),
+                Ok(Verdict::Make) => {
+                    made = self.make(entry, now, faults);
+                    if let Some(key) = self.strange(&kept) {
+                        broken = Err(format!("key {key} was changed where it is not"));
+                    }
+                }
                 Err(disorder) => broken = Err(disorder.to_string()),
             }
             self.kept.push(Rc::new(kept));
@@ -136,6 +162,14 @@ impl Group {
         self.log.push(logged);
         self.made.push(made);
         broken
+    }
+
+    /// A key that the last entry changed though the group does not have it.
+    fn strange(&self, kept: &Kept) -> Option<String> {
+        let (_, _, events) = self.events.get(&self.log.len())?;
+        let keys = events.iter().filter_map(|(_, event)| event.kv.as_ref()).map(|kv| &kv.key);
+        let strange = keys.into_iter().find(|key| !kept.place.range.contains(key));
+        strange.map(|key| String::from_utf8_lossy(key).into_owned())
     }
 
     fn make(&mut self, entry: &Entry, now: u64, faults: Faults) -> Made {
@@ -157,6 +191,7 @@ impl Group {
                 self.change(branch.revision, now, &branch.changes);
                 Made::Nothing
             }
+            Entry::Split { .. } => Made::Split,
             _ => Made::Nothing,
         }
     }

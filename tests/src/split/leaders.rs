@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use proto::GroupId;
 use shard::split::participant::{Participant, Ticket};
-use shard::split::sequencer::Sequencer;
-use shard::split::stream::{Down, StreamId, TxId, Up};
+use shard::split::sequencer::{Marks, Sequencer};
+use shard::split::stream::{Down, Place, StreamId, TxId, Up};
 
 use super::groups::Logged;
 
@@ -25,6 +25,16 @@ pub(super) struct Proposed {
     pub(super) logged: Logged,
     /// By whom, and how it calls it.
     pub(super) by: Option<(At, i64)>,
+}
+
+/// A read over several groups.
+pub(super) struct Reading {
+    pub(super) ticket: Ticket,
+    pub(super) revision: i64,
+    pub(super) last: BTreeMap<GroupId, i64>,
+    pub(super) map: BTreeMap<GroupId, Place>,
+    /// Since when it waits.
+    pub(super) since: u64,
 }
 
 /// See the module.
@@ -47,10 +57,9 @@ pub(super) struct Leader {
     pub(super) rounds: Vec<u64>,
     /// When transactions were first seen waiting.
     pub(super) begun: BTreeMap<TxId, u64>,
-    /// Reads over several groups, and since when they wait.
-    pub(super) reading: Vec<(Ticket, i64, BTreeMap<GroupId, i64>, u64)>,
+    pub(super) reading: Vec<Reading>,
     /// What watches are told, one after the other.
-    pub(super) marks: Vec<(i64, Vec<(GroupId, i64)>)>,
+    pub(super) marks: Vec<Marks>,
     /// Requests over several groups that it took.
     pub(super) taken: Vec<Ticket>,
     /// A planned transfer was begun then.

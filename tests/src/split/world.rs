@@ -14,23 +14,27 @@ use proto::etcd::{
 use proto::group::{Reply, Request};
 use proto::mvccpb::KeyValue;
 use proto::{Error, GroupId, KeyRange};
-use shard::split::entry::Entry;
+use shard::split::entry::{Entry, Kept, note_place};
 use shard::split::evaluate::Rows;
 use shard::split::faults::{Fault, Faults};
+use shard::split::footprint::common;
 use shard::split::participant::{self, Participant, Ticket, Written};
-use shard::split::sequencer::{self, Sequencer};
-use shard::split::stream::StreamId;
+use shard::split::sequencer::{self, Marks, Sequencer};
+use shard::split::stream::{Place, StreamId};
 
 use super::groups::{Group, Logged, Made, Placed, View};
-use super::leaders::{At, Leader, Proposed, Stream};
+use super::leaders::{At, Leader, Proposed, Reading, Stream};
 use super::names::Names;
 use crate::check::history::{Heard, History, OpId, Outcome as Ended, WatchId, WatchSpec};
 use crate::check::{linear, watches, witness};
 use crate::sim::random::Random;
 
-/// Groups of the tenant; the first one is home.
+/// Groups that the tenant begins with; the first one is home.
 const GROUPS: usize = 3;
-/// Keys of each.
+/// Most groups that it is split over.
+const GROUPS_MAX: usize = 6;
+/// Letters that keys begin with; each has so many keys. Splits are between letters.
+const LETTERS: u64 = 6;
 const KEYS: u64 = 2;
 /// Revisions that the limit is ahead.
 const WINDOW: i64 = 40;
@@ -57,6 +61,8 @@ pub struct Outcome {
     pub voids: u64,
     /// Planned transfers of home.
     pub transfers: u64,
+    /// Ranges that were split.
+    pub splits: u64,
     /// What happened, if it was asked for.
     pub text: String,
 }
@@ -94,21 +100,49 @@ struct Watch {
     home: Option<At>,
     seen_marks: usize,
     revision: i64,
-    last: Vec<i64>,
+    last: BTreeMap<GroupId, i64>,
+    map: BTreeMap<GroupId, Place>,
     /// Entries of each group's log that it has seen, and its mark there.
     position: Vec<usize>,
-    mark: Vec<i64>,
+    mark: BTreeMap<GroupId, i64>,
     waiting: BTreeMap<i64, Vec<Placed>>,
     progress: i64,
+}
+
+impl Watch {
+    fn take(&mut self, marks: Marks) {
+        self.revision = marks.revision;
+        self.last.extend(marks.last);
+        // Never back: a mark stands for the range that its group had when it was made.
+        for (group, place) in marks.map.into_iter().flatten() {
+            note_place(&mut self.map, group, &place);
+        }
+    }
+
+    /// The revision up to which everything is here; nothing new while a key has no group.
+    fn ready(&self) -> i64 {
+        let mut places: Vec<_> = self.map.values().map(|place| &place.range).collect();
+        places.sort_by(|a, b| a.start.cmp(&b.start));
+        let joined = places.windows(2).all(|two| two[0].end.as_ref() == Some(&two[1].start));
+        let whole = joined && places.last().is_some_and(|range| range.end.is_none());
+        let marks = self.map.keys().map(|group| self.mark.get(group).copied().unwrap_or(0));
+        let least = marks.min().unwrap_or(0);
+        if whole { least } else { self.progress }
+    }
 }
 
 struct World {
     random: Random,
     faults: Faults,
     failures: bool,
+    may_split: bool,
+    /// Groups that there were when a split was last asked for.
+    splitting: Option<usize>,
     now: u64,
     calm: bool,
     groups: Vec<Group>,
+    ids: Vec<GroupId>,
+    next_group: u64,
     /// Who proposed the entries of the logs.
     by: BTreeMap<(usize, usize), Option<(At, i64)>>,
     leaders: Vec<Vec<Leader>>,
@@ -125,23 +159,32 @@ struct World {
     tell: bool,
 }
 
-fn key(group: usize, nth: u64) -> Bytes {
-    Bytes::from(format!("{}{nth}", (b'a' + group as u8) as char))
+fn letter(nth: u64) -> Bytes {
+    Bytes::from(format!("{}", (b'a' + nth as u8) as char))
 }
 
-fn id(group: usize) -> GroupId {
+fn key(nth: u64, which: u64) -> Bytes {
+    Bytes::from([letter(nth).as_ref(), which.to_string().as_bytes()].concat())
+}
+
+/// Ids of the groups in the beginning.
+fn first_id(group: usize) -> GroupId {
     GroupId(group as u64 + 10)
 }
 
-fn place(group: GroupId) -> usize {
-    (group.0 - 10) as usize
-}
-
-fn ranges() -> Vec<KeyRange> {
-    let edge = |group: usize| Bytes::from(format!("{}", (b'a' + group as u8) as char));
+/// Who has what in the beginning.
+fn places() -> BTreeMap<GroupId, Place> {
+    let edge = |group: usize| letter(group as u64 * LETTERS / GROUPS as u64);
     let start = |group: usize| if group == 0 { Bytes::new() } else { edge(group) };
     let end = |group: usize| (group + 1 < GROUPS).then(|| edge(group + 1));
-    (0..GROUPS).map(|group| KeyRange { start: start(group), end: end(group) }).collect()
+    let range = |group| KeyRange { start: start(group), end: end(group) };
+    (0..GROUPS).map(|group| (first_id(group), Place { range: range(group), version: 1 })).collect()
+}
+
+fn first_state(group: usize) -> Kept {
+    let map = places();
+    let kept = Kept::new(map[&first_id(group)].clone());
+    if group == 0 { Kept { map, ..kept } } else { kept }
 }
 
 fn header(revision: i64) -> Option<ResponseHeader> {
@@ -158,9 +201,13 @@ impl World {
             random: Random::new(seed),
             faults,
             failures,
+            may_split: seed % 3 != 0,
+            splitting: None,
             now: 0,
             calm: false,
-            groups: (0..GROUPS).map(|_| Group::new()).collect(),
+            groups: (0..GROUPS).map(|group| Group::new(first_state(group))).collect(),
+            ids: (0..GROUPS).map(first_id).collect(),
+            next_group: 100,
             by: BTreeMap::new(),
             leaders: (0..GROUPS).map(|_| Vec::new()).collect(),
             streams: Vec::new(),
@@ -183,9 +230,10 @@ impl World {
                 home: None,
                 seen_marks: 0,
                 revision: 1,
-                last: vec![0; GROUPS],
-                position: vec![0; GROUPS],
-                mark: vec![1; GROUPS],
+                last: BTreeMap::new(),
+                map: BTreeMap::new(),
+                position: Vec::new(),
+                mark: BTreeMap::new(),
                 waiting: BTreeMap::new(),
                 progress: 1,
             });
@@ -221,6 +269,11 @@ impl World {
         At { group, nth: self.leaders[group].len() - 1 }
     }
 
+    fn place(&self, group: GroupId) -> usize {
+        let found = self.ids.iter().position(|id| *id == group);
+        found.expect("nobody speaks of a group that was never born")
+    }
+
     fn is_real(&self, at: At) -> bool {
         self.real(at.group) == at
     }
@@ -243,7 +296,7 @@ impl World {
         }
         self.calm = true;
         self.now += 1;
-        for group in 0..GROUPS {
+        for group in 0..self.groups.len() {
             for at in self.alive(group) {
                 if !self.is_real(at) {
                     self.die(at);
@@ -255,7 +308,7 @@ impl World {
         }
         for turn in 0..CALM {
             self.now += 1;
-            let at = self.real(turn as usize % GROUPS);
+            let at = self.real(turn as usize % self.groups.len());
             match self.leader(at).alive {
                 true => self.act(at),
                 false => self.elect(at.group, false),
@@ -276,26 +329,30 @@ impl World {
     }
 
     fn step(&mut self) {
-        let group = self.random.below(GROUPS as u64) as usize;
+        let group = self.random.below(self.groups.len() as u64) as usize;
         match self.random.below(10_000) {
             0..1000 if self.now < STEPS * 4 / 5 => self.ask(),
             0..1000 => {}
             1000..1035 if self.failures && self.now < STEPS * 18 / 25 => {
                 // Home changes as often as all the others.
-                let group = [0, 0, 1, 2][self.random.below(4) as usize];
+                let other = self.random.below(self.groups.len() as u64) as usize;
+                let group = if self.chance(500) { 0 } else { other };
                 self.elect(group, false);
                 if self.chance(300) {
-                    let other = self.random.below(GROUPS as u64) as usize;
+                    let other = self.random.below(self.groups.len() as u64) as usize;
                     self.elect(other, false);
                 }
             }
             1035..1120 => {
-                for at in (0..GROUPS).flat_map(|group| self.alive(group)).collect::<Vec<_>>() {
+                for at in
+                    (0..self.groups.len()).flat_map(|group| self.alive(group)).collect::<Vec<_>>()
+                {
                     if !self.is_real(at) && self.chance(120) {
                         self.die(at);
                     }
                 }
             }
+            1120..1125 if self.may_split => self.split(),
             1120..1500 => {
                 let watch = self.random.below(self.watches.len() as u64) as usize;
                 self.watch(watch);
@@ -312,6 +369,29 @@ impl World {
                     false => self.elect(group, false),
                 }
             }
+        }
+    }
+
+    /// Some group's range is to be split.
+    fn split(&mut self) {
+        let under_way = self.splitting.is_some_and(|groups| groups == self.groups.len());
+        if self.groups.len() >= GROUPS_MAX || under_way && !self.chance(200) {
+            return;
+        }
+        let at = letter(self.random.below(LETTERS));
+        let inside = |group: &Group| {
+            let range = &group.newest().place.range;
+            range.contains(&at) && range.start != at
+        };
+        let Some(group) = self.groups.iter().position(inside) else { return };
+        // Never used twice: an intent that came to nothing takes its number with it.
+        let child = GroupId(self.next_group);
+        self.next_group += 1;
+        let leader = self.real(group);
+        if let Some(participant) = &mut self.leader(leader).participant {
+            participant.split(at, child);
+            self.splitting = Some(self.groups.len());
+            self.drive_shard(leader);
         }
     }
 
@@ -413,10 +493,27 @@ impl World {
             }
             let made = &self.groups[at.group].made[place];
             self.outcome.voids += u64::from(matches!(made, Made::Void));
+            let split = matches!(made, Made::Split);
             self.by.insert((at.group, place), entry.by);
+            if split {
+                self.give_birth(at.group, place);
+            }
         }
         let committed = self.groups[at.group].log.len();
         self.leader(at).base = committed;
+    }
+
+    /// A split is committed: its new group begins, and has a leader soon.
+    fn give_birth(&mut self, parent: usize, place: usize) {
+        let Logged::Split(Entry::Split { at, child, .. }) = &self.groups[parent].log[place] else {
+            return;
+        };
+        self.ids.push(*child);
+        let child = self.groups[parent].child(at);
+        self.outcome.splits += 1;
+        self.groups.push(child);
+        self.leaders.push(Vec::new());
+        self.elect(self.groups.len() - 1, true);
     }
 
     fn apply(&mut self, at: At) {
@@ -447,13 +544,12 @@ impl World {
         let term = self.leader(at).term;
         self.leader(at).participant = Some(Participant::new(term, kept.seal, faults));
         if at.group == 0 {
-            let map = (0..GROUPS).map(id).zip(ranges()).collect();
-            self.leader(at).sequencer = Some(Sequencer::new(term, &map, kept, WINDOW, faults));
+            self.leader(at).sequencer = Some(Sequencer::new(term, kept, WINDOW, faults));
             self.drive_home(at);
         }
     }
 
-    fn kept(&self, at: At) -> std::rc::Rc<shard::split::entry::Kept> {
+    fn kept(&self, at: At) -> std::rc::Rc<Kept> {
         self.groups[at.group].kept[self.leaders[at.group][at.nth].applied].clone()
     }
 
@@ -465,10 +561,11 @@ impl World {
                     match made {
                         Made::Done(response) => Written::Done(response),
                         Made::Void => Written::Void,
-                        Made::Refused | Made::Nothing => Written::Refused,
+                        Made::Refused | Made::Nothing | Made::Split => Written::Refused,
                     },
                 ),
                 (Entry::Branch { .. }, Some(tag)) => participant.branched(tag),
+                (Entry::Split { .. }, Some(tag)) => participant.ranged(tag),
                 _ => {}
             }
         }
@@ -512,8 +609,11 @@ impl World {
     fn with_view(&mut self, at: At, act: impl FnOnce(&mut Participant, &View<'_>)) {
         let kept = self.kept(at);
         let Some(mut participant) = self.leader(at).participant.take() else { return };
-        let group = &self.groups[at.group];
-        act(&mut participant, &View { group, revision: kept.revision, seal: kept.seal });
+        let (group, revision) = (&self.groups[at.group], kept.revision);
+        act(
+            &mut participant,
+            &View { group, revision, seal: kept.seal, place: &kept.place, all: false },
+        );
         self.leader(at).participant = Some(participant);
     }
 
@@ -554,7 +654,7 @@ impl World {
         let term = self.leader(at).term;
         let Some(participant) = &mut self.leader(at).participant else { return };
         let number = participant.connect(epoch);
-        let id = StreamId { group: id(at.group), term, number };
+        let id = StreamId { group: self.ids[at.group], term, number };
         let (up, down) = Default::default();
         self.streams.push(Stream { id, shard: at, home, up, down, lost: false });
         self.leader(at).stream = Some(self.streams.len() - 1);
@@ -586,6 +686,9 @@ impl World {
                 participant::Do::Readable { ticket, revision } => {
                     self.answer_read(ticket, revision, at);
                 }
+                participant::Do::Elsewhere { ticket } => {
+                    self.end(ticket, Ended::Refused(Error::StaleRange));
+                }
                 participant::Do::Break => {
                     if let Some(stream) = self.leader(at).stream {
                         self.lose(stream);
@@ -603,9 +706,10 @@ impl World {
                 self.leader(at).seals.push((home, epoch));
                 continue;
             }
+            let group = self.ids[at.group];
             if let Some(sequencer) = &mut self.leader(home).sequencer {
-                sequencer.sealed(id(at.group), kept.seal, kept.revision);
-                self.leader(home).unsealed.remove(&id(at.group));
+                sequencer.sealed(group, kept.seal, kept.revision);
+                self.leader(home).unsealed.remove(&group);
                 self.drive_home(home);
             }
         }
@@ -660,7 +764,7 @@ impl World {
     fn ask_seals(&mut self, at: At) {
         let epoch = self.leader(at).term;
         for group in self.leader(at).unsealed.clone() {
-            let group = place(group);
+            let group = self.place(group);
             if !self.chance(500) {
                 continue;
             }
@@ -735,36 +839,41 @@ impl World {
     /// Reads over several groups: each part at any replica that has applied enough.
     fn read_all(&mut self, at: At) {
         let reading = std::mem::take(&mut self.leader(at).reading);
-        for (ticket, revision, last, since) in reading {
-            let mut found: Vec<KeyValue> = Vec::new();
-            let Ask::Range(range) = &self.clients[ticket as usize].ask else { continue };
-            let range = range.clone();
+        for one in reading {
+            let Ask::Range(range) = &self.clients[one.ticket as usize].ask else { continue };
             let keys = KeyRange::parse(&range.key, &range.range_end);
+            let mut found: Vec<KeyValue> = Vec::new();
             let mut complete = true;
-            for group in 0..GROUPS {
-                let committed = self.groups[group].log.len();
-                let behind = [0, 0, 1, 2, 5][self.random.below(5) as usize].min(committed);
-                let applied = self.groups[group].kept[committed - behind].revision;
-                let least = last.get(&id(group)).copied().unwrap_or(0);
+            for (group, has) in &one.map {
+                let known = &self.groups[self.place(*group)];
+                let committed = known.log.len();
+                let lag =
+                    if self.calm { 0 } else { [0, 0, 1, 2, 5][self.random.below(5) as usize] };
+                let behind = lag.min(committed);
+                let applied = known.kept[committed - behind].revision;
+                let least = one.last.get(group).copied().unwrap_or(0);
                 if applied < least && !self.faults.has(Fault::NoWaitForLast) {
                     complete = false;
                     break;
                 }
-                found.extend(self.groups[group].at(applied).scan(&keys, Some(revision)));
+                if let Some(part) = common(&keys, &has.range) {
+                    found.extend(known.at(applied).scan(&part, Some(one.revision)));
+                }
             }
             // What it waits for may be void: after a while it is asked for anew.
-            if !complete && self.now > since + 150 {
+            if !complete && self.now > one.since + 150 {
                 if let Some(sequencer) = &mut self.leader(at).sequencer {
-                    sequencer.read(ticket);
+                    sequencer.read(one.ticket);
                 }
                 continue;
             }
             if !complete {
-                self.leader(at).reading.push((ticket, revision, last, since));
+                self.leader(at).reading.push(one);
                 continue;
             }
-            self.leader(at).taken.retain(|taken| *taken != ticket);
-            self.answer_range(ticket, revision, found);
+            self.leader(at).taken.retain(|taken| *taken != one.ticket);
+            found.sort_by(|a, b| a.key.cmp(&b.key));
+            self.answer_range(one.ticket, one.revision, found);
         }
     }
 
@@ -811,17 +920,16 @@ impl World {
                     self.leases.insert(lease);
                     self.end(ticket, Ended::Done(Reply::LeaseGrant(reply)));
                 }
-                sequencer::Do::Readable { ticket, revision, last } => {
-                    let now = self.now;
-                    self.leader(at).reading.push((ticket, revision, last, now));
+                sequencer::Do::Readable { ticket, revision, last, map } => {
+                    let since = self.now;
+                    let reading = Reading { ticket, revision, last, map, since };
+                    self.leader(at).reading.push(reading);
                 }
                 sequencer::Do::NotDone { ticket } => {
                     self.leader(at).taken.retain(|taken| *taken != ticket);
                     self.end(ticket, Ended::Refused(Error::LeaderChanged));
                 }
-                sequencer::Do::Marks { revision, last } => {
-                    self.leader(at).marks.push((revision, last));
-                }
+                sequencer::Do::Marks(marks) => self.leader(at).marks.push(marks),
                 sequencer::Do::StepDown => return self.die(at),
             }
         }
@@ -830,12 +938,12 @@ impl World {
     // === clients ===
 
     fn ask(&mut self) {
-        let group = self.random.below(GROUPS as u64) as usize;
-        let one = key(group, self.random.below(KEYS));
+        let one = key(self.random.below(LETTERS), self.random.below(KEYS));
         let known: Vec<i64> = self.leases.iter().rev().take(4).copied().collect();
         let lease = if self.chance(350) { self.pick(&known).unwrap_or(0) } else { 0 };
         let value = Bytes::from(format!("v{}", self.next_value));
         self.next_value += 1;
+        let name = one.clone();
         let put = |key: &Bytes, lease: i64| PutRequest {
             key: key.clone(),
             value: value.clone(),
@@ -881,7 +989,7 @@ impl World {
             }
             22 => {
                 let range_end = Bytes::from_static(&[0]);
-                let key = key(self.random.below(2) as usize, self.random.below(KEYS));
+                let key = key(self.random.below(4), self.random.below(KEYS));
                 let delete = DeleteRangeRequest { key, range_end, ..Default::default() };
                 return self.ask_home(Request::DeleteRange(delete), Ask::Delete, 0);
             }
@@ -897,6 +1005,12 @@ impl World {
                 return self.ask_home(Request::LeaseGrant(grant), Ask::Grant(lease), 0);
             }
         };
+        // Now and then by a map of long ago.
+        let has = |group: &Group, key: &Bytes| group.newest().place.range.contains(key);
+        let had = |group: &Group, key: &Bytes| group.kept[0].place.range.contains(key);
+        let old = self.chance(100);
+        let fits = |group: &Group| if old { had(group, &name) } else { has(group, &name) };
+        let Some(group) = self.groups.iter().position(fits) else { return };
         let ready = |at: &At| self.leaders[at.group][at.nth].participant.is_some();
         let able: Vec<At> = self.alive(group).into_iter().filter(ready).collect();
         let chosen = if self.chance(350) { self.pick(&able) } else { able.last().copied() };
@@ -905,7 +1019,7 @@ impl World {
         let Some(participant) = &mut self.leader(at).participant else { return };
         match txn {
             Some(txn) => participant.write(ticket, txn),
-            None => participant.read(ticket),
+            None => participant.read(ticket, KeyRange::single(&name)),
         }
         self.drive_shard(at);
     }
@@ -923,10 +1037,10 @@ impl World {
     }
 
     fn txn_over_groups(&mut self, value: &Bytes, lease: i64) -> TxnRequest {
-        let left_out = self.random.below(GROUPS as u64 + 2) as usize;
         let mut txn = none();
-        for group in (0..GROUPS).filter(|group| *group != left_out) {
-            let key = key(group, self.random.below(KEYS));
+        let letters: BTreeSet<u64> = (0..3).map(|_| self.random.below(LETTERS)).collect();
+        for letter in letters {
+            let key = key(letter, self.random.below(KEYS));
             if self.chance(600) {
                 let compare = self.compare(&key);
                 txn.compare.push(compare);
@@ -1077,17 +1191,15 @@ impl World {
         let marks = self.leaders[0][home.nth].marks.len();
         let seen = self.watches[which].seen_marks;
         let take = self.random.below((marks - seen) as u64 + 1) as usize;
-        for next in seen..seen + take {
-            let (revision, last) = self.leaders[0][home.nth].marks[next].clone();
-            let watch = &mut self.watches[which];
-            watch.revision = revision;
-            for (group, last) in last {
-                watch.last[place(group)] = last;
-            }
-        }
-        self.watches[which].seen_marks = seen + take;
-        for group in 0..GROUPS {
+        let new: Vec<Marks> = self.leaders[0][home.nth].marks[seen..seen + take].to_vec();
+        let groups = self.groups.len();
+        let watch = &mut self.watches[which];
+        watch.seen_marks = seen + take;
+        watch.position.resize(groups, 0);
+        new.into_iter().for_each(|marks| watch.take(marks));
+        for group in 0..self.groups.len() {
             let entries = self.random.below(7) as usize;
+            let id = self.ids[group];
             let watch = &mut self.watches[which];
             let known = &self.groups[group];
             for _ in 0..entries.min(known.log.len() - watch.position[group]) {
@@ -1096,11 +1208,15 @@ impl World {
                 }
                 watch.position[group] += 1;
             }
-            let applied = known.kept[watch.position[group]].revision;
-            watch.mark[group] = watch.mark[group].max(applied);
-            if applied >= watch.last[group] {
-                watch.mark[group] = watch.mark[group].max(watch.revision);
-            }
+            let Kept { revision: applied, place, .. } = &*known.kept[watch.position[group]];
+            let caught_up = watch.last.get(&id).is_some_and(|last| applied >= last);
+            // What a log says of itself holds for the range that the group has there: one that was
+            // split says nothing of the keys that went, as long as the map does not know.
+            let has = watch.map.get(&id).map(|has| &has.range);
+            let speaks = has.is_some_and(|has| common(has, &place.range).as_ref() == Some(has));
+            let mark = watch.mark.entry(id).or_insert(1);
+            *mark = (*mark).max(if speaks { *applied } else { 1 });
+            *mark = (*mark).max(if caught_up { watch.revision } else { 1 });
         }
         self.release(which);
     }
@@ -1114,13 +1230,11 @@ impl World {
         let chosen = if self.chance(400) { self.pick(&able) } else { able.last().copied() };
         let Some(at) = chosen else { return false };
         let Some(sequencer) = &self.leaders[0][at.nth].sequencer else { return false };
-        let (revision, last) = sequencer.marks();
+        let marks = sequencer.marks();
         let seen_marks = self.leaders[0][at.nth].marks.len();
         let watch = &mut self.watches[which];
-        (watch.home, watch.seen_marks, watch.revision) = (Some(at), seen_marks, revision);
-        for (group, last) in last {
-            watch.last[place(group)] = last;
-        }
+        (watch.home, watch.seen_marks) = (Some(at), seen_marks);
+        watch.take(marks);
         true
     }
 
@@ -1128,7 +1242,7 @@ impl World {
     fn release(&mut self, which: usize) {
         let now = self.now;
         let watch = &mut self.watches[which];
-        let ready = watch.mark.iter().copied().min().unwrap_or(0);
+        let ready = watch.ready();
         let later = watch.waiting.split_off(&(ready + 1));
         let out = std::mem::replace(&mut watch.waiting, later);
         let progress = watch.progress;
@@ -1153,9 +1267,9 @@ impl World {
             self.wrong(format!("{stuck} requests were never answered, the first is {ticket}"));
         }
         let leases = self.groups[0].newest().leases.clone();
-        for group in 0..GROUPS {
-            let last = self.groups[group].newest().revision;
-            for kv in self.groups[group].at(last).scan(&KeyRange::all(), None) {
+        for group in 0..self.groups.len() {
+            let Kept { revision, place, .. } = self.groups[group].newest().clone();
+            for kv in self.groups[group].at(revision).scan(&place.range, None) {
                 if kv.lease != 0 && !leases.contains(&kv.lease) {
                     let key = String::from_utf8_lossy(&kv.key).into_owned();
                     self.wrong(format!(
