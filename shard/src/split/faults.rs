@@ -70,11 +70,21 @@ pub enum Fault {
     OldMapDecided,
     /// What is known of a lease's groups stays although a group was split.
     HoldersNotSplit,
+    /// A tenant that is split for the first time does not say how far revisions may be granted.
+    SplitWithoutLimit,
+    /// A tenant that is on one group again does not say what was granted or shown.
+    AbsorbWithoutBase,
+    /// A frozen group goes on.
+    FrozenServes,
+    /// A frozen group goes on when it has waited for long.
+    ThawOnClock,
+    /// A group absorbs its neighbour while its own writes are under way.
+    AbsorbNotAlone,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Fault; 32] = [
+    pub const ALL: [Fault; 37] = [
         Fault::NoReadRound,
         Fault::RestartAtMax,
         Fault::GrantAboveLimit,
@@ -107,6 +117,11 @@ impl Fault {
         Fault::ServedBeforeMap,
         Fault::OldMapDecided,
         Fault::HoldersNotSplit,
+        Fault::SplitWithoutLimit,
+        Fault::AbsorbWithoutBase,
+        Fault::FrozenServes,
+        Fault::ThawOnClock,
+        Fault::AbsorbNotAlone,
     ];
 }
 

@@ -30,7 +30,7 @@ use proto::etcd::{RequestOp, TxnRequest, TxnResponse};
 use proto::mvccpb::KeyValue;
 use proto::{Error, GroupId, KeyRange};
 
-use super::entry::Entry;
+use super::entry::{Entry, Merge};
 use super::evaluate::{Change, Outcome, Prediction, Revisions, Rows, evaluate};
 use super::faults::{Fault, Faults};
 use super::footprint::{Footprint, common};
@@ -49,6 +49,8 @@ pub trait Replica: Rows {
     fn seal(&self) -> u64;
     /// The group's keys, as far as it has applied.
     fn place(&self) -> &Place;
+    /// Is it frozen, as far as it has applied?
+    fn is_frozen(&self) -> bool;
     /// Below this nothing can be read.
     fn compacted(&self) -> i64;
     /// Keys that are attached to a lease.
@@ -60,7 +62,8 @@ pub trait Replica: Rows {
 pub enum Do {
     /// Say this on the stream.
     Send(Up),
-    /// Propose an entry; `tag` comes back when it is applied.
+    /// Propose an entry; `tag` comes back when it is applied. Where a tenant comes to be on one
+    /// group again, [`Entry::Absorb`] is to be given its base first (`Sequencer::close`).
     Propose {
         /// Names the proposal.
         tag: i64,
@@ -115,10 +118,39 @@ enum Body {
     /// Proposed, not applied yet.
     Branch,
     /// A change of the range: it goes alone.
-    Split {
-        at: Bytes,
-        child: GroupId,
+    Range {
+        change: RangeChange,
         proposed: bool,
+    },
+}
+
+/// What may become of a group's range.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RangeChange {
+    /// The keys from `at` on go to a new group.
+    Split {
+        /// Its first key.
+        at: Bytes,
+        /// The new group.
+        child: GroupId,
+    },
+    /// The group is about to be absorbed by its left neighbour, which has said so in its log.
+    Freeze {
+        /// Number of the merge.
+        merge: u64,
+        /// The neighbour.
+        left: GroupId,
+        /// Version of the range that it is about.
+        version: u64,
+    },
+    /// The right neighbour is frozen, in all its replicas: its keys are this group's.
+    Absorb {
+        /// Number of the merge.
+        merge: u64,
+        /// What it has.
+        place: Place,
+        /// The last revision in its log.
+        revision: i64,
     },
 }
 
@@ -184,6 +216,8 @@ pub struct Participant {
     told: Vec<(Read, i64, i64)>,
     doubts: Vec<Doubt>,
     doubting: Option<Vec<Doubt>>,
+    /// Its keys are another group's for good.
+    gone: bool,
     /// Proposals that are not applied.
     unapplied: BTreeSet<i64>,
     out: Vec<Do>,
@@ -219,12 +253,14 @@ fn of_branch(branch: &Branch) -> Footprint {
 }
 
 impl Participant {
-    /// A participant for the leadership of `term`, of a replica that has sealed `seal`.
-    pub fn new(term: u64, seal: u64, faults: Faults) -> Participant {
+    /// A participant for the leadership of `term`, of a replica that has sealed `seal`. A leader
+    /// whose tenant was split before, in the same term, goes on with the numbers of its streams:
+    /// `number` is the last one, or 0.
+    pub fn new(term: u64, number: u64, seal: u64, faults: Faults) -> Participant {
         Participant {
             faults,
             term,
-            number: 0,
+            number,
             epoch: 0,
             seal,
             phase: Phase::Apart,
@@ -238,6 +274,7 @@ impl Participant {
             told: Vec::new(),
             doubts: Vec::new(),
             doubting: None,
+            gone: false,
             unapplied: BTreeSet::new(),
             out: Vec::new(),
         }
@@ -284,12 +321,46 @@ impl Participant {
         self.reads.push(Read::Rows(ticket, keys));
     }
 
-    /// The keys from `at` on are to go to a new group. What came before is done first; what comes
-    /// later waits until it is.
-    pub fn split(&mut self, at: Bytes, child: GroupId) {
+    /// The range is to change. What came before is done first; what comes later waits until it is.
+    pub fn change(&mut self, change: RangeChange) {
         let whole = vec![KeyRange::all()];
         let footprint = Footprint { writes: whole, conditional: true, ..Footprint::default() };
-        self.push(Item { footprint, body: Body::Split { at, child, proposed: false } });
+        self.push(Item { footprint, body: Body::Range { change, proposed: false } });
+    }
+
+    /// The right neighbour is to be merged into this group: says so in the log, if this takes
+    /// requests on now. From then on the neighbour may be asked to freeze.
+    pub fn begin(&mut self, replica: &dyn Replica, merge: Merge) {
+        if self.phase == Phase::Live && !replica.is_frozen() {
+            let (epoch, version) = (self.epoch, replica.place().version);
+            self.note(Entry::Begin { epoch, version, merge });
+        }
+    }
+
+    /// The merge takes too long, or there is any doubt: it is not to be, unless it is already.
+    pub fn abort(&mut self, merge: u64) {
+        self.note(Entry::Abort { merge });
+    }
+
+    /// The merge for which this group is frozen was not to be; the left group's log says so.
+    pub fn thaw(&mut self, merge: u64) {
+        self.note(Entry::Thaw { merge });
+    }
+
+    /// Of an absorbed group nothing is left.
+    pub fn forget(&mut self, right: GroupId) {
+        self.note(Entry::Gone { right });
+    }
+
+    /// The left neighbour has absorbed this group: everybody is to ask there.
+    pub fn leave(&mut self) {
+        self.disconnect();
+        self.gone = true;
+    }
+
+    /// Proposes something that nothing here waits for.
+    fn note(&mut self, entry: Entry) {
+        self.out.push(Do::Propose { tag: 0, entry });
     }
 
     fn push(&mut self, item: Item) {
@@ -330,6 +401,16 @@ impl Participant {
         self.doubts.extend(self.doubting.take().into_iter().flatten());
     }
 
+    /// Are its keys another group's for good?
+    pub fn is_gone(&self) -> bool {
+        self.gone
+    }
+
+    /// The number of its last stream.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
     /// Is there no stream?
     pub fn is_apart(&self) -> bool {
         self.phase == Phase::Apart
@@ -350,7 +431,7 @@ impl Participant {
         if self.phase != Phase::Apart && self.epoch < epoch {
             self.give_up_stream();
         }
-        self.out.push(Do::Propose { tag: 0, entry: Entry::Seal { epoch } });
+        self.note(Entry::Seal { epoch });
     }
 
     fn give_up_stream(&mut self) {
@@ -477,8 +558,8 @@ impl Participant {
         self.line.remove(&tag);
     }
 
-    /// A proposed split was applied, or refused: the group registers anew with the keys that it
-    /// has now.
+    /// A change of the range was applied, or refused: the group registers anew with the keys that
+    /// it has now.
     pub fn ranged(&mut self, tag: i64) {
         self.unapplied.remove(&tag);
         self.line.remove(&tag);
@@ -504,7 +585,15 @@ impl Participant {
         if matches!(self.phase, Phase::Catching(last) if last <= applied) {
             self.phase = Phase::Live;
         }
-        if self.phase != Phase::Live {
+        if self.gone {
+            let tickets = self.open_tickets();
+            self.out.extend(tickets.into_iter().map(|(ticket, _)| Do::Elsewhere { ticket }));
+            self.line.clear();
+            self.reads.clear();
+            self.doubts.clear();
+        }
+        let serves = !replica.is_frozen() || self.faults.has(Fault::FrozenServes);
+        if self.phase != Phase::Live || !serves {
             return;
         }
         self.turn_away(replica.place());
@@ -561,20 +650,33 @@ impl Participant {
 
     /// Proposes a change of the range once nothing else is under way.
     fn change_range(&mut self, replica: &dyn Replica) {
-        let hurries = self.faults.has(Fault::RangeNotAlone);
-        let mut line = self.line.iter();
-        let next = if hurries { line.find(|(_, item)| is_split(item)) } else { line.next() };
-        let Some((tag, item)) = next else { return };
-        let Body::Split { at, child, proposed: false } = &item.body else { return };
-        if !self.unapplied.is_empty() && !hurries {
-            return;
-        }
-        let (tag, at, child) = (*tag, at.clone(), *child);
-        let (epoch, version) = (self.epoch, replica.place().version);
-        if let Some(Item { body: Body::Split { proposed, .. }, .. }) = self.line.get_mut(&tag) {
+        let hurries = |item: &Item| match &item.body {
+            Body::Range { change: RangeChange::Absorb { .. }, .. } => {
+                self.faults.has(Fault::AbsorbNotAlone)
+            }
+            Body::Range { .. } => self.faults.has(Fault::RangeNotAlone),
+            _ => false,
+        };
+        let hurried = self.line.iter().find(|(_, item)| hurries(item));
+        let alone = || self.line.iter().next().filter(|_| self.unapplied.is_empty());
+        let Some((tag, item)) = hurried.or_else(alone) else { return };
+        let Body::Range { change, proposed: false } = &item.body else { return };
+        let (tag, epoch, own) = (*tag, self.epoch, replica.place().version);
+        let entry = match change.clone() {
+            RangeChange::Split { at, child } => {
+                Entry::Split { epoch, version: own, at, child, limit: 0 }
+            }
+            RangeChange::Freeze { merge, left, version } => {
+                Entry::Freeze { epoch, version, merge, left }
+            }
+            RangeChange::Absorb { merge, place, revision } => {
+                Entry::Absorb { epoch, merge, place, revision, base: None }
+            }
+        };
+        if let Some(Item { body: Body::Range { proposed, .. }, .. }) = self.line.get_mut(&tag) {
             *proposed = true;
         }
-        self.propose(tag, Entry::Split { epoch, version, at, child });
+        self.propose(tag, entry);
     }
 
     /// A latch that revokes leases covers their keys, attached or about to be.
@@ -597,7 +699,7 @@ impl Participant {
         let collides = earlier.footprint.collides(&item.footprint);
         let lease = || earlier.footprint.shares_lease(&item.footprint);
         match (&earlier.body, &item.body) {
-            (Body::Split { .. }, _) | (_, Body::Split { .. }) => true,
+            (Body::Range { .. }, _) | (_, Body::Range { .. }) => true,
             (Body::Latch { .. }, _) => collides || lease(),
             (Body::Write { stage, .. }, Body::Latch { .. }) => {
                 let jumps = self.faults.has(Fault::LatchJumps) && *stage != Stage::Proposed;
@@ -701,10 +803,6 @@ impl Participant {
     }
 }
 
-fn is_split(item: &Item) -> bool {
-    matches!(item.body, Body::Split { .. })
-}
-
 fn is_latch(item: &Item, which: TxId) -> bool {
     matches!(item.body, Body::Latch { id, .. } if id == which)
 }
@@ -761,6 +859,10 @@ mod tests {
             &self.place
         }
 
+        fn is_frozen(&self) -> bool {
+            false
+        }
+
         fn compacted(&self) -> i64 {
             0
         }
@@ -777,7 +879,7 @@ mod tests {
     }
 
     fn live() -> Participant {
-        let mut participant = Participant::new(1, 0, Faults::NONE);
+        let mut participant = Participant::new(1, 0, 0, Faults::NONE);
         let replica = bare(0);
         participant.connect(2);
         participant.advance(&replica);
@@ -789,7 +891,7 @@ mod tests {
 
     #[test]
     fn a_seal_that_is_only_proposed_is_not_told() {
-        let mut participant = Participant::new(1, 0, Faults::NONE);
+        let mut participant = Participant::new(1, 0, 0, Faults::NONE);
         participant.seal(5);
         participant.connect(5);
         participant.take();
@@ -830,7 +932,8 @@ mod tests {
     fn a_split_goes_alone_and_sends_others_away() {
         let (mut participant, mut replica) = (live(), bare(0));
         participant.write(7, put("a"));
-        participant.split("m".into(), GroupId(9));
+        let (at, child) = (Bytes::from("m"), GroupId(9));
+        participant.change(RangeChange::Split { at, child });
         participant.write(8, put("b"));
         participant.write(9, put("x"));
         participant.advance(&replica);
@@ -842,7 +945,8 @@ mod tests {
         participant.written(1, Written::Done(TxnResponse::default()));
         participant.advance(&replica);
         let (epoch, version, at, child) = (2, 1, "m".into(), GroupId(9));
-        let split = Do::Propose { tag: 2, entry: Entry::Split { epoch, version, at, child } };
+        let split =
+            Do::Propose { tag: 2, entry: Entry::Split { epoch, version, at, child, limit: 0 } };
         assert_eq!(participant.take().pop(), Some(split));
         let range = KeyRange { start: Bytes::new(), end: Some("m".into()) };
         replica.place = Place { range, version: 2 };

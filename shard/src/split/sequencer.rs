@@ -212,6 +212,8 @@ enum Hand {
     Over,
     /// The transfer has failed: it goes on when a higher limit is applied.
     Back,
+    /// The tenant is about to be on one group again.
+    Closed,
 }
 
 /// See the module.
@@ -321,6 +323,21 @@ impl Sequencer {
         sequencer
     }
 
+    /// The sequencer of the leader that proposed the tenant's first split, when it has applied it in
+    /// the same term: both groups begin under its epoch, and nobody gave out a revision before it,
+    /// so that it opens at once and goes on without a gap.
+    pub fn begun(epoch: u64, kept: Kept, window: i64, faults: Faults) -> Sequencer {
+        let revision = kept.revision;
+        let mut sequencer = Sequencer::new(epoch, kept, window, faults);
+        for shard in sequencer.shards.values_mut() {
+            (shard.sealed, shard.last) = (true, revision);
+        }
+        (sequencer.next, sequencer.open) = (revision + 1, true);
+        let marks = sequencer.marks();
+        sequencer.out = vec![Do::Marks(marks)];
+        sequencer
+    }
+
     /// What is to be done.
     pub fn take(&mut self) -> Vec<Do> {
         std::mem::take(&mut self.out)
@@ -412,7 +429,12 @@ impl Sequencer {
     }
 
     fn is_quiet(&self) -> bool {
-        !self.open || (self.hand != Hand::No && !self.faults.has(Fault::HandGoesOn))
+        let goes_on = match self.hand {
+            Hand::No => true,
+            Hand::Over | Hand::Back => self.faults.has(Fault::HandGoesOn),
+            Hand::Closed => false,
+        };
+        !self.open || !goes_on
     }
 
     /// Everything that could not be done before.
@@ -971,7 +993,13 @@ impl Sequencer {
             Entry::Seal { .. }
             | Entry::Write { .. }
             | Entry::Branch { .. }
-            | Entry::Split { .. } => return,
+            | Entry::Split { .. }
+            | Entry::Begin { .. }
+            | Entry::Freeze { .. }
+            | Entry::Absorb { .. }
+            | Entry::Abort { .. }
+            | Entry::Thaw { .. }
+            | Entry::Gone { .. } => return,
         }
         self.go_on();
     }
@@ -1087,5 +1115,120 @@ impl Sequencer {
             let revision = self.kept.limit.max(self.next) + self.window;
             self.out.push(Do::Propose(Entry::Limit { revision }));
         }
+    }
+
+    // === one group again ===
+
+    /// Home is about to absorb the last other group: from now on nothing is granted or shown.
+    /// Gives the last revision that was, which the entry must carry; nothing while a decision is
+    /// not applied or a transfer is under way.
+    pub fn close(&mut self) -> Option<i64> {
+        if !self.open || self.hand != Hand::No || !self.undecided.is_empty() {
+            return None;
+        }
+        self.hand = Hand::Closed;
+        Some(self.next - 1)
+    }
+
+    /// It came to nothing: the entry was applied, and refused.
+    pub fn reopen(&mut self) {
+        if self.hand == Hand::Closed {
+            self.hand = Hand::No;
+            self.go_on();
+        }
+    }
+
+    /// Requests that are not answered, and whether each may be done.
+    pub fn open_tickets(&self) -> Vec<(Ticket, bool)> {
+        let early = self.early.iter().map(|(ticket, _)| (*ticket, false));
+        let txs = self.txs.values().map(|tx| (tx.ticket, false));
+        let pending = self.fresh.iter().chain(self.in_round.values().flatten());
+        let pending = pending.filter_map(|pending| match pending {
+            Pending::Ask { .. } | Pending::Leases { .. } => None,
+            Pending::Read { ticket, .. }
+            | Pending::Idle { ticket, .. }
+            | Pending::NoLease { ticket } => Some((*ticket, false)),
+            Pending::Gone { ticket, .. } => Some((*ticket, true)),
+        });
+        let leaving = self.leaving.values().map(|(ticket, _)| *ticket);
+        let undecided = self.undecided.values().map(|undecided| undecided.ticket);
+        let proposed = self.granting.values().copied().chain(leaving).chain(undecided);
+        early.chain(txs).chain(pending).chain(proposed.map(|ticket| (ticket, true))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(start: &'static str, end: Option<&'static str>, version: u64) -> Place {
+        let range = KeyRange { start: start.into(), end: end.map(Bytes::from) };
+        Place { range, version }
+    }
+
+    /// Home after a change of its leader: the other group is sealed, too.
+    fn opened() -> (Kept, Sequencer) {
+        let (home, right) = (GroupId(1), GroupId(2));
+        let (low, high) = (place("", Some("m"), 2), place("m", None, 2));
+        let map = [(home, low.clone()), (right, high)].into();
+        let kept = Kept { map, revision: 7, limit: 40, seal: 3, ..Kept::new(home, low) };
+        let mut sequencer = Sequencer::new(3, kept.clone(), 10, Faults::NONE);
+        sequencer.sealed(home, 3, 7);
+        sequencer.sealed(right, 3, 5);
+        (kept, sequencer)
+    }
+
+    /// What was shown at home's limit is in no log: random runs meet it once in thousands.
+    #[test]
+    fn a_tenant_on_one_group_again_goes_on_above_all_that_was_shown() {
+        let (mut kept, mut sequencer) = opened();
+        sequencer.read(1);
+        let round = sequencer.take().into_iter().find_map(|wish| match wish {
+            Do::Round { round } => Some(round),
+            _ => None,
+        });
+        sequencer.round_done(round.expect("a read needs a round"));
+        let shown = sequencer.take().into_iter().find_map(|wish| match wish {
+            Do::Readable { revision, .. } => Some(revision),
+            _ => None,
+        });
+        assert_eq!(shown, Some(40));
+        let base = sequencer.close();
+        assert_eq!(base, shown);
+        let merge = crate::split::entry::Merge { number: 1, right: GroupId(2) };
+        let (epoch, version) = (3, 2);
+        kept.apply(&Entry::Begin { epoch, version, merge }, Faults::NONE).expect("in order");
+        let place = place("m", None, 2);
+        let absorb = Entry::Absorb { epoch, merge: 1, place, revision: 5, base };
+        kept.apply(&absorb, Faults::NONE).expect("in order");
+        assert!(kept.is_alone() && kept.revision == 40 && kept.map.is_empty());
+    }
+
+    #[test]
+    fn nothing_is_granted_or_shown_while_the_last_group_is_absorbed() {
+        let (_, mut sequencer) = opened();
+        assert_eq!(sequencer.close(), Some(40));
+        assert_eq!(sequencer.close(), None, "not twice");
+        sequencer.take();
+        sequencer.read(1);
+        assert_eq!(sequencer.take(), Vec::new());
+        assert_eq!(sequencer.open_tickets(), vec![(1, false)]);
+        sequencer.reopen();
+        assert!(matches!(sequencer.take().as_slice(), [.., Do::Round { .. }]));
+    }
+
+    /// A frozen group is asked about by its number: only the left group's log ends it.
+    #[test]
+    fn the_first_of_absorb_and_abort_wins() {
+        let (mut left, _) = opened();
+        let merge = crate::split::entry::Merge { number: 4, right: GroupId(2) };
+        let begin = Entry::Begin { epoch: 3, version: 2, merge };
+        left.apply(&begin, Faults::NONE).expect("in order");
+        left.apply(&Entry::Abort { merge: 4 }, Faults::NONE).expect("in order");
+        let place = place("m", None, 2);
+        let absorb = Entry::Absorb { epoch: 3, merge: 4, place, revision: 9, base: None };
+        let late = left.apply(&absorb, Faults::NONE).expect("in order");
+        assert_eq!((late, left.revision), (crate::split::entry::Verdict::Refused, 7));
+        assert!(left.absorbed.is_empty() && !left.is_alone());
     }
 }

@@ -93,13 +93,15 @@ fn main() -> ExitCode {
     let (seeds, sum, bad) = totals.into_inner();
     println!(
         "seeds {seeds}, answered {}, revisions {}, holes {}, leader changes {}, planned transfers \
-         {}, splits {}, transactions over groups {}, void {}, violations {bad}",
+         {}, splits {}, merges {}, changes between one group and several {}, transactions over groups {}, void {}, violations {bad}",
         sum.answered,
         sum.revisions,
         sum.holes,
         sum.elections,
         sum.transfers,
         sum.splits,
+        sum.merges,
+        sum.modes,
         sum.decisions,
         sum.voids
     );
@@ -122,6 +124,8 @@ fn add(sum: &mut Outcome, one: &Outcome) {
     sum.voids += one.voids;
     sum.transfers += one.transfers;
     sum.splits += one.splits;
+    sum.merges += one.merges;
+    sum.modes += one.modes;
 }
 
 fn plant(cli: &Cli, which: &str) -> ExitCode {

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use bytes::Bytes;
-use proto::KeyRange;
 use proto::etcd::{TxnRequest, TxnResponse};
 use proto::mvccpb::{Event, KeyValue, event::EventType};
+use proto::{Error, GroupId, KeyRange};
 use shard::split::entry::{Entry, Kept, Verdict};
 use shard::split::evaluate::{Change, Prediction, Revisions, Rows, evaluate};
 use shard::split::faults::{Fault, Faults};
@@ -20,6 +20,20 @@ pub(super) enum Logged {
     Noop(u64),
     /// Of the protocol.
     Split(Entry),
+    /// Of a tenant that is on one group: the group gives out the revision itself.
+    Plain {
+        /// Version of the range for which it was proposed.
+        version: u64,
+        act: Plain,
+    },
+}
+
+/// What a tenant on one group does.
+#[derive(Clone, Debug)]
+pub(super) enum Plain {
+    Txn(TxnRequest),
+    Grant(i64),
+    Revoke(i64),
 }
 
 /// What applying an entry gave.
@@ -33,8 +47,14 @@ pub(super) enum Made {
     Void,
     /// A write was made.
     Done(TxnResponse),
+    /// An error of the request's.
+    Failed(Error),
+    /// A lease was granted or revoked, at this revision.
+    Lease(i64),
     /// The range was split.
     Split,
+    /// The right neighbour was absorbed.
+    Absorbed,
 }
 
 /// A committed change as watches see it: place in its revision, and the event.
@@ -58,6 +78,7 @@ pub(super) struct View<'a> {
     pub(super) revision: i64,
     pub(super) seal: u64,
     pub(super) place: &'a Place,
+    pub(super) frozen: bool,
     /// Sees also what went to other groups.
     pub(super) all: bool,
 }
@@ -82,6 +103,10 @@ impl Replica for View<'_> {
 
     fn place(&self) -> &Place {
         self.place
+    }
+
+    fn is_frozen(&self) -> bool {
+        self.frozen
     }
 
     fn compacted(&self) -> i64 {
@@ -114,12 +139,20 @@ impl Group {
     }
 
     /// The group that a split which was committed just now begins: with its parent's rows.
-    pub(super) fn child(&self, at: &Bytes) -> Group {
+    pub(super) fn child(&self, id: GroupId, at: &Bytes) -> Group {
         let before = &self.kept[self.kept.len() - 2].place.range;
-        let kept = self.newest().child(before, at);
+        let kept = self.newest().child(id, before, at);
         let inside = self.rows.iter().filter(|(key, _)| kept.place.range.contains(key));
         let rows = inside.map(|(key, versions)| (key.clone(), versions.clone())).collect();
         Group { rows, ..Group::new(kept) }
+    }
+
+    /// An absorbed group's rows are this one's.
+    pub(super) fn absorb(&mut self, right: &Group) {
+        let range = &right.newest().place.range;
+        self.rows.retain(|key, _| !range.contains(key));
+        let inside = right.rows.iter().filter(|(key, _)| range.contains(key));
+        self.rows.extend(inside.map(|(key, versions)| (key.clone(), versions.clone())));
     }
 
     /// Everything committed.
@@ -129,11 +162,12 @@ impl Group {
 
     /// A replica that has applied this revision, and nothing is known of its seals.
     pub(super) fn at(&self, revision: i64) -> View<'_> {
-        View { group: self, revision, seal: 0, place: &self.newest().place, all: true }
+        let Kept { place, frozen, .. } = self.newest();
+        View { group: self, revision, seal: 0, place, frozen: frozen.is_some(), all: true }
     }
 
     /// Commits an entry; an error is a promise of the protocol that was broken.
-    /// [`Made::Split`] asks for the new group.
+    /// [`Made::Split`] asks for the new group, [`Made::Absorbed`] for the other one's rows.
     pub(super) fn commit(
         &mut self,
         logged: Logged,
@@ -142,9 +176,10 @@ impl Group {
     ) -> Result<(), String> {
         let mut made = Made::Nothing;
         let mut broken = Ok(());
-        if let Logged::Split(entry) = &logged {
-            let mut kept = self.newest().clone();
-            match kept.apply(entry, faults) {
+        let mut kept = self.newest().clone();
+        match &logged {
+            Logged::Noop(_) => {}
+            Logged::Split(entry) => match kept.apply(entry, faults) {
                 Ok(Verdict::Kept) => {}
                 Ok(Verdict::Refused) => made = Made::Refused,
                 Ok(Verdict::Make) => {
@@ -154,11 +189,15 @@ impl Group {
                     }
                 }
                 Err(disorder) => broken = Err(disorder.to_string()),
+            },
+            Logged::Plain { version, act } => {
+                made = match kept.is_alone() && kept.place.version == *version {
+                    true => self.make_plain(&mut kept, act, now),
+                    false => Made::Refused,
+                };
             }
-            self.kept.push(Rc::new(kept));
-        } else {
-            self.kept.push(self.kept[self.kept.len() - 1].clone());
         }
+        self.kept.push(Rc::new(kept));
         self.log.push(logged);
         self.made.push(made);
         broken
@@ -192,7 +231,49 @@ impl Group {
                 Made::Nothing
             }
             Entry::Split { .. } => Made::Split,
+            Entry::Absorb { .. } => Made::Absorbed,
             _ => Made::Nothing,
+        }
+    }
+
+    fn make_plain(&mut self, kept: &mut Kept, act: &Plain, now: u64) -> Made {
+        let (before, own) = (kept.revision, kept.revision + 1);
+        match act {
+            Plain::Txn(txn) => {
+                let revisions = Revisions { before, own, compacted: 0 };
+                let outcome = match evaluate(&self.at(before), txn, revisions) {
+                    Ok(outcome) => outcome,
+                    Err(error) => return Made::Failed(error),
+                };
+                let mut leases = outcome.changes.iter().filter_map(Change::attaches);
+                if leases.any(|lease| !kept.leases.contains(&lease)) {
+                    return Made::Failed(Error::LeaseNotFound);
+                }
+                if !outcome.changes.is_empty() {
+                    self.change(own, now, &outcome.changes);
+                    kept.revision = own;
+                }
+                Made::Done(outcome.response)
+            }
+            Plain::Grant(lease) => {
+                kept.leases.insert(*lease);
+                Made::Lease(before)
+            }
+            Plain::Revoke(lease) => {
+                if !kept.leases.remove(lease) {
+                    return Made::Failed(Error::LeaseNotFound);
+                }
+                let attached = self.at(before).attached(*lease);
+                let changes: Vec<Change> = (0..)
+                    .zip(attached)
+                    .map(|(place, key)| Change { place, key, put: None })
+                    .collect();
+                if !changes.is_empty() {
+                    self.change(own, now, &changes);
+                    kept.revision = own;
+                }
+                Made::Lease(kept.revision)
+            }
         }
     }
 
