@@ -232,7 +232,7 @@ impl World {
             random: Random::new(seed),
             faults,
             failures,
-            may_split: seed % 3 != 0,
+            may_split: !seed.is_multiple_of(3),
             most: if seed % 8 == 1 { 2 } else { GROUPS_MAX },
             splitting: None,
             now: 0,
