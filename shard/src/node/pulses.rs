@@ -266,7 +266,12 @@ impl Node {
     /// Lets a group rest if nothing is under way in it.
     pub(super) fn lull(&mut self, id: GroupId) {
         let tick = self.pulses.tick;
-        let rest = self.groups.get(&id).and_then(|group| rest_of(group, tick));
+        let group = self.groups.get_mut(&id);
+        let rest = group.and_then(|group| {
+            let rest = rest_of(group, tick)?;
+            group.core.slim();
+            Some(rest)
+        });
         if let Some(place) = self.pulses.rest_mut(id) {
             *place = rest;
         }
@@ -312,7 +317,7 @@ impl Node {
 fn rest_of(group: &Group, tick: u64) -> Option<Rest> {
     let busy = group.stopped.is_some()
         || group.seed_anew
-        || group.eager_ticks > 0
+        || group.eager.is_some()
         || group.transfer.is_some()
         || !group.queued.is_empty()
         || !group.reads.is_empty();
