@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 
 use crate::admin;
 use crate::config::{Config, Settings};
+use crate::members;
 use crate::start;
 
 /// Nodes of a playground in the beginning, and most that it ever has.
@@ -109,12 +110,7 @@ fn begin(config: Config, ended: mpsc::Sender<Ending>) -> Result<Running, String>
 }
 
 /// Does what is typed into the playground's terminal.
-fn obey(
-    options: &Options,
-    folder: &Path,
-    mut running: Vec<Running>,
-    ended: &mpsc::Sender<Ending>,
-) {
+fn obey(options: &Options, folder: &Path, mut running: Vec<Running>, ended: &mpsc::Sender<Ending>) {
     let mut born = NODES;
     for line in std::io::stdin().lock().lines().map_while(Result::ok) {
         let words: Vec<&str> = line.split_whitespace().collect();
@@ -128,7 +124,7 @@ fn obey(
                 None => println!("{name} does not run here"),
             },
             ["add"] if born < NODES_MAX => {
-                let node = config(options, folder, born);
+                let node = introduce(options, born).and_then(|()| config(options, folder, born));
                 match node.and_then(|config| begin(config, ended.clone())) {
                     Ok(node) => {
                         println!("{} joins, on 127.0.0.{}", node.name, born + 1);
@@ -146,6 +142,15 @@ fn obey(
     loop {
         thread::park();
     }
+}
+
+/// Has the others know of a node that is about to join.
+fn introduce(options: &Options, number: u16) -> Result<(), String> {
+    start::runtime()?.block_on(async {
+        let mut client = members::dial(&format!("http://127.0.0.1:{}", options.port)).await?;
+        let peer = format!("http://127.0.0.{}:{}", number + 1, options.port + 1);
+        members::add(&mut client, peer).await.map(drop)
+    })
 }
 
 fn config(options: &Options, folder: &Path, number: u16) -> Result<Config, String> {
@@ -220,5 +225,7 @@ fn show(port: u16) {
     println!();
     println!("Here, in this terminal (the first commands in the other one):");
     println!("  add                           # a fourth node; atoll node drain n2; atoll op list");
-    println!("  kill n3                       # for good: atoll node repair-after 10s; atoll status");
+    println!(
+        "  kill n3                       # for good: atoll node repair-after 10s; atoll status"
+    );
 }

@@ -54,6 +54,8 @@ spawn n4 "$ATOLL_BIN" start --name n4 --data-dir "$TMP/n4.data" \
   --listen-peer-urls "$URL" --initial-advertise-peer-urls "$URL" \
   --initial-cluster "$CLUSTER,n4=$URL" --initial-cluster-state existing
 up n4 "$SPAWNED"
+well() { atoll status | grep -q "^All well: .* on 4 nodes"; }
+eventually 30 "the others know the new node" well
 
 # A third of them leaves a node each for the new one.
 T0=$SECONDS
