@@ -310,8 +310,8 @@ pub(crate) async fn serve(config: Config) -> Result<(), String> {
             peers.introduce(NodeId(node.id), url);
         }
     }
-    let known = known.map(|ledger| view::map(&ledger));
-    local.locate(Arc::new(known.clone().unwrap_or_else(|| first_map(&place))));
+    let known = known.map(|ledger| Arc::new(view::map(&ledger)));
+    local.locate(known.clone().unwrap_or_else(|| Arc::new(first_map(&place))));
     let groups: Arc<dyn Groups> = local.clone();
     let (stop, stopped) = watch::channel(false);
     let ended = |mut stopped: watch::Receiver<bool>| async move {

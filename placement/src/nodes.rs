@@ -93,7 +93,9 @@ pub fn report(
     if version <= known.membership_version {
         return None;
     }
-    let group = Group { replicas: replicas.to_vec(), membership_version: version, ..known.clone() };
+    let mut group = Group::clone(known);
+    group.replicas = replicas.to_vec();
+    group.membership_version = version;
     let gone = ledger.nodes.values().filter(|node| retired.contains(&node.id));
     let gone = gone.filter(|node| node.state != NodeState::Draining);
     let change = Change::default().put(Record::Group(group));

@@ -215,7 +215,7 @@ pub fn finish(ledger: &Ledger, id: u64, void: bool, now_ms: u64) -> Option<Chang
 /// An operator that is taken back: the group stays with the voters that it has.
 pub(crate) fn taken_back(ledger: &Ledger, operator: &Operator) -> Operator {
     let group = ledger.groups.get(&operator.group);
-    let voters = group.into_iter().flat_map(voters);
+    let voters = group.into_iter().flat_map(|group| voters(group));
     let mut target: Vec<u64> = voters.map(|replica| replica.node).collect();
     // One voter too many is the one that was to go.
     while target.len() > operator.target.len() {
@@ -366,7 +366,7 @@ pub fn stranded(ledger: &Ledger) -> Vec<(&Group, u64, Vec<u64>)> {
                 && without(ledger, group, node.id).is_none()
             {
                 let others = voters(group).map(|replica| replica.node);
-                stranded.push((group, node.id, others.filter(|n| *n != node.id).collect()));
+                stranded.push((&**group, node.id, others.filter(|n| *n != node.id).collect()));
             }
         }
     }

@@ -156,7 +156,9 @@ impl Core {
     fn derandomize(&mut self) {
         let role = self.raw.raft.state as u64;
         let bucket = self.ticks / (4 * self.election_ticks as u64);
-        let drawn = mix(&[self.seed, self.key.replica, self.raw.raft.term, role, bucket]);
+        // Of each group, so that not all groups of a node stand for election at one tick.
+        let key = self.key;
+        let drawn = mix(&[self.seed, key.group, key.replica, self.raw.raft.term, role, bucket]);
         let rest = if self.rests { REST_FACTOR * self.election_ticks } else { 0 };
         let drawn = (drawn % self.election_ticks as u64) as usize;
         let timeout = self.election_ticks + drawn + rest;
@@ -202,6 +204,11 @@ impl Core {
             peers.sort_unstable();
         }
         Some(AtRest { commit: last, leader: raft.leader_id, elapsed: raft.election_elapsed, peers })
+    }
+
+    /// Gives back memory that is only needed while something is under way.
+    pub fn slim(&mut self) {
+        self.raw.raft.maybe_free_inflight_buffers();
     }
 
     /// Ends a rest of so many ticks: `elapsed` of them without the leader, or since a leader counted
@@ -284,6 +291,11 @@ impl Core {
     /// Asks for a confirmation that this replica's group is still led by whom it thinks.
     pub fn read_index(&mut self, context: Vec<u8>) {
         self.raw.read_index(context);
+    }
+
+    /// Is no leader known, may this replica stand for election, and has nobody done so since `term`?
+    pub fn is_unclaimed(&self, term: u64) -> bool {
+        self.leader().is_none() && self.term() == term && self.raw.raft.promotable()
     }
 
     /// Stands for election at once: for a replica that has nobody to wait for.

@@ -175,14 +175,7 @@ impl Node {
                 continue;
             }
             group.core.tick(resting);
-            if group.eager_ticks > 0 {
-                group.eager_ticks -= 1;
-                if group.core.leader().is_some() {
-                    group.eager_ticks = 0;
-                } else if !resting {
-                    group.core.campaign();
-                }
-            }
+            group.stand_early(resting);
             if group.seed_anew {
                 group.core.request_snapshot();
             }

@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use proto::cluster::group::charter::Standing;
 use proto::cluster::group::{Charter, SetCharter};
+use proto::cluster::raft::peer_message;
 use proto::etcd::{LeaseGrantRequest, LeaseTimeToLiveRequest, Member, PutRequest};
 use proto::group::{GroupError, Reply, Request, request_to};
 use proto::{Error, GroupId, NamespaceId, NodeId, TenantId};
+use raft::eraftpb::MessageType;
 
 use super::*;
 use crate::disk::sim::SimDisk;
@@ -25,6 +27,7 @@ struct Driven {
     now_ms: u64,
     tickets: Ticket,
     answers: BTreeMap<Ticket, Result<Answer, GroupError>>,
+    sent: Vec<PeerMessage>,
 }
 
 /// Each group has a tenant with its number.
@@ -41,6 +44,10 @@ fn birth(group: GroupId) -> Birth {
 
 impl Driven {
     fn new() -> Driven {
+        Driven::with(&[birth(GROUP), birth(OTHER)])
+    }
+
+    fn with(births: &[Birth]) -> Driven {
         let config = NodeConfig {
             node: NodeId(1),
             cluster: 7,
@@ -66,12 +73,11 @@ impl Driven {
                 ..Default::default()
             },
         };
-        let births = [birth(GROUP), birth(OTHER)];
         let engine = Arc::new(MemoryEngine::default());
         let opened =
-            Node::open(config, engine, log.clone(), &recovered, &births, pages, 1000).unwrap();
-        let (tickets, answers) = (0, BTreeMap::new());
-        let mut driven = Driven { node: opened.node, log, now_ms: 1000, tickets, answers };
+            Node::open(config, engine, log.clone(), &recovered, births, pages, 1000).unwrap();
+        let (tickets, answers, sent) = (0, BTreeMap::new(), Vec::new());
+        let mut driven = Driven { node: opened.node, log, now_ms: 1000, tickets, answers, sent };
         driven.settle();
         driven
     }
@@ -96,6 +102,7 @@ impl Driven {
                         checkpoint.write(self.node.store().engine().as_ref()).unwrap();
                         inputs.push(Input::CheckpointWritten);
                     }
+                    Output::Send { message, .. } => self.sent.push(message),
                     _ => {}
                 }
             }
@@ -237,4 +244,25 @@ fn a_quota_is_its_groups_alone() {
     }
     let described = driven.ask(GROUP, Request::Describe(Default::default()));
     assert!(matches!(described, Ok(Reply::Describe(told)) if told.quota == 10_000));
+}
+
+#[test]
+fn after_a_start_replicas_ask_for_votes_in_turn_before_a_timeout() {
+    let members = [1, 2, 3].map(|id| Member { id, name: format!("n{id}"), ..Default::default() });
+    let of = |group| Birth { members: members.to_vec(), ..birth(GroupId(group)) };
+    // Node 1 has the first turn in group 42, and the second in group 44.
+    let mut driven = Driven::with(&[of(42), of(44)]);
+    let mut asked = BTreeMap::new();
+    for tick in 1..driven.node.config.election_ticks {
+        driven.now_ms += TICK_MS;
+        driven.node.step(driven.now_ms, Input::Tick).unwrap();
+        driven.settle();
+        for message in driven.sent.drain(..) {
+            let Some(peer_message::Body::Raft(raft)) = message.body else { continue };
+            let kind = raft.message.expect("it has one").kind;
+            assert_eq!(kind, MessageType::MsgRequestPreVote as u32, "a living leader stays");
+            asked.entry(raft.group).or_insert(tick);
+        }
+    }
+    assert_eq!(asked, BTreeMap::from([(42, 2), (44, 6)]));
 }
