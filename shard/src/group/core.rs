@@ -93,7 +93,13 @@ pub struct Core {
     /// A leader's messages held back by the barrier.
     held: Vec<Message>,
     term_vote: (u64, u64),
+    /// Ticks for which a snapshot was sought, and the term in which it was last asked for.
+    sought_ticks: u64,
+    asked_term: u64,
 }
+
+/// Who seeks a snapshot takes no entries for the last quarter of so many ticks.
+const SEEK_TICKS: u64 = 16;
 
 /// Mixes numbers into one (splitmix64's finisher): stands in for randomness.
 pub fn mix(numbers: &[u64]) -> u64 {
@@ -147,6 +153,8 @@ impl Core {
             barrier: None,
             held: Vec::new(),
             term_vote,
+            sought_ticks: 0,
+            asked_term: 0,
         };
         core.derandomize();
         core
@@ -232,6 +240,11 @@ impl Core {
         {
             return Err(LostLog { commit: message.commit });
         }
+        let entries =
+            message.get_msg_type() == MessageType::MsgAppend && !message.entries.is_empty();
+        if entries && self.sought_ticks > 0 && self.holds_off() {
+            return Ok(());
+        }
         // Errors are messages of unknown peers or proposals that raft-rs drops: nothing to do.
         let _ = self.raw.step(message);
         self.derandomize();
@@ -304,10 +317,35 @@ impl Core {
         self.derandomize();
     }
 
-    /// Asks the leader for a snapshot, whatever the log holds. To be repeated at every tick
-    /// until one has come: without a leader, or right after an election, it is not sent.
-    pub fn request_snapshot(&mut self) {
-        let _ = self.raw.request_snapshot();
+    /// Asks the leader for a snapshot, whatever the log holds. To be called at every tick until
+    /// one has come: without a leader, or right after an election, nothing is sent.
+    ///
+    /// Who has asked takes no entries until the snapshot is here, and that must hold everything
+    /// that was acknowledged here. So it is asked for only when all of this is committed: else the
+    /// leader could need this replica to commit what the snapshot waits for. For the same reason
+    /// a request ends with the leadership that it was made to. Under steady writes something is
+    /// always on its way: now and then no entries are taken for some ticks.
+    pub fn seek_snapshot(&mut self) {
+        self.sought_ticks += 1;
+        let raft = &mut self.raw.raft;
+        let asking = raft.pending_request_snapshot != raft::INVALID_INDEX;
+        if asking && self.asked_term != raft.term {
+            raft.pending_request_snapshot = raft::INVALID_INDEX;
+        } else if !asking && raft.raft_log.committed == raft.raft_log.last_index() {
+            self.asked_term = raft.term;
+            let _ = self.raw.request_snapshot();
+        }
+    }
+
+    /// The snapshot that was sought is here.
+    pub fn end_seeking(&mut self) {
+        self.sought_ticks = 0;
+    }
+
+    /// Are entries not to be taken, so that a snapshot can be asked for?
+    fn holds_off(&self) -> bool {
+        let log = &self.raw.raft.raft_log;
+        self.sought_ticks % SEEK_TICKS > SEEK_TICKS * 3 / 4 && log.committed < log.last_index()
     }
 
     /// Hands leadership to another voter.

@@ -177,7 +177,7 @@ impl Node {
             group.core.tick(resting);
             group.stand_early(resting);
             if group.seed_anew {
-                group.core.request_snapshot();
+                group.core.seek_snapshot();
             }
             if group.core.is_lost() {
                 lost.push(id);

@@ -598,6 +598,7 @@ impl Node {
         group.machine.restore(state)?;
         group.publish_membership();
         group.seed_anew = false;
+        group.core.end_seeking();
         // What was proposed here and lies below the snapshot may be in it or not.
         let above = group.proposals.split_off(&(meta.index + 1, 0));
         let below = std::mem::replace(&mut group.proposals, above);
