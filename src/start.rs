@@ -20,7 +20,7 @@ use shard::group::core::mix;
 use shard::heal::heal;
 use shard::local::LocalGroups;
 use shard::log::{Log, LogConfig};
-use shard::node::{Birth, CheckpointPolicy, Input, Node, NodeConfig, Pages};
+use shard::node::{Birth, CheckpointPolicy, Input, Node, NodeConfig, Pages, TransferPolicy};
 use shard::store::counts::BLOCK_KEYS;
 use shard::transport::{CLUSTER, PeerServices, Peers};
 use shard::worker::{self, NodeHandle};
@@ -251,6 +251,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), String> {
         block_keys: BLOCK_KEYS,
         large_bytes: config.large_value_bytes,
         checkpoint: CheckpointPolicy { commands: config.snapshot_count, ..Default::default() },
+        transfer: TransferPolicy::default(),
     };
     let births = first_groups(&place);
     let disk = OsDisk::open(directory.pages()).map_err(|e| format!("open the page files: {e}"))?;

@@ -60,6 +60,7 @@ impl Driven {
             block_keys: 64,
             large_bytes: 1 << 20,
             checkpoint: CheckpointPolicy::default(),
+            transfer: TransferPolicy::default(),
         };
         let (log, recovered) =
             Log::open(Arc::new(SimDisk::new()), 1, LogConfig::default()).unwrap();

@@ -12,7 +12,7 @@ use shard::engine::memory::MemoryEngine;
 use shard::extents::ExtentsConfig;
 use shard::group::large::Appended;
 use shard::log::{Log, LogConfig, Record, ReplicaKey};
-use shard::node::{Birth, CheckpointPolicy, Node, NodeConfig, Pages, Persist};
+use shard::node::{Birth, CheckpointPolicy, Node, NodeConfig, Pages, Persist, TransferPolicy};
 use shard::store::checkpoint::Checkpoint;
 use shard::watch::hub::Hub;
 
@@ -141,6 +141,8 @@ impl Host {
                 idle_ms: 1500,
                 ..Default::default()
             },
+            // Snapshots take several pieces, and some of these wait for a tick.
+            transfer: TransferPolicy { piece_bytes: 700, bytes_per_s: 20_000 },
         };
         let clock = self.clock(now);
         let engine = Arc::new(self.engine.clone());
