@@ -219,7 +219,7 @@ mod tests {
             for operator in running(&seen) {
                 let group = &seen.groups[&operator.group];
                 let step = match next_step(&seen, operator) {
-                    Step::Remove(_) => removals(group, operator).swap_remove(0),
+                    Step::Remove(_) => removals(&seen, group, operator).swap_remove(0),
                     step => step,
                 };
                 let next = match &step {
