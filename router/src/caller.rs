@@ -191,6 +191,7 @@ impl Caller {
             range_version: target.range_version,
             floor: self.visit().floor(),
             timeout_ms,
+            read_at: None,
             body: Some(body),
         };
         self.door().groups.call(request).await

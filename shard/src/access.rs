@@ -27,13 +27,20 @@ pub fn is_serializable(request: &Request) -> bool {
     }
 }
 
-/// Answers a read from the rows as they are now.
-pub fn read(store: &Store, shared: &Shared, request: &Request) -> Result<Reply, GroupError> {
+/// Answers a read from the rows as they are now, or from those of revision `at`, which the group
+/// has reached: then the answer says so.
+pub fn read(
+    store: &Store,
+    shared: &Shared,
+    request: &Request,
+    at: Option<i64>,
+) -> Result<Reply, GroupError> {
     let published = &shared.published;
+    let version = published.range_version();
     for _ in 0..TRIES {
         // In this order: a view must not be older than the revision it is read at.
         let compacted = published.compacted();
-        let current = published.revision();
+        let current = at.unwrap_or_else(|| published.revision());
         if published.shelf() == NO_SHELF {
             return Err(GroupError::not_done(Error::NoLeader, None));
         }
@@ -78,6 +85,10 @@ pub fn read(store: &Store, shared: &Shared, request: &Request) -> Result<Reply, 
         // snapshot has replaced meanwhile: look again.
         if published.shelf() != view.shelf() {
             continue;
+        }
+        // So may keys that are another group's by now.
+        if published.range_version() != version {
+            return Err(GroupError::not_done(Error::StaleRange, None));
         }
         if read_at > 0 && read_at < published.compacted() && read_at >= compacted {
             continue;

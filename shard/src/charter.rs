@@ -83,6 +83,7 @@ fn is_about_keys(body: &Request) -> bool {
         | Request::MoveLeader(_)
         | Request::Publish(_)
         | Request::ChangeReplica(_)
+        | Request::Span(_)
         | Request::SetCharter(_) => false,
     }
 }

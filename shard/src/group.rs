@@ -207,6 +207,8 @@ pub struct Group {
     pub(crate) queued: Vec<(Command, Then)>,
     pub(crate) proposals: Proposals,
     pub(crate) reads: Reads,
+    /// Parts of reads over several groups, by the revision that is to be applied first.
+    pub(crate) parts: BTreeMap<i64, Vec<Ticket>>,
     pub(crate) sweeping: Vec<(Ticket, i64, Reply)>,
     pub(crate) lease_asks: BTreeMap<i64, Vec<LeaseAsk>>,
     pub(crate) transfer: Option<Transfer>,
@@ -254,6 +256,7 @@ impl Group {
             queued: Vec::new(),
             proposals: Proposals::new(),
             reads: Reads::default(),
+            parts: BTreeMap::new(),
             sweeping: Vec::new(),
             lease_asks: BTreeMap::new(),
             transfer: None,

@@ -17,6 +17,8 @@ pub enum Purpose {
     Rows,
     /// The header of a linearizable read.
     Header,
+    /// Where the tenant's revisions stand.
+    Span,
     /// The member list.
     Members,
     /// Renew a lease; leader only.
@@ -35,7 +37,7 @@ impl Purpose {
 
     /// Does the answer show keys or leases?
     pub fn is_about_keys(self) -> bool {
-        !matches!(self, Purpose::Header | Purpose::Members)
+        !matches!(self, Purpose::Header | Purpose::Members | Purpose::Span)
     }
 }
 

@@ -49,7 +49,7 @@ impl Needs {
         let Some(body) = body else { return Needs::Leader };
         match body {
             body if access::is_serializable(body) => Needs::AnyRows,
-            Request::Range(_) | Request::Linearize(_) => Needs::Confirmed,
+            Request::Range(_) | Request::Linearize(_) | Request::Span(_) => Needs::Confirmed,
             Request::Txn(request) if txn::is_read_only(request) => Needs::Confirmed,
             Request::MemberList(list) if list.linearizable => Needs::Confirmed,
             Request::MemberList(_) | Request::HashKv(_) | Request::Describe(_) => Needs::AsItIs,
@@ -242,9 +242,11 @@ impl Caller {
         request: &GroupRequest,
     ) -> Result<Reply, GroupError> {
         let shared = &view.shared;
-        let read = |body: &Request| access::read(self.handle.store(), shared, body);
+        let at = request.read_at.map(|at| at.revision);
+        let read = |body: &Request| access::read(self.handle.store(), shared, body, at);
         if let (Needs::AnyRows, Some(body)) = (needs, &request.body)
             && shared.published.revision() >= request.floor
+            && request.read_at.is_none()
         {
             shared.work.request();
             charter::admit(&shared.published.charter(), request)

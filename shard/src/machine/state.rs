@@ -1,8 +1,11 @@
 //! The machine's small state, beside the rows: what a checkpoint writes as one row.
 
+use proto::KeyRange;
 use proto::cluster::group::Charter;
 use proto::cluster::raft::ConfState;
 use proto::etcd::{AlarmMember, Member};
+
+use crate::store::layout::Shelf;
 
 /// See the module. Every field is replicated but the two marked local.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -61,9 +64,33 @@ pub struct State {
     /// Replicas that were removed because their node left the cluster.
     #[prost(uint64, repeated, tag = "18")]
     pub retired: Vec<u64>,
+    /// Local: where the versions stand; 0: on the shelf of all other rows. A group that was split
+    /// off shares them with the group that it comes from.
+    #[prost(uint64, tag = "19")]
+    pub versions_shelf: u64,
+    /// Local: shelves with older changes of this group's keys.
+    #[prost(message, repeated, tag = "20")]
+    pub past: Vec<PastChanges>,
+    /// First key of the group's range.
+    #[prost(bytes = "bytes", tag = "21")]
+    pub start: bytes::Bytes,
+    /// First key above it.
+    #[prost(bytes = "bytes", optional, tag = "22")]
+    pub end: Option<bytes::Bytes>,
     /// What placement has said of the group.
     #[prost(message, required, tag = "24")]
     pub charter: Charter,
+}
+
+/// Changes that were made before the group was split off.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct PastChanges {
+    /// Where they stand.
+    #[prost(uint64, tag = "1")]
+    pub shelf: u64,
+    /// The last revision of which they tell.
+    #[prost(int64, tag = "2")]
+    pub to_revision: i64,
 }
 
 /// Where a replica is.
@@ -78,6 +105,16 @@ pub struct ReplicaPlace {
 }
 
 impl State {
+    /// The group's keys.
+    pub fn range(&self) -> KeyRange {
+        KeyRange { start: self.start.clone(), end: self.end.clone() }
+    }
+
+    /// Where the versions stand.
+    pub fn versions(&self) -> Shelf {
+        Shelf(if self.versions_shelf == 0 { self.shelf } else { self.versions_shelf })
+    }
+
     /// The replica of a member. A group's first replicas have the numbers of their nodes; those
     /// that came later have numbers of their own, so that none is ever used twice.
     pub fn replica_of(&self, node: u64) -> u64 {

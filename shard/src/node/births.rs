@@ -153,7 +153,9 @@ impl Node {
             self.touched.remove(&id);
             self.pulses.remove(id);
             let elsewhere = GroupError::not_done(Error::NoLeader, None);
-            for (ticket, _) in group.reads.take_all() {
+            let reads = group.reads.take_all().into_iter().map(|(ticket, _)| ticket);
+            let parts = std::mem::take(&mut group.parts).into_values().flatten();
+            for ticket in reads.chain(parts) {
                 self.answer(ticket, Err(elsewhere));
             }
             let unknown = GroupError::unknown(Error::LeaderChanged);

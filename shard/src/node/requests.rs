@@ -10,7 +10,9 @@
 //!
 //! Before all that the group looks at its charter: whose request it takes (`charter.rs`).
 
-use proto::cluster::group::{Command, Description, GroupRequest, command};
+use proto::cluster::group::{
+    Command, Description, GroupRequest, RangePlace, ReadAt, Span, SpanPart, command,
+};
 use proto::etcd::alarm_request::AlarmAction;
 use proto::etcd::{
     AlarmRequest, AlarmType, LeaseGrantRequest, LeaseKeepAliveResponse, LeaseLeasesResponse,
@@ -50,12 +52,16 @@ impl Node {
         let Some(body) = request.body else {
             return self.answer(ticket, Err(GroupError::refused(Error::KeyNotFound)));
         };
+        if let Some(at) = request.read_at {
+            return self.read_part(id, ticket, at, &body);
+        }
         match body {
             Request::Range(_) => group.reads.push((ticket, Purpose::Rows)),
             Request::Txn(txn) if txn::is_read_only(&txn) => {
                 group.reads.push((ticket, Purpose::Rows));
             }
             Request::Linearize(_) => group.reads.push((ticket, Purpose::Header)),
+            Request::Span(_) => group.reads.push((ticket, Purpose::Span)),
             Request::MemberList(list) if list.linearizable => {
                 group.reads.push((ticket, Purpose::Members));
             }
@@ -110,6 +116,32 @@ impl Node {
                 let charter = set.charter.unwrap_or_default();
                 self.queue(id, Then::Answer(ticket), command::Body::Charter(charter));
             }
+        }
+    }
+
+    /// A part of a read over several groups: home has named the revision.
+    fn read_part(&mut self, id: GroupId, ticket: Ticket, at: ReadAt, body: &Request) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        if !matches!(body, Request::Range(_) | Request::HashKv(_)) {
+            return self.answer(ticket, Err(GroupError::refused(Error::KeyNotFound)));
+        }
+        if group.machine.state().revision < at.last {
+            return group.parts.entry(at.last).or_default().push(ticket);
+        }
+        self.outputs.push(Output::Answer { ticket, answer: Ok(Answer::Readable) });
+    }
+
+    /// Answers the parts of reads whose revision is applied. With other keys than before none is
+    /// answered.
+    pub(super) fn answer_parts(&mut self, id: GroupId) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        if group.parts.is_empty() {
+            return;
+        }
+        let later = group.parts.split_off(&(group.machine.state().revision + 1));
+        let ready = std::mem::replace(&mut group.parts, later);
+        for ticket in ready.into_values().flatten() {
+            self.outputs.push(Output::Answer { ticket, answer: Ok(Answer::Readable) });
         }
     }
 
@@ -230,6 +262,10 @@ impl Node {
                 self.outputs.push(Output::Answer { ticket, answer: Ok(Answer::Readable) });
             }
             Purpose::Header => self.answer(ticket, Ok(Reply::Linearize(header))),
+            Purpose::Span => {
+                let span = span(group);
+                self.answer(ticket, Ok(Reply::Span(span)));
+            }
             Purpose::Members => {
                 let members = group.machine.member_list();
                 self.answer(ticket, Ok(Reply::Members(with_term(members, id, self))));
@@ -320,7 +356,31 @@ impl Node {
             replicas: members::statuses(group),
             retired: state.retired.clone(),
             charter: Some(state.charter),
+            place: Some(place_of(group)),
         }
+    }
+}
+
+/// The group's keys, as others are told.
+pub(super) fn place_of(group: &Group) -> RangePlace {
+    let state = group.machine.state();
+    RangePlace {
+        group: group.id.0,
+        start: state.start.clone(),
+        end: state.end.clone(),
+        version: state.range_version,
+    }
+}
+
+/// Where the revisions of a tenant stand that is on this group alone.
+fn span(group: &Group) -> Span {
+    let state = group.machine.state();
+    let part = SpanPart { place: Some(place_of(group)), last: state.revision };
+    Span {
+        header: Some(header(group)),
+        revision: state.revision,
+        parts: vec![part],
+        compacted: state.compacted,
     }
 }
 

@@ -283,8 +283,9 @@ impl Node {
         self.step_down(id);
         let error = GroupError::not_done(Error::Quarantined, None);
         let Some(group) = self.groups.get_mut(&id) else { return };
-        let reads = group.reads.take_all();
-        for (ticket, _) in reads {
+        let reads = group.reads.take_all().into_iter().map(|(ticket, _)| ticket);
+        let parts = std::mem::take(&mut group.parts).into_values().flatten();
+        for ticket in reads.chain(parts).collect::<Vec<_>>() {
             self.answer(ticket, Err(error));
         }
     }
@@ -402,6 +403,7 @@ impl Node {
         for read in group.reads.ready(applied) {
             self.answer_read(id, read);
         }
+        self.answer_parts(id);
         Ok(())
     }
 

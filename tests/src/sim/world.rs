@@ -1002,7 +1002,7 @@ impl World {
             && let Some(shared) = process.node.shared(group)
             && shared.published.revision() >= floor
         {
-            let answer = access::read(process.node.store(), &shared, &request);
+            let answer = access::read(process.node.store(), &shared, &request, None);
             return self.heard(client, op, answer);
         }
         let (asked, shared) = (tenant.request(request.clone()), process.node.shared(group));
@@ -1033,7 +1033,7 @@ impl World {
         let Some(waiting) = self.tickets.remove(&(host, life, ticket)) else { return };
         let read = |world: &World, shared: &Shared, request: &Request| {
             let process = world.hosts[host].process.as_ref().expect("it has just answered");
-            access::read(process.node.store(), shared, request)
+            access::read(process.node.store(), shared, request, None)
         };
         match waiting {
             Waiting::Client { client, op, request, shared } => {
@@ -1085,7 +1085,7 @@ impl World {
         let process = self.hosts[host].process.as_ref().filter(|_| is_here);
         let Some(process) = process else { return };
         let request = &self.tenants[self.clients[client].tenant].history.op(op).request;
-        let answer = access::read(process.node.store(), shared, request);
+        let answer = access::read(process.node.store(), shared, request, None);
         self.heard(client, op, answer);
     }
 
@@ -1344,7 +1344,7 @@ impl World {
                 let state = group.machine().state();
                 let shared = group.shared();
                 let ask = Request::HashKv(HashKvRequest { revision: 0 });
-                let hash = match access::read(process.node.store(), shared, &ask) {
+                let hash = match access::read(process.node.store(), shared, &ask, None) {
                     Ok(Reply::HashKv(reply)) => reply.hash,
                     _ => 0,
                 };

@@ -48,6 +48,7 @@ const TENANTS_MAX: usize = 4;
 const DAYS: u64 = 20_000;
 
 /// What happens in the service.
+#[allow(clippy::large_enum_variant, reason = "few of them are under way")]
 pub(super) enum Event {
     /// The steward of a host looks.
     Steward { host: usize },
@@ -401,7 +402,7 @@ impl World {
         let shared = process.node.shared(id::SYSTEM_GROUP);
         let gone = GroupError::not_done(proto::Error::NoLeader, None);
         let shared = shared.ok_or(gone)?;
-        access::read(process.node.store(), &shared, &self.tenants[1].history.op(op).request)
+        access::read(process.node.store(), &shared, &self.tenants[1].history.op(op).request, None)
     }
 
     fn end_system(&mut self, op: OpId, answer: Result<Reply, GroupError>) {
