@@ -10,6 +10,7 @@ use proto::group::{GroupError, Reply, Request};
 use crate::engine::EngineError;
 use crate::group::Shared;
 use crate::machine::{NO_SHELF, txn};
+use crate::node::Reading;
 use crate::read;
 use crate::store::Store;
 use crate::store::counts::Counter;
@@ -27,20 +28,21 @@ pub fn is_serializable(request: &Request) -> bool {
     }
 }
 
-/// Answers a read from the rows as they are now, or from those of revision `at`, which the group
-/// has reached: then the answer says so.
+/// Answers a read from the rows of the group under `range_version`.
 pub fn read(
     store: &Store,
     shared: &Shared,
     request: &Request,
-    at: Option<i64>,
+    range_version: u64,
+    reading: Reading,
 ) -> Result<Reply, GroupError> {
     let published = &shared.published;
-    let version = published.range_version();
     for _ in 0..TRIES {
         // In this order: a view must not be older than the revision it is read at.
-        let compacted = published.compacted();
-        let current = at.unwrap_or_else(|| published.revision());
+        let (compacted, current) = match reading {
+            Reading::Newest => (published.compacted(), published.revision()),
+            Reading::At { revision, compacted } => (compacted.max(published.compacted()), revision),
+        };
         if published.shelf() == NO_SHELF {
             return Err(GroupError::not_done(Error::NoLeader, None));
         }
@@ -87,7 +89,7 @@ pub fn read(
             continue;
         }
         // So may keys that are another group's by now.
-        if published.range_version() != version {
+        if published.range_version() != range_version {
             return Err(GroupError::not_done(Error::StaleRange, None));
         }
         if read_at > 0 && read_at < published.compacted() && read_at >= compacted {

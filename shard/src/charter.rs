@@ -84,6 +84,7 @@ fn is_about_keys(body: &Request) -> bool {
         | Request::Publish(_)
         | Request::ChangeReplica(_)
         | Request::Span(_)
+        | Request::SplitRange(_)
         | Request::SetCharter(_) => false,
     }
 }

@@ -26,6 +26,7 @@ use proto::{Error, GroupId, NodeId};
 
 use crate::lease::Lessor;
 use crate::machine::{Machine, Published};
+use crate::node::{Parting, Role};
 use core::Core;
 use large::Slot;
 use reads::Reads;
@@ -137,6 +138,8 @@ pub(crate) enum Then {
     AfterSweep(Ticket, i64),
     /// The lessor's own revocation.
     Expiry(i64),
+    /// A split tenant's entry, by its tag.
+    Split(i64),
 }
 
 impl Then {
@@ -145,7 +148,7 @@ impl Then {
             Then::Answer(ticket) | Then::Refuse(ticket, _) | Then::AfterSweep(ticket, _) => {
                 Some(*ticket)
             }
-            Then::Expiry(_) => None,
+            Then::Expiry(_) | Then::Split(_) => None,
         }
     }
 }
@@ -208,7 +211,7 @@ pub struct Group {
     pub(crate) proposals: Proposals,
     pub(crate) reads: Reads,
     /// Parts of reads over several groups, by the revision that is to be applied first.
-    pub(crate) parts: BTreeMap<i64, Vec<Ticket>>,
+    pub(crate) parts: BTreeMap<i64, Vec<(Ticket, i64)>>,
     pub(crate) sweeping: Vec<(Ticket, i64, Reply)>,
     pub(crate) lease_asks: BTreeMap<i64, Vec<LeaseAsk>>,
     pub(crate) transfer: Option<Transfer>,
@@ -227,6 +230,10 @@ pub struct Group {
     pub(crate) held: BTreeMap<u64, Vec<Slot>>,
     /// It stands for election although no timeout is over: there was no leader to be heard.
     pub(crate) eager: Option<Eager>,
+    /// Its part in a split tenant, while it leads.
+    pub(crate) role: Option<Box<Role>>,
+    /// A split that is under way.
+    pub(crate) parting: Option<Parting>,
     /// Nodes of replicas that spoke to this one before it knew the members.
     pub(crate) heard: BTreeMap<u64, NodeId>,
 }
@@ -269,6 +276,8 @@ impl Group {
             stopped: None,
             held: BTreeMap::new(),
             eager: None,
+            role: None,
+            parting: None,
             heard: BTreeMap::new(),
         };
         group.publish_membership();

@@ -20,13 +20,15 @@ mod charters;
 pub mod effect;
 mod keys;
 pub mod leases;
+mod ranges;
+mod split;
 pub mod state;
 mod sweep;
 pub mod txn;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::RwLock;
@@ -41,6 +43,9 @@ use proto::{Error, GroupId};
 use crate::charter;
 use crate::engine::EngineError;
 use crate::group::large::Placed;
+use crate::split::entry::{Entry, Kept};
+use crate::split::participant::Written;
+use crate::split::wire;
 use crate::store::Store;
 use crate::store::changes;
 use crate::store::counts::Counts;
@@ -57,6 +62,7 @@ pub struct Published {
     applied: AtomicU64,
     shelf: AtomicU64,
     range_version: AtomicU64,
+    split: AtomicBool,
     size_bytes: AtomicI64,
     charter: PublishedCharter,
     counts: RwLock<Counts>,
@@ -70,6 +76,9 @@ struct PublishedCharter {
     standing: AtomicI32,
     version: AtomicU64,
 }
+
+/// Format of batches whose commands are a split tenant's entries: they have fences of their own.
+pub const SPLIT_FORMAT: u32 = 4;
 
 /// No rows stand there, ever: the shelf of a replica that has left.
 pub const NO_SHELF: Shelf = Shelf(0);
@@ -131,6 +140,11 @@ impl Published {
         self.charter.version.store(charter.version, Ordering::Release);
     }
 
+    /// Is the tenant on other groups as well? Then only leaders answer reads that are not to be old.
+    pub fn is_split(&self) -> bool {
+        self.split.load(Ordering::Acquire)
+    }
+
     /// Version of the range that the group serves.
     pub fn range_version(&self) -> u64 {
         self.range_version.load(Ordering::Acquire)
@@ -146,6 +160,10 @@ pub struct Machine {
     store: Arc<Store>,
     state: State,
     leases: BTreeMap<i64, i64>,
+    /// Of a split tenant's entries, since there was one.
+    kept: Option<Box<Kept>>,
+    /// The last revision of which watches were told.
+    fed: i64,
     /// Keys that a block of counts may hold.
     block_keys: u32,
     published: Arc<Published>,
@@ -153,11 +171,20 @@ pub struct Machine {
     placed: Placed,
 }
 
+/// What a command came to.
+#[derive(Debug)]
+pub enum Settled {
+    /// One of an unsplit tenant, or about the group itself.
+    Answer(Answer),
+    /// A split tenant's entry.
+    Split(Entry, Written),
+}
+
 /// What applying one entry gave.
 #[derive(Debug, Default)]
 pub struct Applied {
     /// One per command, in order.
-    pub answers: Vec<Answer>,
+    pub answers: Vec<Settled>,
     /// For the worker.
     pub effects: Vec<Effect>,
 }
@@ -198,8 +225,17 @@ impl Machine {
         let published = Arc::default();
         let leases = BTreeMap::new();
         let (state_now, placed) = (State::default(), Placed::default());
-        let mut machine =
-            Machine { group, store, state: state_now, leases, block_keys, published, placed };
+        let mut machine = Machine {
+            group,
+            store,
+            state: state_now,
+            leases,
+            kept: None,
+            fed: 0,
+            block_keys,
+            published,
+            placed,
+        };
         machine.restore(state)?;
         Ok(machine)
     }
@@ -211,7 +247,9 @@ impl Machine {
         let counts = Counts::load(&self.store, shelf, state.revision, state.keys, self.block_keys)?;
         *self.published.counts.write() = counts;
         self.store.opened(shelf, state.revision);
+        self.fed = state.revision;
         self.state = state;
+        self.restore_kept()?;
         self.published.set_charter(&self.state.charter);
         self.publish();
         Ok(())
@@ -246,9 +284,15 @@ impl Machine {
         &self.published
     }
 
-    /// The small state.
+    /// The small state, without what is kept of a split tenant's entries.
     pub fn state(&self) -> &State {
         &self.state
+    }
+
+    /// The small state as it is written.
+    pub fn whole_state(&self) -> State {
+        let split = self.kept.as_ref().map(|kept| wire::kept_out(kept));
+        State { split, ..self.state.clone() }
     }
 
     /// The group.
@@ -278,7 +322,7 @@ impl Machine {
             let history = self.store.history(shelf, revision, revision, 1)?;
             packed.extend(changes::pack(shelf, &history).into_iter().map(|(_, row)| row));
         }
-        Ok(SnapshotState { state: self.state.clone(), leases, changes: packed })
+        Ok(SnapshotState { state: self.whole_state(), leases, changes: packed })
     }
 
     /// A view of the newest revision.
@@ -290,6 +334,7 @@ impl Machine {
         let published = &self.published;
         published.shelf.store(self.state.shelf, Ordering::Release);
         published.range_version.store(self.state.range_version, Ordering::Release);
+        published.split.store(self.is_split(), Ordering::Release);
         published.compacted.store(self.state.compacted, Ordering::Release);
         published.size_bytes.store(self.state.size, Ordering::Relaxed);
         published.applied.store(self.state.applied_index, Ordering::Release);
@@ -316,11 +361,19 @@ impl Machine {
         placed: Placed,
     ) -> Result<Option<Applied>, EngineError> {
         self.placed = placed;
-        let current = batch.range_version == self.state.range_version;
+        let has_fences = batch.format >= SPLIT_FORMAT;
+        let current = has_fences || batch.range_version == self.state.range_version;
         let mut applied = Applied::default();
         if current {
             applied.answers.reserve(batch.commands.len());
             for command in &batch.commands {
+                if let Some(command::Body::Split(entry)) = &command.body {
+                    let unreadable = || EngineError::Failed("an entry cannot be read".into());
+                    let entry = wire::entry_in(entry.clone()).ok_or_else(unreadable)?;
+                    let written = self.apply_split(&entry, &mut applied.effects)?;
+                    applied.answers.push(Settled::Split(entry, written));
+                    continue;
+                }
                 let answer = match self.apply_command(command, &mut applied.effects) {
                     // Nothing was written yet, and nobody else has the value.
                     Err(EngineError::Value(_)) if self.state.members.len() <= 1 => {
@@ -328,7 +381,7 @@ impl Machine {
                     }
                     answer => answer?,
                 };
-                applied.answers.push(answer);
+                applied.answers.push(Settled::Answer(answer));
             }
         }
         self.placed = Placed::default();
@@ -379,6 +432,7 @@ impl Machine {
             }
             Body::MemberUpdate(request) => Ok(self.apply_member_update(request, effects)),
             Body::Charter(charter) => Ok(self.apply_charter(charter, effects)),
+            Body::Split(_) => unreachable!("it is applied before"),
         }
     }
 
@@ -506,5 +560,12 @@ fn adds_data(body: &command::Body) -> bool {
 /// Would a corrupt member refuse this, or a frozen group?
 fn touches_data(body: &command::Body) -> bool {
     use command::Body;
-    !matches!(body, Body::Alarm(_) | Body::Publish(_) | Body::MemberUpdate(_) | Body::Charter(_))
+    !matches!(
+        body,
+        Body::Alarm(_)
+            | Body::Publish(_)
+            | Body::MemberUpdate(_)
+            | Body::Charter(_)
+            | Body::Split(_)
+    )
 }

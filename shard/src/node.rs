@@ -30,15 +30,17 @@ mod requests;
 mod rounds;
 mod slow;
 mod snapshots;
+mod split;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use proto::cluster::group::GroupRequest;
 use proto::cluster::raft::PeerMessage;
+use proto::cluster::split::SplitMessage;
 use proto::group::{GroupError, Reply};
 use proto::{GroupId, NodeId};
 
@@ -55,6 +57,7 @@ use crate::store::checkpoint::Checkpoint;
 use crate::store::layout::Shelf;
 
 pub use open::{Birth, Opened, Pages, Refused};
+pub(crate) use split::{Parting, Role};
 
 /// Settings of a node.
 #[derive(Clone, Debug)]
@@ -177,6 +180,8 @@ pub enum Input {
     Births(Vec<Birth>),
     /// Groups that are no more, or no more here: their replicas go.
     Deaths(Vec<GroupId>),
+    /// The nodes that have replicas of the groups of split tenants, as placement says.
+    Whereabouts(BTreeMap<GroupId, Vec<NodeId>>),
     /// How the disk stands has changed.
     Room(Room),
     /// The process is about to stop: hand leaderships away.
@@ -226,8 +231,22 @@ impl Persist {
 pub enum Answer {
     /// Like this.
     Reply(Reply),
-    /// Whoever asked may read this replica's rows now, at the published revision or above.
-    Readable,
+    /// Whoever asked may read this replica's rows now.
+    Readable(Reading),
+}
+
+/// At which revision rows may be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reading {
+    /// At the published one or above.
+    Newest,
+    /// At this one, which the answer is to name.
+    At {
+        /// The revision.
+        revision: i64,
+        /// Below this one nothing is to be read, whatever this replica has applied.
+        compacted: i64,
+    },
 }
 
 /// What a node wants done, in this order.
@@ -326,6 +345,12 @@ pub struct Node {
     unsettled: BTreeSet<GroupId>,
     /// Groups with history to be removed.
     sweeping: BTreeSet<GroupId>,
+    /// Groups that lead a part of a split tenant here.
+    roles: BTreeSet<GroupId>,
+    /// What leaders of split tenants' groups here say to each other.
+    whispers: VecDeque<SplitMessage>,
+    /// See [`Input::Whereabouts`].
+    whereabouts: BTreeMap<GroupId, Vec<NodeId>>,
     /// Groups whose state is not as the newest checkpoint has it.
     changed: BTreeSet<GroupId>,
     /// Groups whose state is in the checkpoint on its way.

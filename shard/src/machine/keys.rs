@@ -32,12 +32,20 @@ pub(super) struct Changes {
     /// A value for the answer is damaged on this disk. The changes are made all the same: other
     /// replicas make them, too.
     pub(super) damaged: bool,
+    /// Place of the next change in its revision.
+    pub(super) next_place: u32,
 }
 
 impl Changes {
     /// Revision that a reader inside the command is told.
     pub(super) fn revision(&self) -> i64 {
         self.begin + i64::from(!self.list.is_empty())
+    }
+
+    fn take_place(&mut self) -> u32 {
+        let place = self.next_place;
+        self.next_place += 1;
+        place
     }
 
     /// An earlier operation's row is about to be overwritten: its change keeps it, together
@@ -87,7 +95,7 @@ impl Machine {
         let begin = self.state.revision;
         let view = self.store.view(self.shelf(), begin + 1);
         let (list, counted, events) = (Vec::new(), Vec::new(), Vec::new());
-        Changes { view, begin, list, counted, events, damaged: false }
+        Changes { view, begin, list, counted, events, damaged: false, next_place: 0 }
     }
 
     /// Makes the changes a revision, if there are any, and answers.
@@ -103,12 +111,14 @@ impl Machine {
         }
         let revision = changes.begin + 1;
         self.state.revision = revision;
+        let after = std::mem::replace(&mut self.fed, revision);
         self.count(revision, &changes)?;
         if changes.list.iter().any(|change| change.overwritten.is_some()) {
             self.store.put_raw(layout::twice_key(self.shelf(), revision), Bytes::new());
         }
         self.store.note(self.shelf(), revision, Arc::from(changes.list));
-        effects.push(Effect::Events(Arc::new(RevisionEvents { revision, events: changes.events })));
+        let events = RevisionEvents { revision, after, events: changes.events };
+        effects.push(Effect::Events(Arc::new(events)));
         Ok(answer)
     }
 
@@ -151,7 +161,8 @@ impl Machine {
         view: &View,
         request: &PutRequest,
     ) -> Result<Result<(), Error>, EngineError> {
-        if request.lease != 0 && !self.leases.contains_key(&request.lease) {
+        let is_attached = request.lease != 0 && self.checks_leases();
+        if is_attached && !self.leases.contains_key(&request.lease) {
             return Ok(Err(Error::LeaseNotFound));
         }
         if request.ignore_value || request.ignore_lease {
@@ -190,7 +201,7 @@ impl Machine {
         };
         let row = Row {
             deleted: false,
-            place: changes.list.len() as u32,
+            place: changes.take_place(),
             create_revision: live.map_or(revision, |found| found.row.create_revision),
             version: live.map_or(0, |found| found.row.version) + 1,
             lease: match live {
@@ -299,7 +310,7 @@ impl Machine {
         if live.row.lease != 0 {
             self.store.remove(layout::lease_key_key(shelf, live.row.lease, &key));
         }
-        let row = Row { deleted: true, place: changes.list.len() as u32, ..Default::default() };
+        let row = Row { deleted: true, place: changes.take_place(), ..Default::default() };
         let previous = changes.before(&key, &live)?;
         if live.revision == revision {
             self.state.size -= live.row.cost(key.len());

@@ -3,6 +3,7 @@
 use proto::KeyRange;
 use proto::cluster::group::Charter;
 use proto::cluster::raft::ConfState;
+use proto::cluster::split::Kept;
 use proto::etcd::{AlarmMember, Member};
 
 use crate::store::layout::Shelf;
@@ -77,6 +78,9 @@ pub struct State {
     /// First key above it.
     #[prost(bytes = "bytes", optional, tag = "22")]
     pub end: Option<bytes::Bytes>,
+    /// What is kept of a split tenant's entries; only where the state is written.
+    #[prost(message, optional, tag = "23")]
+    pub split: Option<Kept>,
     /// What placement has said of the group.
     #[prost(message, required, tag = "24")]
     pub charter: Charter,

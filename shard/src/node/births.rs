@@ -32,10 +32,10 @@ const EAGER_TICKS: usize = 50;
 
 /// A replica whose first state is not durable yet.
 pub(super) struct Newborn {
-    key: ReplicaKey,
-    state: State,
+    pub(super) key: ReplicaKey,
+    pub(super) state: State,
     /// It is in the checkpoint on its way.
-    frozen: bool,
+    pub(super) frozen: bool,
 }
 
 /// A replica whose tombstone is not durable yet.
@@ -76,7 +76,12 @@ impl Node {
         }
         let key = ReplicaKey { group: id.0, replica: birth.replica };
         let state = first_state(birth, self.take_shelf(), false);
-        self.newborns.push(Newborn { key, state, frozen: false });
+        self.conceived(Newborn { key, state, frozen: false });
+    }
+
+    /// A replica comes with the next checkpoint.
+    pub(super) fn conceived(&mut self, newborn: Newborn) {
+        self.newborns.push(newborn);
         self.checkpoints.forced = true;
         self.checkpoints.first_write_ms.get_or_insert(self.now_ms);
     }
@@ -154,7 +159,7 @@ impl Node {
             self.pulses.remove(id);
             let elsewhere = GroupError::not_done(Error::NoLeader, None);
             let reads = group.reads.take_all().into_iter().map(|(ticket, _)| ticket);
-            let parts = std::mem::take(&mut group.parts).into_values().flatten();
+            let parts = std::mem::take(&mut group.parts).into_values().flatten().map(|part| part.0);
             for ticket in reads.chain(parts) {
                 self.answer(ticket, Err(elsewhere));
             }

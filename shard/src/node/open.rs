@@ -25,7 +25,7 @@
 //! *Refused*: promises may be lost. The replica does not vote, acknowledge or serve, and a
 //! person (or placement) replaces it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -179,6 +179,9 @@ impl Node {
             log,
             groups: BTreeMap::new(),
             touched: BTreeSet::new(),
+            roles: BTreeSet::new(),
+            whispers: VecDeque::new(),
+            whereabouts: BTreeMap::new(),
             pulses: Default::default(),
             unsettled: BTreeSet::new(),
             sweeping: BTreeSet::new(),

@@ -21,7 +21,7 @@ use proto::etcd::{
 use proto::group::{GroupError, Reply, Request, cost};
 use proto::{Error, GroupId, limits};
 
-use super::{Answer, Node, Output, members};
+use super::{Answer, Node, Output, Reading, members};
 use crate::charter;
 use crate::group::core::mix;
 use crate::group::reads::{Purpose, Read};
@@ -55,6 +55,14 @@ impl Node {
         if let Some(at) = request.read_at {
             return self.read_part(id, ticket, at, &body);
         }
+        let body = match group.machine.is_split() {
+            true => match self.split_request(id, ticket, body) {
+                Some(body) => body,
+                None => return,
+            },
+            false => body,
+        };
+        let Some(group) = self.groups.get_mut(&id) else { return };
         match body {
             Request::Range(_) => group.reads.push((ticket, Purpose::Rows)),
             Request::Txn(txn) if txn::is_read_only(&txn) => {
@@ -77,7 +85,8 @@ impl Node {
             }
             Request::LeaseLeases(_) => self.lead_read(id, ticket, Purpose::Leases),
             Request::HashKv(_) => {
-                self.outputs.push(Output::Answer { ticket, answer: Ok(Answer::Readable) });
+                self.outputs
+                    .push(Output::Answer { ticket, answer: Ok(Answer::Readable(Reading::Newest)) });
             }
             Request::Describe(_) => {
                 let description = self.describe(id);
@@ -112,6 +121,7 @@ impl Node {
             Request::MemberPromote(promote) => self.member_promote(id, ticket, promote),
             Request::MoveLeader(to) => self.move_leader(id, ticket, to.target_id),
             Request::ChangeReplica(change) => self.change_replica(id, ticket, change),
+            Request::SplitRange(wish) => self.split_range(id, ticket, wish),
             Request::SetCharter(set) => {
                 let charter = set.charter.unwrap_or_default();
                 self.queue(id, Then::Answer(ticket), command::Body::Charter(charter));
@@ -126,9 +136,10 @@ impl Node {
             return self.answer(ticket, Err(GroupError::refused(Error::KeyNotFound)));
         }
         if group.machine.state().revision < at.last {
-            return group.parts.entry(at.last).or_default().push(ticket);
+            return group.parts.entry(at.last).or_default().push((ticket, at.revision));
         }
-        self.outputs.push(Output::Answer { ticket, answer: Ok(Answer::Readable) });
+        let answer = Ok(Answer::Readable(part_at(at.revision)));
+        self.outputs.push(Output::Answer { ticket, answer });
     }
 
     /// Answers the parts of reads whose revision is applied. With other keys than before none is
@@ -140,16 +151,21 @@ impl Node {
         }
         let later = group.parts.split_off(&(group.machine.state().revision + 1));
         let ready = std::mem::replace(&mut group.parts, later);
-        for ticket in ready.into_values().flatten() {
-            self.outputs.push(Output::Answer { ticket, answer: Ok(Answer::Readable) });
+        for (ticket, revision) in ready.into_values().flatten() {
+            let answer = Ok(Answer::Readable(part_at(revision)));
+            self.outputs.push(Output::Answer { ticket, answer });
         }
     }
 
     /// Queues a command for this round's entry, if this replica may propose.
     pub(super) fn queue(&mut self, id: GroupId, then: Then, body: command::Body) {
         let Some(group) = self.groups.get_mut(&id) else { return };
-        if !group.serving || group.core.is_transferring() {
-            let error = group.elsewhere();
+        let parts = group.parting.is_some() && !group.machine.is_split();
+        if !group.serving || group.core.is_transferring() || parts {
+            let error = match parts {
+                true => GroupError::not_done(Error::StaleRange, None),
+                false => group.elsewhere(),
+            };
             if let Some(ticket) = then.ticket() {
                 self.answer(ticket, Err(error));
             } else if let Then::Expiry(lease) = then {
@@ -213,6 +229,9 @@ impl Node {
         if grant.id == 0 {
             grant.id = self.fresh_lease(id);
         }
+        if self.groups.get(&id).is_some_and(|group| group.machine.is_split()) {
+            return self.split_grant(id, ticket, grant.id, grant.ttl);
+        }
         self.change(id, ticket, Request::LeaseGrant(grant));
     }
 
@@ -259,7 +278,8 @@ impl Node {
         let header = header(group);
         match purpose {
             Purpose::Rows => {
-                self.outputs.push(Output::Answer { ticket, answer: Ok(Answer::Readable) });
+                self.outputs
+                    .push(Output::Answer { ticket, answer: Ok(Answer::Readable(Reading::Newest)) });
             }
             Purpose::Header => self.answer(ticket, Ok(Reply::Linearize(header))),
             Purpose::Span => {
@@ -305,6 +325,7 @@ impl Node {
                     group.lease_asks.entry(lease).or_default().push(LeaseAsk::TimeToLive(ticket));
                 }
             },
+            Purpose::Round(round) => self.round_done(id, round),
             Purpose::Leases => {
                 let leases =
                     group.lessor.by_expiry().into_iter().map(|id| LeaseStatus { id }).collect();
@@ -359,6 +380,11 @@ impl Node {
             place: Some(place_of(group)),
         }
     }
+}
+
+/// Home has looked at what is compacted when it named the revision.
+fn part_at(revision: i64) -> Reading {
+    Reading::At { revision, compacted: 0 }
 }
 
 /// The group's keys, as others are told.

@@ -17,16 +17,16 @@ use crate::engine::memory::MemoryEngine;
 use crate::extents::ExtentsConfig;
 use crate::log::LogConfig;
 
-const GROUP: GroupId = GroupId(40);
+pub(super) const GROUP: GroupId = GroupId(40);
 const OTHER: GroupId = GroupId(41);
 const TICK_MS: u64 = 100;
 
-struct Driven {
-    node: Node,
+pub(super) struct Driven {
+    pub(super) node: Node,
     log: Arc<Log>,
-    now_ms: u64,
-    tickets: Ticket,
-    answers: BTreeMap<Ticket, Result<Answer, GroupError>>,
+    pub(super) now_ms: u64,
+    pub(super) tickets: Ticket,
+    pub(super) answers: BTreeMap<Ticket, Result<Answer, GroupError>>,
     sent: Vec<PeerMessage>,
 }
 
@@ -43,7 +43,7 @@ fn birth(group: GroupId) -> Birth {
 }
 
 impl Driven {
-    fn new() -> Driven {
+    pub(super) fn new() -> Driven {
         Driven::with(&[birth(GROUP), birth(OTHER)])
     }
 
@@ -84,7 +84,7 @@ impl Driven {
     }
 
     /// Closes rounds until nothing is left to be done.
-    fn settle(&mut self) {
+    pub(super) fn settle(&mut self) {
         loop {
             let outputs = self.node.round(self.now_ms).unwrap();
             let mut inputs = Vec::new();
@@ -116,7 +116,7 @@ impl Driven {
         }
     }
 
-    fn pass(&mut self, ms: u64) {
+    pub(super) fn pass(&mut self, ms: u64) {
         let until_ms = self.now_ms + ms;
         while self.now_ms < until_ms {
             self.now_ms = until_ms.min(self.now_ms + TICK_MS);
@@ -139,7 +139,7 @@ impl Driven {
         self.settle();
         match self.answers.remove(&ticket).expect("it is answered") {
             Ok(Answer::Reply(reply)) => Ok(reply),
-            Ok(Answer::Readable) => panic!("rows were not asked for"),
+            Ok(Answer::Readable(_)) => panic!("rows were not asked for"),
             Err(error) => Err(error.error),
         }
     }

@@ -83,6 +83,8 @@ pub enum Do {
         ticket: Ticket,
         /// At which.
         revision: i64,
+        /// What lies below this one is gone.
+        compacted: i64,
     },
     /// The stream is of no use any more: begin a new one.
     Break,
@@ -102,6 +104,8 @@ pub enum Written {
     Void,
     /// Its epoch is over: nothing was changed.
     Refused,
+    /// It was made, but a value for the answer is damaged on this disk.
+    Unread,
 }
 
 #[derive(Clone, Debug)]
@@ -216,6 +220,8 @@ pub struct Participant {
     told: Vec<(Read, i64, i64)>,
     doubts: Vec<Doubt>,
     doubting: Option<Vec<Doubt>>,
+    /// Home has said so; it may not be applied here yet.
+    compacted: i64,
     /// Its keys are another group's for good.
     gone: bool,
     /// Proposals that are not applied.
@@ -274,6 +280,7 @@ impl Participant {
             told: Vec::new(),
             doubts: Vec::new(),
             doubting: None,
+            compacted: 0,
             gone: false,
             unapplied: BTreeSet::new(),
             out: Vec::new(),
@@ -466,6 +473,12 @@ impl Participant {
                 self.line.retain(|_, item| !is_latch(item, id));
             }
             Down::Decided(branch) => self.decided(branch),
+            Down::Compact { revision } => {
+                self.compacted = self.compacted.max(revision);
+                if revision > replica.compacted() {
+                    self.note(Entry::Compact { revision });
+                }
+            }
         }
     }
 
@@ -549,6 +562,7 @@ impl Participant {
         match written {
             Written::Done(response) => self.answer(ticket, Ok(response)),
             Written::Void | Written::Refused => self.write(ticket, txn),
+            Written::Unread => self.answer(ticket, Err(Error::DamagedValue)),
         }
     }
 
@@ -747,9 +761,12 @@ impl Participant {
                 {
                     self.out.push(Do::Elsewhere { ticket });
                 }
-                Read::Rows(ticket, _) => self.out.push(Do::Readable { ticket, revision }),
+                Read::Rows(ticket, _) => {
+                    let compacted = self.compacted.max(replica.compacted());
+                    self.out.push(Do::Readable { ticket, revision, compacted });
+                }
                 Read::Idle(ticket, txn) => {
-                    let (before, compacted) = (revision, replica.compacted());
+                    let (before, compacted) = (revision, self.compacted.max(replica.compacted()));
                     let revisions = Revisions { before, own: before + 1, compacted };
                     match evaluate(&At(replica, revision), &txn, revisions) {
                         Ok(outcome) if outcome.changes.is_empty() => {

@@ -19,7 +19,7 @@ use shard::access;
 use shard::engine::Engine as _;
 use shard::group::Shared;
 use shard::log::Record;
-use shard::node::{Answer, Input, Output, Persist};
+use shard::node::{Answer, Input, Output, Persist, Reading};
 use shard::store::checkpoint::NodeRow;
 use shard::store::layout;
 
@@ -1002,7 +1002,7 @@ impl World {
             && let Some(shared) = process.node.shared(group)
             && shared.published.revision() >= floor
         {
-            let answer = access::read(process.node.store(), &shared, &request, None);
+            let answer = access::read(process.node.store(), &shared, &request, 1, Reading::Newest);
             return self.heard(client, op, answer);
         }
         let (asked, shared) = (tenant.request(request.clone()), process.node.shared(group));
@@ -1033,20 +1033,20 @@ impl World {
         let Some(waiting) = self.tickets.remove(&(host, life, ticket)) else { return };
         let read = |world: &World, shared: &Shared, request: &Request| {
             let process = world.hosts[host].process.as_ref().expect("it has just answered");
-            access::read(process.node.store(), shared, request, None)
+            access::read(process.node.store(), shared, request, 1, Reading::Newest)
         };
         match waiting {
             Waiting::Client { client, op, request, shared } => {
                 let answer = match (answer, shared) {
                     (Ok(Answer::Reply(reply)), _) => Ok(reply),
-                    (Ok(Answer::Readable), Some(shared)) => {
+                    (Ok(Answer::Readable(_)), Some(shared)) => {
                         if let Some(late_ms) = self.reads_late() {
                             let event = Event::Read { host, life, client, op, shared };
                             return self.schedule(self.now + late_ms, event);
                         }
                         read(self, &shared, &request)
                     }
-                    (Ok(Answer::Readable), None) => unreachable!("a replica answered"),
+                    (Ok(Answer::Readable(_)), None) => unreachable!("a replica answered"),
                     (Err(error), _) => Err(error),
                 };
                 if self.busy[client] == Some(op) {
@@ -1085,7 +1085,7 @@ impl World {
         let process = self.hosts[host].process.as_ref().filter(|_| is_here);
         let Some(process) = process else { return };
         let request = &self.tenants[self.clients[client].tenant].history.op(op).request;
-        let answer = access::read(process.node.store(), shared, request, None);
+        let answer = access::read(process.node.store(), shared, request, 1, Reading::Newest);
         self.heard(client, op, answer);
     }
 
@@ -1344,10 +1344,11 @@ impl World {
                 let state = group.machine().state();
                 let shared = group.shared();
                 let ask = Request::HashKv(HashKvRequest { revision: 0 });
-                let hash = match access::read(process.node.store(), shared, &ask, None) {
-                    Ok(Reply::HashKv(reply)) => reply.hash,
-                    _ => 0,
-                };
+                let hash =
+                    match access::read(process.node.store(), shared, &ask, 1, Reading::Newest) {
+                        Ok(Reply::HashKv(reply)) => reply.hash,
+                        _ => 0,
+                    };
                 let ours = (state.applied_index, state.revision, state.digest, hash);
                 let first = *seen.entry(*id).or_insert(ours);
                 if first != ours {

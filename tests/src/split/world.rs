@@ -1024,7 +1024,7 @@ impl World {
                     self.leader(at).tail.push(Proposed { logged, by: Some((at, tag)) });
                 }
                 participant::Do::Answer { ticket, answer } => self.answer(ticket, answer),
-                participant::Do::Readable { ticket, revision } => {
+                participant::Do::Readable { ticket, revision, .. } => {
                     self.answer_read(ticket, revision, at);
                 }
                 participant::Do::Elsewhere { ticket } => {
@@ -1299,6 +1299,7 @@ impl World {
                     self.leader(at).taken.retain(|taken| *taken != ticket);
                     self.end(ticket, Ended::Refused(Error::LeaderChanged));
                 }
+                sequencer::Do::Compacted { .. } => unreachable!("nobody compacts"),
                 sequencer::Do::Marks(marks) => self.leader(at).marks.push(marks),
                 sequencer::Do::StepDown => return self.die(at),
             }
@@ -1455,7 +1456,7 @@ impl World {
                 let success = vec![op(Op::RequestDeleteRange(delete))];
                 sequencer.transact(ticket, TxnRequest { success, ..none() });
             }
-            Request::LeaseGrant(grant) => sequencer.grant(ticket, grant.id),
+            Request::LeaseGrant(grant) => sequencer.grant(ticket, grant.id, grant.ttl),
             Request::LeaseRevoke(revoke) => sequencer.revoke(ticket, revoke.id),
             other => unreachable!("nobody asks home for {other:?}"),
         }

@@ -32,7 +32,7 @@ use proto::etcd::RangeRequest;
 use proto::group::{GroupError, Reply, Request, request_to};
 use proto::{GroupId, NodeId, id};
 use shard::access;
-use shard::node::{Answer, Birth, Input};
+use shard::node::{Answer, Birth, Input, Reading};
 use shard::store::layout::{self, Shelf};
 
 use super::{Answered, FAULTS_MS, FOUNDERS, Tenant, Waiting, World};
@@ -356,10 +356,10 @@ impl World {
         let group = GroupId(asked.request.group);
         let answer = match (answer, &asked.purpose) {
             (Ok(Answer::Reply(reply)), _) => Ok(reply),
-            (Ok(Answer::Readable), Purpose::Ledger { op, .. } | Purpose::Change { op }) => {
+            (Ok(Answer::Readable(_)), Purpose::Ledger { op, .. } | Purpose::Change { op }) => {
                 self.read_system(host, *op)
             }
-            (Ok(Answer::Readable), _) => unreachable!("only the ledger is read"),
+            (Ok(Answer::Readable(_)), _) => unreachable!("only the ledger is read"),
             (Err(error), _) => Err(error),
         };
         if let Err(error) = &answer {
@@ -402,7 +402,8 @@ impl World {
         let shared = process.node.shared(id::SYSTEM_GROUP);
         let gone = GroupError::not_done(proto::Error::NoLeader, None);
         let shared = shared.ok_or(gone)?;
-        access::read(process.node.store(), &shared, &self.tenants[1].history.op(op).request, None)
+        let request = &self.tenants[1].history.op(op).request;
+        access::read(process.node.store(), &shared, request, 1, Reading::Newest)
     }
 
     fn end_system(&mut self, op: OpId, answer: Result<Reply, GroupError>) {
