@@ -30,6 +30,8 @@ pub struct RevisionEvents {
 pub struct ChangeEvent {
     /// Without the previous value.
     pub event: Arc<WatchEvent>,
+    /// Its place among the changes of its revision, also of those in other groups.
+    pub place: u32,
     /// The version before the revision, if there was one and the event does not create anew.
     pub previous: Option<Found>,
 }

@@ -247,6 +247,7 @@ impl Machine {
             previous_cost: live.and_then(|live| changes.cost_before(key, previous.as_ref(), live)),
             overwritten: None,
         });
+        let place = row.place;
         let found = Found { revision, row };
         let kv = Some(found.with(key.clone(), bytes));
         let event = Event { r#type: EventType::Put as i32, kv, prev_kv: None };
@@ -255,7 +256,7 @@ impl Machine {
             // No record held it, only this command.
             self.store.extents().let_go(&pointer);
         }
-        changes.events.push(ChangeEvent { event: WatchEvent::new(event), previous });
+        changes.events.push(ChangeEvent { event: WatchEvent::new(event), place, previous });
         Ok(PutResponse { header: changes.header(), prev_kv: answered })
     }
 
@@ -310,7 +311,8 @@ impl Machine {
         if live.row.lease != 0 {
             self.store.remove(layout::lease_key_key(shelf, live.row.lease, &key));
         }
-        let row = Row { deleted: true, place: changes.take_place(), ..Default::default() };
+        let place = changes.take_place();
+        let row = Row { deleted: true, place, ..Default::default() };
         let previous = changes.before(&key, &live)?;
         if live.revision == revision {
             self.state.size -= live.row.cost(key.len());
@@ -331,7 +333,7 @@ impl Machine {
         });
         let kv = KeyValue { key, mod_revision: revision, ..Default::default() };
         let event = Event { r#type: EventType::Delete as i32, kv: Some(kv), prev_kv: None };
-        changes.events.push(ChangeEvent { event: WatchEvent::new(event), previous });
+        changes.events.push(ChangeEvent { event: WatchEvent::new(event), place, previous });
         Ok(())
     }
 }

@@ -1006,6 +1006,10 @@ impl Node {
             role.ends.insert(group, end);
         }
         let end = role.ends.get_mut(&group).filter(|end| (end.term, end.number) == (term, number));
+        if end.as_ref().is_some_and(|end| count <= end.heard) {
+            // Once more.
+            return;
+        }
         let next = end.filter(|end| count == end.heard + 1);
         let word = wire::up_in(term, number, word);
         let (Some(end), Some(word)) = (next, word) else {
@@ -1032,6 +1036,10 @@ impl Node {
         let name = (said.term, said.number);
         let own = role.own.as_mut().filter(|own| (own.term, own.number) == name);
         let Some(own) = own.filter(|own| own.node == from) else { return };
+        if said.count <= own.heard {
+            // Once more.
+            return;
+        }
         let (node, epoch) = (own.node, own.epoch);
         let word = wire::down_in(word).filter(|_| said.count == own.heard + 1);
         own.heard = said.count;
