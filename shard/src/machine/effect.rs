@@ -16,6 +16,8 @@ use crate::store::view::{self, Found};
 pub struct RevisionEvents {
     /// The revision.
     pub revision: i64,
+    /// The group's last revision before it.
+    pub after: i64,
     /// The events.
     pub events: Vec<ChangeEvent>,
 }

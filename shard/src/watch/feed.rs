@@ -287,7 +287,7 @@ impl Feed {
         let Some(hub) = slot else { return };
         match input {
             // A gap means that events were dropped between: catch up over it.
-            Input::Events(events) if events.revision > hub.revision() + 1 => {
+            Input::Events(events) if events.after > hub.revision() => {
                 hub.behind(events.revision);
             }
             Input::Events(events) => hub.feed(&events),
