@@ -3,9 +3,9 @@
 
 use std::ops::ControlFlow;
 
-use proto::Error;
 use proto::etcd::{HashKvResponse, ResponseHeader};
 use proto::group::{GroupError, Reply, Request};
+use proto::{Error, KeyRange};
 
 use crate::engine::EngineError;
 use crate::group::Shared;
@@ -43,10 +43,11 @@ pub fn read(
             Reading::Newest => (published.compacted(), published.revision()),
             Reading::At { revision, compacted } => (compacted.max(published.compacted()), revision),
         };
-        if published.shelf() == NO_SHELF {
+        let versions = published.versions();
+        if versions == NO_SHELF {
             return Err(GroupError::not_done(Error::NoLeader, None));
         }
-        let view = store.view(published.shelf(), current);
+        let view = store.view(versions, current);
         let header =
             ResponseHeader { revision: current, raft_term: shared.term(), ..Default::default() };
         let read_at;
@@ -79,13 +80,13 @@ pub fn read(
                     return Err(GroupError::refused(Error::Compacted));
                 }
                 read_at = at;
-                hash(&view.at(at), compacted, header).map(Ok)
+                hash(&view.at(at), &published.shelves().range, compacted, header).map(Ok)
             }
             _ => return Err(GroupError::refused(Error::KeyNotFound)),
         };
         // What was compacted while we read may be missing from the answer, and so may rows that a
         // snapshot has replaced meanwhile: look again.
-        if published.shelf() != view.shelf() {
+        if published.versions() != view.shelf() {
             continue;
         }
         // So may keys that are another group's by now.
@@ -119,12 +120,13 @@ fn oldest(request: &proto::etcd::TxnRequest, current: i64) -> i64 {
 /// newest at or below it unless it is a delete. Equal on all replicas, whatever they swept.
 fn hash(
     view: &crate::store::view::View,
+    range: &KeyRange,
     compacted: i64,
     header: ResponseHeader,
 ) -> Result<Reply, EngineError> {
     let mut hash = crc32fast::Hasher::new();
     let mut settled: Option<Vec<u8>> = None;
-    view.all_versions(None, &mut |row_key, row| {
+    view.all_versions(range, None, &mut |row_key, row| {
         let Some((escaped, revision)) = layout::split_version(row_key) else {
             return Ok(ControlFlow::Continue(()));
         };

@@ -30,6 +30,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicU64, Ordering};
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use parking_lot::RwLock;
 use proto::cluster::group::{Batch, Charter, Command, command};
@@ -50,6 +51,7 @@ use crate::store::Store;
 use crate::store::changes;
 use crate::store::counts::Counts;
 use crate::store::layout::{self, Shelf};
+use crate::store::shelves::Shelves;
 use crate::store::view::View;
 use effect::Effect;
 use state::{LeaseState, ReplicaPlace, SnapshotState, State};
@@ -60,7 +62,8 @@ pub struct Published {
     revision: AtomicI64,
     compacted: AtomicI64,
     applied: AtomicU64,
-    shelf: AtomicU64,
+    versions: AtomicU64,
+    shelves: ArcSwap<Shelves>,
     range_version: AtomicU64,
     split: AtomicBool,
     size_bytes: AtomicI64,
@@ -109,14 +112,20 @@ impl Published {
         &self.counts
     }
 
-    /// Where the rows stand.
-    pub fn shelf(&self) -> Shelf {
-        Shelf(self.shelf.load(Ordering::Acquire))
+    /// Where the versions stand, or [`NO_SHELF`].
+    pub fn versions(&self) -> Shelf {
+        Shelf(self.versions.load(Ordering::Acquire))
+    }
+
+    /// Where all rows stand, and which keys are the group's: for who reads more than versions.
+    /// Whoever has read looks afterwards that [`Published::versions`] are still those.
+    pub fn shelves(&self) -> Arc<Shelves> {
+        self.shelves.load_full()
     }
 
     /// The replica has left: whoever reads its rows may not find them any more.
     pub fn leave(&self) {
-        self.shelf.store(NO_SHELF.0, Ordering::Release);
+        self.versions.store(NO_SHELF.0, Ordering::Release);
     }
 
     /// Whose the group is and what its clients may do, without the quota.
@@ -167,6 +176,8 @@ pub struct Machine {
     /// Keys that a block of counts may hold.
     block_keys: u32,
     published: Arc<Published>,
+    /// As the state has them.
+    shelves: Arc<Shelves>,
     /// Where large values of the entry stand that is being applied.
     placed: Placed,
 }
@@ -222,19 +233,17 @@ impl Machine {
         state: State,
         block_keys: u32,
     ) -> Result<Machine, EngineError> {
-        let published = Arc::default();
-        let leases = BTreeMap::new();
-        let (state_now, placed) = (State::default(), Placed::default());
         let mut machine = Machine {
             group,
             store,
-            state: state_now,
-            leases,
+            state: State::default(),
+            leases: BTreeMap::new(),
             kept: None,
             fed: 0,
             block_keys,
-            published,
-            placed,
+            published: Arc::default(),
+            shelves: Arc::default(),
+            placed: Placed::default(),
         };
         machine.restore(state)?;
         Ok(machine)
@@ -242,14 +251,19 @@ impl Machine {
 
     /// Replaces everything by what a snapshot brought; readers go on with the same handle.
     pub fn restore(&mut self, state: State) -> Result<(), EngineError> {
-        let shelf = Shelf(state.shelf);
-        self.leases = leases::load(&self.store, shelf)?;
-        let counts = Counts::load(&self.store, shelf, state.revision, state.keys, self.block_keys)?;
+        let shelves = Arc::new(state.shelves());
+        self.leases = leases::load(&self.store, shelves.own)?;
+        let (revision, keys) = (state.revision, state.keys);
+        let counts = Counts::load(&self.store, shelves.clone(), revision, keys, self.block_keys)?;
         *self.published.counts.write() = counts;
-        self.store.opened(shelf, state.revision);
+        self.store.opened(shelves.versions, revision);
+        if shelves.versions != shelves.own {
+            self.store.shared(shelves.versions, &shelves.range.start);
+        }
         self.fed = state.revision;
         self.state = state;
         self.restore_kept()?;
+        self.set_shelves(shelves);
         self.published.set_charter(&self.state.charter);
         self.publish();
         Ok(())
@@ -300,9 +314,19 @@ impl Machine {
         self.group
     }
 
-    /// Where the rows stand.
+    /// Where all rows but the versions stand.
     pub fn shelf(&self) -> Shelf {
         Shelf(self.state.shelf)
+    }
+
+    /// Where all rows stand, and which keys are the group's.
+    pub fn shelves(&self) -> &Arc<Shelves> {
+        &self.shelves
+    }
+
+    fn set_shelves(&mut self, shelves: Arc<Shelves>) {
+        self.shelves = shelves.clone();
+        self.published.shelves.store(shelves);
     }
 
     /// Leases and their granted TTLs.
@@ -314,25 +338,28 @@ impl Machine {
     pub fn snapshot_state(&self) -> Result<SnapshotState, EngineError> {
         let leases = self.leases.iter().map(|(id, ttl_s)| LeaseState { id: *id, ttl_s: *ttl_s });
         let leases = leases.collect();
-        let shelf = self.shelf();
-        let (from, to) = (layout::twice_key(shelf, 0), layout::twice_key(shelf, i64::MAX));
         let mut packed = Vec::new();
-        for (row_key, _) in self.store.rows(&from, &to)? {
-            let revision = layout::split_twice(&row_key).unwrap_or_default();
-            let history = self.store.history(shelf, revision, revision, 1)?;
-            packed.extend(changes::pack(shelf, &history).into_iter().map(|(_, row)| row));
+        for shelf in self.shelves.told_by() {
+            // On a shelf that others read as well there may be older ones, and those of others, of
+            // which nothing is found then.
+            let from = layout::twice_key(shelf, self.state.swept.max(0));
+            for (row_key, _) in self.store.rows(&from, &layout::twice_key(shelf, i64::MAX))? {
+                let revision = layout::split_twice(&row_key).unwrap_or_default();
+                let (history, _) = self.store.history(&self.shelves, revision, revision, 1)?;
+                packed.extend(changes::pack(shelf, &history).into_iter().map(|(_, row)| row));
+            }
         }
         Ok(SnapshotState { state: self.whole_state(), leases, changes: packed })
     }
 
     /// A view of the newest revision.
     pub fn view(&self) -> View {
-        self.store.view(self.shelf(), self.state.revision)
+        self.store.view(self.state.versions(), self.state.revision)
     }
 
     fn publish(&self) {
         let published = &self.published;
-        published.shelf.store(self.state.shelf, Ordering::Release);
+        published.versions.store(self.state.versions().0, Ordering::Release);
         published.range_version.store(self.state.range_version, Ordering::Release);
         published.split.store(self.is_split(), Ordering::Release);
         published.compacted.store(self.state.compacted, Ordering::Release);

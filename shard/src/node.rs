@@ -23,6 +23,7 @@
 //!   acknowledges nor serves (`Opened::refused` says why).
 
 mod births;
+mod garbage;
 mod members;
 mod open;
 mod pulses;
@@ -195,7 +196,7 @@ pub struct Persist {
     pub id: PersistId,
     /// What to append.
     pub records: Vec<Record>,
-    /// Where the rows of the replicas stand whose entries are among them.
+    /// Where the versions of the replicas stand whose entries are among them.
     pub shelves: BTreeMap<ReplicaKey, Shelf>,
 }
 
@@ -369,7 +370,12 @@ pub struct Node {
     /// See [`Node::news`].
     news: u64,
     next_shelf: u64,
+    /// Shelves of which something may be garbage (`node/garbage.rs`).
     dropped: BTreeSet<Shelf>,
+    /// What is removed of the first of them.
+    dropping: Option<garbage::Plan>,
+    /// Groups that read shelves beside their own.
+    sharing: BTreeSet<GroupId>,
     checkpoints: Checkpoints,
     transfers: snapshots::Transfers,
     next_lease: u64,

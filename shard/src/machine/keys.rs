@@ -93,7 +93,7 @@ impl Changes {
 impl Machine {
     pub(super) fn begin(&self) -> Changes {
         let begin = self.state.revision;
-        let view = self.store.view(self.shelf(), begin + 1);
+        let view = self.store.view(self.state.versions(), begin + 1);
         let (list, counted, events) = (Vec::new(), Vec::new(), Vec::new());
         Changes { view, begin, list, counted, events, damaged: false, next_place: 0 }
     }
@@ -129,8 +129,10 @@ impl Machine {
             counted.filter_map(|(at, by)| changes.list.get(*at).map(|change| (&change.key, *by)));
         let large = self.published.counts().write().changed(revision, counted);
         let Some(large) = large else { return Ok(()) };
+        // The first block and the last one reach over the group's range.
+        let part = self.shelves.within(&large);
         let mut keys: Vec<Bytes> = Vec::new();
-        self.store.view(self.shelf(), revision).unseen().scan(&large, &mut |key, _| {
+        self.store.view(self.shelves.versions, revision).unseen().scan(&part, &mut |key, _| {
             keys.push(key);
             ControlFlow::Continue(())
         })?;
@@ -187,13 +189,13 @@ impl Machine {
         let revision = changes.begin + 1;
         let newest = changes.view.version(key)?;
         let live = newest.as_ref().filter(|found| !found.row.deleted);
-        let shelf = self.shelf();
+        let (shelf, versions) = (self.shelf(), self.state.versions());
         let (bytes, value, placed) = match live {
             // An extent has one row: a value that stays is written again.
             Some(found) if request.ignore_value => {
                 let bytes = changes.view.value(&found.row)?;
                 let least = if found.row.value.extent().is_some() { 0 } else { usize::MAX };
-                let value = self.store.place(shelf, key, bytes.clone(), least)?;
+                let value = self.store.place(versions, key, bytes.clone(), least)?;
                 let placed = value.extent().copied();
                 (bytes, value, placed)
             }
@@ -235,7 +237,7 @@ impl Machine {
         };
         if let Some(found) = replaced {
             changes.overwrite(key, &found.row)?;
-            self.store.replaces(shelf, &found.row);
+            self.store.replaces(versions, &found.row);
         }
         if live.is_none() {
             changes.counted.push((changes.list.len(), 1));
@@ -251,7 +253,7 @@ impl Machine {
         let found = Found { revision, row };
         let kv = Some(found.with(key.clone(), bytes));
         let event = Event { r#type: EventType::Put as i32, kv, prev_kv: None };
-        self.store.put_version(shelf, key, revision, found.row);
+        self.store.put_version(versions, key, revision, found.row);
         if let Some(pointer) = placed {
             // No record held it, only this command.
             self.store.extents().let_go(&pointer);
@@ -307,9 +309,9 @@ impl Machine {
         live: Found,
     ) -> Result<(), EngineError> {
         let revision = changes.begin + 1;
-        let shelf = self.shelf();
+        let versions = self.state.versions();
         if live.row.lease != 0 {
-            self.store.remove(layout::lease_key_key(shelf, live.row.lease, &key));
+            self.store.remove(layout::lease_key_key(self.shelf(), live.row.lease, &key));
         }
         let place = changes.take_place();
         let row = Row { deleted: true, place, ..Default::default() };
@@ -317,12 +319,12 @@ impl Machine {
         if live.revision == revision {
             self.state.size -= live.row.cost(key.len());
             changes.overwrite(&key, &live.row)?;
-            self.store.replaces(shelf, &live.row);
+            self.store.replaces(versions, &live.row);
         }
         self.state.size += row.cost(key.len());
         self.state.keys -= 1;
         self.digest(&key, revision, None);
-        self.store.put_version(shelf, &key, revision, row);
+        self.store.put_version(versions, &key, revision, row);
         changes.counted.push((changes.list.len(), -1));
         changes.list.push(Change {
             key: key.clone(),

@@ -7,8 +7,9 @@ use proto::cluster::split::Kept;
 use proto::etcd::{AlarmMember, Member};
 
 use crate::store::layout::Shelf;
+use crate::store::shelves::{Past, Shelves};
 
-/// See the module. Every field is replicated but the two marked local.
+/// See the module. Every field is replicated but those marked local.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct State {
     /// Last applied entry.
@@ -35,7 +36,8 @@ pub struct State {
     /// Version of the range that the group serves.
     #[prost(uint64, tag = "8")]
     pub range_version: u64,
-    /// Bytes of all versions, by the store's own measure.
+    /// Bytes of all versions, by the store's own measure; after a split about so
+    /// (`machine/ranges.rs`).
     #[prost(int64, tag = "9")]
     pub size: i64,
     /// Live keys.
@@ -117,6 +119,18 @@ impl State {
     /// Where the versions stand.
     pub fn versions(&self) -> Shelf {
         Shelf(if self.versions_shelf == 0 { self.shelf } else { self.versions_shelf })
+    }
+
+    /// Where the group's rows stand.
+    pub fn shelves(&self) -> Shelves {
+        let past =
+            |past: &PastChanges| Past { shelf: Shelf(past.shelf), to_revision: past.to_revision };
+        Shelves {
+            own: Shelf(self.shelf),
+            versions: self.versions(),
+            past: self.past.iter().map(past).collect(),
+            range: self.range(),
+        }
     }
 
     /// The replica of a member. A group's first replicas have the numbers of their nodes; those

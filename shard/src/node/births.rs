@@ -17,6 +17,7 @@ use bytes::Bytes;
 use proto::group::GroupError;
 use proto::{Error, GroupId};
 
+use super::garbage::Stake;
 use super::open::{BIRTH, Judged, Shut, birth_record, first_state, group_key};
 use super::rounds::let_go;
 use super::{Birth, Node, NodeError, Output};
@@ -42,8 +43,15 @@ pub(super) struct Newborn {
 pub(super) struct Departure {
     key: ReplicaKey,
     persist: PersistId,
-    shelf: Shelf,
+    shelves: Vec<Shelf>,
     held: BTreeMap<u64, Vec<Slot>>,
+}
+
+impl Newborn {
+    /// What it has.
+    pub(super) fn stake(&self) -> Stake {
+        Stake::idle(&self.state)
+    }
 }
 
 impl Node {
@@ -88,11 +96,12 @@ impl Node {
 
     /// Drops a replica that was not opened; none below `lowest` is ever to be here again.
     fn clear(&mut self, id: GroupId, lowest: u64) {
-        let Some(Shut { replica, shelf, .. }) = self.shut.remove(&id) else { return };
+        let Some(Shut { replica, stake, .. }) = self.shut.remove(&id) else { return };
         let key = ReplicaKey { group: id.0, replica };
         self.bury(key, lowest);
         let (persist, held) = (self.next_persist, BTreeMap::new());
-        self.departures.push(Departure { key, persist, shelf, held });
+        let shelves = stake.iter().flat_map(Stake::all).collect();
+        self.departures.push(Departure { key, persist, shelves, held });
         self.outputs.push(Output::Gone { group: id });
     }
 
@@ -134,7 +143,11 @@ impl Node {
                     let term = group.core.term();
                     let eager = Eager { wait: 0, every: 1, tries: EAGER_TICKS, term };
                     group.eager = group.turn().filter(|turn| *turn == 0).map(|_| eager);
+                    if group.machine.needs_sweep() {
+                        self.sweeping.insert(id);
+                    }
                     self.groups.insert(id, group);
+                    self.note_sharing(id);
                     self.pulses.add(id);
                     self.touched.insert(id);
                     self.announce(Output::Born { group: id });
@@ -176,8 +189,9 @@ impl Node {
             // Readers look at this after they have read; rows go only later.
             group.machine.published().leave();
             self.bury(key, key.replica.saturating_add(1));
-            let (persist, shelf) = (self.next_persist, group.machine.shelf());
-            self.departures.push(Departure { key, persist, shelf, held: group.held });
+            let (persist, shelves) = (self.next_persist, group.machine.shelves().all().collect());
+            self.departures.push(Departure { key, persist, shelves, held: group.held });
+            self.note_sharing(id);
             self.announce(Output::Gone { group: id });
         }
     }
@@ -187,7 +201,7 @@ impl Node {
         let persisted = self.persisted;
         let known = self.departures.extract_if(.., |departure| departure.persist <= persisted);
         for departure in known.collect::<Vec<_>>() {
-            self.dropped.insert(departure.shelf);
+            self.discard(departure.shelves);
             let_go(&self.store, departure.held);
         }
     }

@@ -35,6 +35,7 @@ use proto::etcd::Member;
 use proto::{GroupId, NamespaceId, TenantId};
 use raft::eraftpb;
 
+use super::garbage::Stake;
 use super::{Checkpoints, Node, NodeConfig, NodeError};
 use crate::charter;
 use crate::disk::Disk;
@@ -93,8 +94,8 @@ pub struct Refused {
 /// A replica that was not opened, as the running node keeps it in mind.
 pub(super) struct Shut {
     pub(super) replica: u64,
-    /// Where its rows stand.
-    pub(super) shelf: Shelf,
+    /// Where its rows stand, as far as is known.
+    pub(super) stake: Option<Stake>,
     pub(super) reason: String,
 }
 
@@ -151,7 +152,7 @@ impl Node {
         let mut present = BTreeMap::new();
         for (key, state) in &states {
             if recovered.tombstones.get(&key.group).is_some_and(|low| key.replica < *low) {
-                dropped.insert(Shelf(state.shelf));
+                dropped.extend(state.shelves().all());
                 rows.insert(group_key(*key), None);
             } else {
                 present.insert(*key, state.clone());
@@ -198,6 +199,8 @@ impl Node {
             news: 0,
             next_shelf,
             dropped,
+            dropping: None,
+            sharing: BTreeSet::new(),
             checkpoints: Checkpoints { number, ..Default::default() },
             transfers: Default::default(),
             next_lease: 0,
@@ -248,16 +251,18 @@ impl Node {
                 }
                 Err(reason) => {
                     let state = present.get(&key);
-                    let shelf = Shelf(state.map_or(0, |state| state.shelf));
-                    let shut = Shut { replica: key.replica, shelf, reason: reason.clone() };
+                    let stake = state.map(Stake::idle);
+                    let shut = Shut { replica: key.replica, stake, reason: reason.clone() };
                     node.shut.insert(GroupId(key.group), shut);
                     refused.push(Refused { key, reason, alone: state.is_none_or(is_alone) });
                 }
             }
         }
-        // Also those of replicas that are refused.
-        let owned = present.values().map(|state| Shelf(state.shelf));
-        node.drop_orphans(owned.collect())?;
+        node.sharing = node.groups.keys().copied().collect();
+        node.sharing.retain(|id| {
+            node.groups.get(id).is_some_and(|group| !group.machine.shelves().is_alone())
+        });
+        node.find_garbage()?;
         Ok(Opened { node, refused })
     }
 
@@ -342,7 +347,7 @@ impl Node {
         for (key, found) in judged {
             match found {
                 Ok(found) if found.seed_anew => {
-                    self.dropped.insert(Shelf(found.state.shelf));
+                    self.dropped.extend(found.state.shelves().all());
                     found.state = seeded_state(&found.state, self.take_shelf());
                     rows.insert(group_key(*key), Some(super::encode(&found.state)));
                 }
@@ -449,23 +454,6 @@ impl Node {
         group.seed_anew = seed_anew;
         group.held = held;
         Ok(Ok(group))
-    }
-
-    /// Shelves that a snapshot was being received onto belong to nobody after a restart.
-    fn drop_orphans(&mut self, mut owned: BTreeSet<Shelf>) -> Result<(), NodeError> {
-        owned.extend(self.groups.values().map(|group| group.machine.shelf()));
-        for number in 1..self.next_shelf {
-            let shelf = Shelf(number);
-            if owned.contains(&shelf) || self.dropped.contains(&shelf) {
-                continue;
-            }
-            for kind in layout::SHELF_KINDS {
-                if self.store.has_rows(kind, shelf)? {
-                    self.dropped.insert(shelf);
-                }
-            }
-        }
-        Ok(())
     }
 }
 
@@ -698,7 +686,7 @@ impl Ground<'_> {
                     let staged = engine.get(&layout::staged_key(Shelf(*shelf)))?;
                     // Without it the log's first entry, behind the snapshot, shows the gap.
                     let Some(staged) = staged else { continue };
-                    restored_from.push(Shelf(state.shelf));
+                    restored_from.extend(state.shelves().all());
                     state = State::decode(staged).map_err(|_| damaged("a staged state"))?;
                 }
                 _ => {}

@@ -39,9 +39,6 @@ const MOVE_TICK_IDLE: u64 = 8 << 20;
 const MOVE_ROUND: u64 = 256 << 10;
 /// What looking at one that cannot move counts for.
 const MOVE_PAST: u64 = 64 << 10;
-/// Rows of dropped shelves removed per round, and per checkpoint.
-const DROP_ROUND: usize = 256;
-const DROP_CHECKPOINT: usize = 20_000;
 
 impl Node {
     /// Takes one input. What it causes comes with the next [`Node::round`].
@@ -113,7 +110,7 @@ impl Node {
             let records = std::mem::take(&mut self.records);
             let shelf_of = |key: ReplicaKey| {
                 let group = self.groups.get(&GroupId(key.group))?;
-                Some((key, group.machine.shelf()))
+                Some((key, group.machine.shelves().versions))
             };
             let shelves = records.iter().filter_map(|record| match record {
                 Record::Entries { key, .. } => shelf_of(*key),
@@ -726,15 +723,16 @@ impl Node {
     /// Removes what is not needed any more, a slice a round.
     fn tidy(&mut self) -> Result<(), NodeError> {
         for id in self.sweeping.iter().copied().collect::<Vec<_>>() {
-            let held = self.transfers.reads_from(id);
-            let group = self.groups.get_mut(&id).filter(|group| group.machine.needs_sweep());
+            let group = self.groups.get(&id).filter(|group| group.machine.needs_sweep());
             let Some(group) = group else {
                 self.sweeping.remove(&id);
                 continue;
             };
             // A snapshot that is being sent still reads what would go.
-            if !held {
-                group.machine.sweep()?;
+            let held = self.transfers.reads_rows(group.machine.shelves());
+            let floors = self.floors(id);
+            if let Some(group) = self.groups.get_mut(&id).filter(|_| !held) {
+                let given_up = group.machine.sweep(&floors)?;
                 self.changed.insert(id);
                 let swept = group.machine.state().swept;
                 let done: Vec<(Ticket, i64, Reply)> =
@@ -743,23 +741,13 @@ impl Node {
                     self.answer(ticket, Ok(reply));
                 }
                 self.checkpoints.wrote(self.now_ms);
+                if !given_up.is_empty() {
+                    self.note_sharing(id);
+                    self.discard(given_up);
+                }
             }
         }
-        if let Some(shelf) = self.dropped.first().copied()
-            && self.checkpoints.drops < DROP_CHECKPOINT
-        {
-            let mut any = !self.store.forget_changes(shelf);
-            for kind in layout::SHELF_KINDS {
-                let dropped = self.store.drop_rows(kind, shelf, DROP_ROUND)?;
-                self.checkpoints.drops += dropped;
-                any |= dropped > 0;
-            }
-            if any {
-                self.checkpoints.first_write_ms.get_or_insert(self.now_ms);
-            } else {
-                self.dropped.remove(&shelf);
-            }
-        }
+        self.drop_garbage()?;
         self.move_extents()
     }
 

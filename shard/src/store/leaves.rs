@@ -19,11 +19,13 @@
 //!   writes are remembered for that, and up to which revision they are not ([`Leaves::opened`]).
 //! - A reader below the revision at which a leaf was seen does not take it: of what was deleted
 //!   before, nothing is left in it.
+//! - Two groups may write to one shelf, each to its keys ([`Leaves::shared`]). In each of them
+//!   revisions rise, between them they do not: what was written last is not the newest then.
 //! - [`Leaves::wrote`] is called for every newest version, after the row stands in the table, by
 //!   the one thread that writes; [`Leaves::moved`] when an extent stands elsewhere.
 //! - Bytes are bounded, and copied: a value's slice would keep its whole log entry alive.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -66,6 +68,8 @@ struct Inner {
     recent: VecDeque<(Shelf, i64, Bytes)>,
     /// The newest write of each shelf that is remembered no more.
     forgotten: BTreeMap<Shelf, i64>,
+    /// Shelves to which more than one group writes.
+    shared: BTreeSet<Shelf>,
     /// Extents that moved so far.
     moves: u64,
 }
@@ -74,6 +78,8 @@ struct Held {
     number: u64,
     leaf: Arc<Leaf>,
     changes: Vec<(Bytes, Found)>,
+    /// Highest revision of the changes.
+    changed: i64,
     used: AtomicBool,
 }
 
@@ -222,12 +228,16 @@ impl Leaves {
         if forgotten || inner.moves != seeing.moves {
             return;
         }
+        let in_order = !inner.shared.contains(&shelf);
         for (other, written, key) in inner.recent.iter().rev() {
             if *other != shelf {
                 continue;
             }
             if *written <= revision {
-                break;
+                match in_order {
+                    true => break,
+                    false => continue,
+                }
             }
             if *key >= start && leaf.reaches(key) {
                 return;
@@ -246,7 +256,7 @@ impl Leaves {
         inner.next += 1;
         let (number, leaf, used) = (inner.next, Arc::new(leaf), AtomicBool::new(false));
         inner.order.push_back((number, at.clone()));
-        inner.leaves.insert(at, Held { number, leaf, changes: Vec::new(), used });
+        inner.leaves.insert(at, Held { number, leaf, changes: Vec::new(), changed: 0, used });
         inner.evict();
     }
 
@@ -266,6 +276,7 @@ impl Leaves {
             let (before, now) = (held.leaf.bytes, leaf.bytes);
             held.leaf = Arc::new(leaf);
             held.changes = Vec::new();
+            held.changed = 0;
             inner.bytes = inner.bytes + now - before;
             inner.evict();
         }
@@ -286,9 +297,20 @@ impl Leaves {
     /// The rows of a shelf stand at `revision`, and its writes so far were not told here: they came
     /// from the disk or with a snapshot.
     pub fn opened(&self, shelf: Shelf, revision: i64) {
+        self.inner.write().forget(shelf, revision);
+    }
+
+    /// More than one group writes to a shelf from now on, one of them from `at` on. A leaf that
+    /// reaches over it would be right, but of no use: each of them takes only what is not above its
+    /// own revision.
+    pub fn shared(&self, shelf: Shelf, at: &Bytes) {
         let mut inner = self.inner.write();
-        let newest = inner.forgotten.entry(shelf).or_default();
-        *newest = revision.max(*newest);
+        inner.shared.insert(shelf);
+        let before = inner.leaves.range(..(shelf, at.clone())).next_back();
+        let over = before.filter(|((other, _), held)| *other == shelf && held.leaf.reaches(at));
+        if let Some(start) = over.map(|(start, _)| start.clone()) {
+            inner.remove(&start);
+        }
     }
 
     /// `key` has a new newest version. Only the worker's thread may call this.
@@ -299,7 +321,7 @@ impl Leaves {
         if inner.recent.len() >= RECENT_MAX
             && let Some((shelf, revision, _)) = inner.recent.pop_front()
         {
-            inner.forgotten.insert(shelf, revision);
+            inner.forget(shelf, revision);
         }
         inner.recent.push_back((shelf, revision, key.clone()));
         let at = (shelf, key);
@@ -317,6 +339,7 @@ impl Leaves {
             Value::Here(bytes) => Value::Here(Bytes::copy_from_slice(bytes)),
             Value::There(pointer) => Value::There(*pointer),
         };
+        held.changed = revision.max(held.changed);
         held.changes.push((at.1, Found { revision, row: Row { value, ..row.clone() } }));
     }
 }
@@ -324,12 +347,17 @@ impl Leaves {
 impl Held {
     /// A reader below this revision cannot take the leaf.
     fn newest(&self) -> i64 {
-        let changed = self.changes.last().map_or(0, |(_, found)| found.revision);
-        self.leaf.revision.max(changed)
+        self.leaf.revision.max(self.changed)
     }
 }
 
 impl Inner {
+    /// Nothing is remembered of a shelf's writes up to `revision`.
+    fn forget(&mut self, shelf: Shelf, revision: i64) {
+        let newest = self.forgotten.entry(shelf).or_default();
+        *newest = revision.max(*newest);
+    }
+
     fn remove(&mut self, at: &(Shelf, Bytes)) {
         if let Some(held) = self.leaves.remove(at) {
             self.bytes -= held.leaf.bytes;

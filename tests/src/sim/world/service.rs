@@ -784,12 +784,14 @@ impl World {
                 wanted.into_iter().map(|wanted| (wanted.group, wanted.replica)).collect();
             let mut has: BTreeMap<GroupId, u64> = BTreeMap::new();
             let mut shelves: BTreeMap<u64, GroupId> = BTreeMap::new();
+            let mut used: BTreeSet<u64> = BTreeSet::new();
             for (id, group) in process.node.groups() {
                 has.insert(*id, group.shared().replica());
                 let shelf = group.machine().shelf().0;
                 if let Some(other) = shelves.insert(shelf, *id) {
                     violations.push(format!("n{}: {id:?} and {other:?} share a shelf", host.id));
                 }
+                used.extend(group.machine().shelves().all().map(|shelf| shelf.0));
             }
             let shut = host.shut.iter().map(|key| (GroupId(key.group), key.replica));
             let shut: BTreeMap<GroupId, u64> =
@@ -799,18 +801,13 @@ impl World {
                 violations.push(format!("n{} has {has:?}, the ledger wants {wanted:?}", host.id));
             }
             if shut.is_empty() {
-                self.find_leftovers(host, &shelves, violations);
+                self.find_leftovers(host, &used, violations);
             }
         }
     }
 
     /// Rows of the engine that belong to no replica of the host.
-    fn find_leftovers(
-        &self,
-        host: &Host,
-        shelves: &BTreeMap<u64, GroupId>,
-        violations: &mut Vec<String>,
-    ) {
+    fn find_leftovers(&self, host: &Host, used: &BTreeSet<u64>, violations: &mut Vec<String>) {
         use shard::engine::Engine as _;
         for kind in layout::SHELF_KINDS {
             let (from, _) = layout::shelf_bounds(kind, Shelf(0));
@@ -818,7 +815,7 @@ impl World {
             let keys = host.engine.scan(&from, &to).filter_map(Result::ok).map(|(key, _)| key);
             let shelf = |key: &[u8]| key.get(1..9)?.try_into().ok().map(u64::from_be_bytes);
             let strays: BTreeSet<u64> = keys.filter_map(|key| shelf(&key)).collect();
-            for shelf in strays.into_iter().filter(|shelf| !shelves.contains_key(shelf)) {
+            for shelf in strays.into_iter().filter(|shelf| !used.contains(shelf)) {
                 let id = host.id;
                 violations.push(format!("n{id}: rows of kind {kind} are left on shelf {shelf}"));
             }
