@@ -97,12 +97,13 @@ impl Machine {
         }
     }
 
-    /// The state follows what is kept; after a split only [`Machine::split_off`] takes keys away.
+    /// The state follows what is kept. After a split [`Machine::split_off`] takes the keys away, when
+    /// the whole log entry is applied.
     fn follow_kept(&mut self, entry: &Entry) {
         let Some(kept) = &self.kept else { return };
         self.state.range_version = kept.place.version;
         self.state.revision = kept.revision;
-        if !matches!(entry, Entry::Split { .. }) {
+        if matches!(entry, Entry::Absorb { .. }) {
             self.state.start = kept.place.range.start.clone();
             self.state.end = kept.place.range.end.clone();
         }

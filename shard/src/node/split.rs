@@ -67,8 +67,9 @@ use crate::split::wire;
 const VOTE_MS: u64 = 2000;
 /// A split that cannot begin within this time is given up: requests wait for it.
 const PARTING_MS: u64 = 1000;
-/// Calls that may go by before a stream that the sequencer does not know is begun anew.
-const UNKNOWN_CALLS: u32 = 3;
+/// Calls that may go by before a stream that the sequencer does not know, or does not hear any more,
+/// is begun anew.
+const STUCK_CALLS: u32 = 3;
 /// Tickets of the role's own from here on.
 const OWN_TICKETS: Ticket = 1 << 62;
 
@@ -83,8 +84,10 @@ struct End {
     /// Words said and heard on it.
     said: u64,
     heard: u64,
-    /// Calls that did not know it.
-    unknown: u32,
+    /// Words that the other side had heard at its last call.
+    arrived: u64,
+    /// Calls in a row that did not know it, or by which nothing of what was said had arrived.
+    stuck: u32,
 }
 
 /// What is to become of an answer.
@@ -876,7 +879,8 @@ impl Node {
         for id in self.roles.clone() {
             self.touch(id);
             let Some(role) = self.role(id) else { continue };
-            let apart = role.own.is_none();
+            // Home may not know of a group whose first word was lost.
+            let apart = !role.participant.is_live();
             let mut groups = BTreeSet::new();
             if let Some(home) = &mut role.sequencer {
                 groups = home.groups().collect();
@@ -947,13 +951,15 @@ impl Node {
             Some(own) if call.epoch < own.epoch => false,
             Some(own) if call.epoch > own.epoch || own.node != from => true,
             Some(own) if (own.term, own.number) == (call.term, call.number) => {
-                // Words before the call have come before it.
-                own.unknown = 0;
-                call.said > own.heard
+                let arrives = call.heard == own.said || call.heard > own.arrived;
+                own.arrived = call.heard;
+                own.stuck = if arrives { 0 } else { own.stuck + 1 };
+                // What was said before the call has come before it.
+                call.said > own.heard || own.stuck > STUCK_CALLS
             }
             Some(own) => {
-                own.unknown += 1;
-                own.unknown > UNKNOWN_CALLS
+                own.stuck += 1;
+                own.stuck > STUCK_CALLS
             }
         };
         if begins {
@@ -965,7 +971,7 @@ impl Node {
         let Some(role) = self.role(id) else { return };
         let number = role.participant.connect(epoch);
         let term = role.term;
-        role.own = Some(End { node, epoch, term, number, said: 0, heard: 0, unknown: 0 });
+        role.own = Some(End { node, epoch, term, number, said: 0, heard: 0, arrived: 0, stuck: 0 });
     }
 
     fn broken(&mut self, broken: &Broken) {
@@ -1002,7 +1008,8 @@ impl Node {
         }
         if known.is_none_or(|known| (term, number) > known) && count == 1 {
             let epoch = role.term;
-            let end = End { node: from, epoch, term, number, said: 0, heard: 0, unknown: 0 };
+            let end =
+                End { node: from, epoch, term, number, said: 0, heard: 0, arrived: 0, stuck: 0 };
             role.ends.insert(group, end);
         }
         let end = role.ends.get_mut(&group).filter(|end| (end.term, end.number) == (term, number));
@@ -1014,6 +1021,7 @@ impl Node {
         let word = wire::up_in(term, number, word);
         let (Some(end), Some(word)) = (next, word) else {
             let stream = StreamId { group, term, number };
+            role.ends.remove(&group);
             if let Some(home) = &mut role.sequencer {
                 home.disconnected(stream);
             }
@@ -1065,6 +1073,10 @@ impl Node {
 }
 
 impl Group {
+    /// debug
+    pub fn tell_role(&self) -> String {
+        format!("{:?} {:?}", self.role, self.parting)
+    }
     /// Is a change of members under way?
     fn has_change_under_way(&self) -> bool {
         self.machine.state().members.iter().any(|member| member.is_learner)

@@ -182,9 +182,15 @@ enum Waiting {
     /// Placement, which asked for a split.
     Split { group: GroupId },
     /// A client's router, which asked home where the revisions stand.
-    Span { client: usize, op: OpId },
+    Span { client: usize, op: OpId, number: u64 },
     /// A client's router, which asked for a part of a list.
-    Part { client: usize, op: OpId, request: GroupRequest, shared: Option<Arc<Shared>> },
+    Part {
+        client: usize,
+        op: OpId,
+        number: u64,
+        request: GroupRequest,
+        shared: Option<Arc<Shared>>,
+    },
 }
 
 /// A tenant, as its clients see it: one group, one history.
@@ -1097,16 +1103,16 @@ impl World {
                 }
             }
             Waiting::Split { group } => self.split_heard(group, answer),
-            Waiting::Span { client, op } => match answer {
-                Ok(Answer::Reply(Reply::Span(span))) => self.gather(client, op, span),
+            Waiting::Span { client, op, number } => match answer {
+                Ok(Answer::Reply(Reply::Span(span))) => self.gather((client, op), number, span),
                 Ok(_) => unreachable!("a span is told or refused"),
                 Err(error) => {
                     let hint = error.leader_node.and_then(|node| self.host_of(node));
-                    self.lose_gather(client, op, hint);
+                    self.lose_gather((client, op), number, hint);
                 }
             },
-            Waiting::Part { client, op, request, shared } => {
-                self.part(host, (client, op), &request, answer, shared);
+            Waiting::Part { client, op, number, request, shared } => {
+                self.part(host, (client, op), number, &request, answer, shared);
             }
             Waiting::Operator => match answer {
                 Ok(Answer::Reply(Reply::Members(list))) => self.operate(&list.members),
@@ -1180,7 +1186,9 @@ impl World {
         {
             let state = &mut self.clients[client];
             state.floor = state.floor.max(header.revision);
-            if self.random.permille(400) {
+            // A revision at which nothing happened has no number of its own later on.
+            let is_written = self.splits.is_none() || matches!(reply, Reply::Put(_));
+            if self.random.permille(400) && is_written {
                 self.clients[client].known = header.revision;
             }
         }

@@ -51,6 +51,8 @@ struct Wish {
 
 /// A list over several groups on its way.
 struct Gather {
+    /// Names the try: parts of an earlier one may still come.
+    number: u64,
     request: RangeRequest,
     revision: i64,
     missing: usize,
@@ -70,6 +72,7 @@ pub(super) struct Splits {
     parents: BTreeMap<GroupId, GroupId>,
     leaders: BTreeMap<GroupId, u64>,
     gathers: BTreeMap<OpId, Gather>,
+    next_gather: u64,
     /// What was committed under a revision, by place.
     changes: BTreeMap<i64, (u64, BTreeMap<u32, KeyEvent>)>,
     conflicts: Vec<String>,
@@ -97,6 +100,7 @@ impl Splits {
             parents: BTreeMap::new(),
             leaders: BTreeMap::new(),
             gathers: BTreeMap::new(),
+            next_gather: 0,
             changes: BTreeMap::new(),
             conflicts: Vec::new(),
             done: 0,
@@ -353,20 +357,24 @@ impl World {
         host: usize,
         range: RangeRequest,
     ) {
-        let gather = Gather { request: range, revision: 0, missing: 0, rows: Vec::new() };
         let splits = self.splits();
+        splits.next_gather += 1;
+        let number = splits.next_gather;
+        let (revision, missing, rows) = (0, 0, Vec::new());
+        let gather = Gather { number, request: range, revision, missing, rows };
         splits.gathers.insert(op, gather);
         let home = splits.map[0].clone();
         let body = Request::Span(SpanRequest { weak: false });
         let request = splits.request(&home, body);
-        self.request(host, Waiting::Span { client, op }, request);
+        self.request(host, Waiting::Span { client, op, number }, request);
     }
 
-    pub(super) fn gather(&mut self, client: usize, op: OpId, span: Span) {
+    pub(super) fn gather(&mut self, (client, op): (usize, OpId), number: u64, span: Span) {
         let hosts = self.hosts.len() as u64;
         let parts: Vec<(RangePlace, i64)> =
             span.parts.into_iter().filter_map(|part| Some((part.place?, part.last))).collect();
-        let Some(gather) = self.splits().gathers.get_mut(&op) else { return };
+        let gather = self.splits().gathers.get_mut(&op);
+        let Some(gather) = gather.filter(|gather| gather.number == number) else { return };
         let keys = KeyRange::parse(&gather.request.key, &gather.request.range_end);
         gather.revision = span.revision;
         let mut asks = Vec::new();
@@ -392,17 +400,27 @@ impl World {
             let group = GroupId(request.group);
             let shared = self.hosts[host].process.as_ref().and_then(|p| p.node.shared(group));
             self.note(&format!("c{client} {op} asks n{} for its part of {group:?}", host + 1));
-            let waiting = Waiting::Part { client, op, request: request.clone(), shared };
+            let waiting = Waiting::Part { client, op, number, request: request.clone(), shared };
             match self.hosts[host].process.is_some() {
                 true => self.request(host, waiting, request),
-                false => self.lose_gather(client, op, None),
+                false => self.lose_gather((client, op), number, None),
             }
         }
     }
 
     /// A part did not come: the whole is asked for again.
-    pub(super) fn lose_gather(&mut self, client: usize, op: OpId, hint: Option<usize>) {
-        if self.splits().gathers.remove(&op).is_some() && self.busy[client] == Some(op) {
+    pub(super) fn lose_gather(
+        &mut self,
+        (client, op): (usize, OpId),
+        number: u64,
+        hint: Option<usize>,
+    ) {
+        let gather = self.splits().gathers.get(&op);
+        if gather.is_none_or(|gather| gather.number != number) {
+            return;
+        }
+        self.splits().gathers.remove(&op);
+        if self.busy[client] == Some(op) {
             self.try_elsewhere(client, op, hint);
         }
     }
@@ -411,10 +429,15 @@ impl World {
         &mut self,
         host: usize,
         (client, op): (usize, OpId),
+        number: u64,
         request: &GroupRequest,
         answer: Result<Answer, GroupError>,
         shared: Option<std::sync::Arc<shard::group::Shared>>,
     ) {
+        let gather = self.splits().gathers.get(&op);
+        if gather.is_none_or(|gather| gather.number != number) {
+            return;
+        }
         let read = match (answer, shared, &request.body) {
             (Ok(Answer::Readable(reading)), Some(shared), Some(body)) => {
                 let process = self.hosts[host].process.as_ref().expect("it has just answered");
@@ -444,7 +467,7 @@ impl World {
                     self.heard(client, op, Err(error));
                 }
             }
-            _ => self.lose_gather(client, op, None),
+            _ => self.lose_gather((client, op), number, None),
         }
     }
 
