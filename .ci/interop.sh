@@ -5,7 +5,7 @@
 #   ATOLL_BIN=target/release/atoll .ci/interop.sh [PART...]
 #   INTEROP_PEER=etcd              .ci/interop.sh [PART...]   the same against real etcd
 #
-# Parts: etcdctl, old-etcdctl, go, python, node, rust, apiserver, members, tenants, repair,
+# Parts: etcdctl, old-etcdctl, go, python, node, rust, apiserver, members, tenants, repair, recover,
 # tenants-apiserver, disk, damage, perf,
 # cluster;
 # all when none is named. Each starts its own server and is told as passed or failed; the
@@ -24,9 +24,9 @@ export ATOLL_BIN
 . tests/interop/lib.sh
 . tests/interop/servers.sh
 
-PARTS="etcdctl old-etcdctl go python node rust apiserver members tenants repair rebalance tenants-apiserver disk damage perf cluster"
+PARTS="etcdctl old-etcdctl go python node rust apiserver members tenants repair recover rebalance tenants-apiserver disk damage perf cluster"
 # How a full disk is met, and the commands for members, are our own.
-[ "$INTEROP_PEER" = atoll ] || PARTS=${PARTS/ members tenants repair rebalance tenants-apiserver disk damage/}
+[ "$INTEROP_PEER" = atoll ] || PARTS=${PARTS/ members tenants repair recover rebalance tenants-apiserver disk damage/}
 [ $# -eq 0 ] || PARTS=$*
 # What Atoll does not have yet. Real etcd is asked for everything.
 if [ "$INTEROP_PEER" = atoll ]; then
@@ -76,6 +76,7 @@ part_apiserver() { serve_one server && tests/interop/apiserver.sh "$ENDPOINT"; }
 part_members() { tests/interop/members.sh; }
 part_tenants() { tests/interop/tenants.sh; }
 part_repair() { tests/interop/repair.sh; }
+part_recover() { tests/interop/recover.sh; }
 part_rebalance() { tests/interop/rebalance.sh; }
 part_tenants_apiserver() { tests/interop/tenants-apiserver.sh; }
 part_disk() { tests/interop/disk.sh; }

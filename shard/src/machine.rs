@@ -20,6 +20,7 @@ mod charters;
 pub mod effect;
 mod keys;
 pub mod leases;
+pub mod recovery;
 pub mod state;
 mod sweep;
 pub mod txn;
@@ -379,6 +380,7 @@ impl Machine {
             }
             Body::MemberUpdate(request) => Ok(self.apply_member_update(request, effects)),
             Body::Charter(charter) => Ok(self.apply_charter(charter, effects)),
+            Body::Recovery(recovery) => Ok(self.apply_recovery(recovery, effects)),
         }
     }
 
@@ -506,5 +508,12 @@ fn adds_data(body: &command::Body) -> bool {
 /// Would a corrupt member refuse this, or a frozen group?
 fn touches_data(body: &command::Body) -> bool {
     use command::Body;
-    !matches!(body, Body::Alarm(_) | Body::Publish(_) | Body::MemberUpdate(_) | Body::Charter(_))
+    !matches!(
+        body,
+        Body::Alarm(_)
+            | Body::Publish(_)
+            | Body::MemberUpdate(_)
+            | Body::Charter(_)
+            | Body::Recovery(_)
+    )
 }

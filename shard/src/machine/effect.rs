@@ -70,6 +70,8 @@ pub enum Effect {
     },
     /// Names, addresses or roles of members changed.
     Members,
+    /// This replica is the only member from here on.
+    Alone,
     /// Placement has said something else of the group than before.
     Charter {
         /// What clients could do before.

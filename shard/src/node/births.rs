@@ -131,7 +131,7 @@ impl Node {
             if state.applied_index == BIRTH.0 {
                 self.records.push(birth_record(key, &state));
             }
-            match self.open_replica(key, Judged::newborn(state), BTreeMap::new())? {
+            match self.open_replica(key, Judged::newborn(state), BTreeMap::new(), false)? {
                 Ok(mut group) => {
                     if is_first_leader(&group) {
                         group.eager_ticks = EAGER_TICKS;

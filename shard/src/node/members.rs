@@ -35,13 +35,20 @@ const MAX_LEARNERS: usize = 1;
 pub(super) struct Change {
     /// What it means to Raft: 0 adds a voter, 1 removes, 2 adds a learner (raft-rs's ordinals).
     #[prost(uint32, tag = "1")]
-    kind: u32,
+    pub(super) kind: u32,
     /// Which replica.
     #[prost(uint64, tag = "2")]
-    replica: u64,
+    pub(super) replica: u64,
     /// What it means to the machine.
     #[prost(message, required, tag = "3")]
-    member: MemberChange,
+    pub(super) member: MemberChange,
+}
+
+impl Change {
+    /// Does it take this replica out?
+    pub(super) fn removes(&self, replica: u64) -> bool {
+        kind(self.kind) == ConfChangeType::RemoveNode && self.replica == replica
+    }
 }
 
 fn kind(number: u32) -> ConfChangeType {

@@ -299,6 +299,7 @@ impl Node {
 fn rest_of(group: &Group, tick: u64) -> Option<Rest> {
     let busy = group.stopped.is_some()
         || group.seed_anew
+        || group.shared.is_withheld()
         || group.eager_ticks > 0
         || group.transfer.is_some()
         || !group.queued.is_empty()

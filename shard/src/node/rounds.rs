@@ -24,8 +24,9 @@ use crate::room::Room;
 use crate::store::{Moved, Store, layout};
 
 /// Newest format of a log entry's batch that this program reads. Format 2 may hold a charter, which
-/// a program that knows only 1 must not take for nothing; all others are written as 1.
-const BATCH_FORMAT: u32 = 2;
+/// a program that knows only 1 must not take for nothing; all others are written as 1. Format 3 is
+/// a recovery.
+pub(super) const BATCH_FORMAT: u32 = 3;
 /// Bytes of large values of applied entries that are kept for followers, per group.
 const HELD_BYTES: u64 = 16 << 20;
 /// Rest after all extents were looked at that could move.
@@ -60,6 +61,8 @@ impl Node {
             }
             Input::CheckpointWritten => self.checkpoint_written()?,
             Input::Deaths(groups) => self.leaving.extend(groups),
+            Input::Recover(wish) => self.recover(&wish),
+            Input::Release(groups) => groups.into_iter().for_each(|id| self.release(id)),
             Input::Births(births) => births.iter().for_each(|birth| self.conceive(birth)),
             Input::Unreachable { node } => {
                 // To other groups it makes no difference.
@@ -171,7 +174,7 @@ impl Node {
         let mut lost = Vec::new();
         for id in self.pulse() {
             let Some(group) = self.groups.get_mut(&id) else { continue };
-            if group.stopped.is_some() {
+            if group.stopped.is_some() || group.shared.is_withheld() {
                 continue;
             }
             group.core.tick(resting);
@@ -258,7 +261,8 @@ impl Node {
     pub(super) fn step_raft(&mut self, id: GroupId, raft: GroupMessage) -> Result<(), NodeError> {
         let Some(message) = raft.message else { return Ok(()) };
         let Some(group) = self.groups.get_mut(&id) else { return Ok(()) };
-        if message.to != group.core.key().replica || group.stopped.is_some() {
+        let is_out = group.stopped.is_some() || group.shared.is_withheld();
+        if message.to != group.core.key().replica || is_out {
             return Ok(());
         }
         let Some(message) = wire::from_wire(message) else { return Ok(()) };
@@ -320,7 +324,7 @@ impl Node {
             }
             let has_charter =
                 |command: &Command| matches!(command.body, Some(command::Body::Charter(_)));
-            let format = if commands.iter().any(has_charter) { BATCH_FORMAT } else { 1 };
+            let format = if commands.iter().any(has_charter) { 2 } else { 1 };
             let batch = Batch { format, range_version, commands };
             let Some(group) = self.groups.get_mut(&id) else { return };
             match group.core.propose(super::encode(&batch)) {
@@ -614,6 +618,7 @@ impl Node {
             Effect::LeaseRevoked { lease } => self.lease_gone(id, lease),
             Effect::Compacted { .. } => drop(self.sweeping.insert(id)),
             Effect::Charter { before } => self.charter_changed(id, before),
+            Effect::Alone => self.go_alone(id),
             Effect::Members => {
                 group.publish_membership();
                 self.announce(Output::Members { group: id });

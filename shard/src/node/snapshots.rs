@@ -381,10 +381,10 @@ impl Node {
     ) -> Result<(), NodeError> {
         let id = GroupId(piece.group);
         let now_ms = self.now_ms;
-        let ours = self
-            .groups
-            .get(&id)
-            .is_some_and(|group| group.core.key().replica == piece.to && group.stopped.is_none());
+        let ours = self.groups.get(&id).is_some_and(|group| {
+            let takes_part = group.stopped.is_none() && !group.shared.is_withheld();
+            group.core.key().replica == piece.to && takes_part
+        });
         if !ours {
             self.ack(from, &piece, 0, true);
             return Ok(());
