@@ -4,8 +4,12 @@
 use clap::Subcommand;
 use proto::etcd::cluster_client::ClusterClient;
 use proto::etcd::{
-    Member, MemberAddRequest, MemberListRequest, MemberPromoteRequest, MemberRemoveRequest,
+    Member, MemberAddRequest, MemberAddResponse, MemberListRequest, MemberPromoteRequest,
+    MemberRemoveRequest,
 };
+use tonic::transport::Channel;
+
+type Client = ClusterClient<Channel>;
 
 /// What to do.
 #[derive(Subcommand)]
@@ -36,18 +40,14 @@ pub(crate) fn run(endpoint: &str, command: Command) -> Result<(), String> {
         .build()
         .map_err(|error| format!("start the runtime: {error}"))?;
     runtime.block_on(async {
-        let mut client = ClusterClient::connect(endpoint.to_owned())
-            .await
-            .map_err(|error| format!("connect to {endpoint}: {error}"))?;
-        let told = |status: tonic::Status| status.message().to_owned();
+        let mut client = dial(endpoint).await?;
         let members = match command {
             Command::List => {
                 let ask = MemberListRequest { linearizable: true };
                 client.member_list(ask).await.map_err(told)?.into_inner().members
             }
             Command::Add { peer_url } => {
-                let ask = MemberAddRequest { peer_ur_ls: vec![peer_url], is_learner: true };
-                let answer = client.member_add(ask).await.map_err(told)?.into_inner();
+                let answer = add(&mut client, peer_url).await?;
                 let id = answer.member.map_or(0, |member| member.id);
                 println!(
                     "added {id:x} as a learner; start it with --initial-cluster-state existing,"
@@ -67,6 +67,25 @@ pub(crate) fn run(endpoint: &str, command: Command) -> Result<(), String> {
         show(&members);
         Ok(())
     })
+}
+
+/// A connection to a node's client URL.
+pub(crate) async fn dial(endpoint: &str) -> Result<Client, String> {
+    let dialled = ClusterClient::connect(endpoint.to_owned()).await;
+    dialled.map_err(|error| format!("connect to {endpoint}: {error}"))
+}
+
+/// Adds a node as a learner.
+pub(crate) async fn add(
+    client: &mut Client,
+    peer_url: String,
+) -> Result<MemberAddResponse, String> {
+    let ask = MemberAddRequest { peer_ur_ls: vec![peer_url], is_learner: true };
+    Ok(client.member_add(ask).await.map_err(told)?.into_inner())
+}
+
+fn told(status: tonic::Status) -> String {
+    status.message().to_owned()
 }
 
 fn show(members: &[Member]) {

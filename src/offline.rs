@@ -17,7 +17,9 @@ use shard::disk::os::OsDisk;
 use shard::engine::fjall::FjallEngine;
 use shard::extents::ExtentsConfig;
 use shard::log::{Log, LogConfig};
-use shard::node::{CheckpointPolicy, Input, Node, NodeConfig, Output, Pages, Recover};
+use shard::node::{
+    CheckpointPolicy, Input, Node, NodeConfig, Output, Pages, Recover, TransferPolicy,
+};
 use shard::store::counts::BLOCK_KEYS;
 
 use crate::directory::{Directory, number};
@@ -123,6 +125,7 @@ fn config(node: u64, cluster: u64) -> NodeConfig {
         // Nobody but the system group is to do anything here.
         withhold: true,
         checkpoint: CheckpointPolicy::default(),
+        transfer: TransferPolicy::default(),
     }
 }
 

@@ -1,19 +1,27 @@
 //! `atoll playground`: three nodes in one process with two tenants, and what to type next.
 //! Everything is in one folder, which goes with the process unless it was named. Each node has a
-//! loopback address of its own, so that a tenant's port is the same at all of them.
+//! loopback address of its own, so that a tenant's port is the same at all of them, and a runtime
+//! of its own, so that one can be killed for good while the others run: what is typed into the
+//! playground's own terminal kills a node or adds one.
 
-use std::path::PathBuf;
+use std::io::BufRead;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 
 use clap::Args;
 use placement::{Answer, Command};
+use tokio::sync::oneshot;
 
 use crate::admin;
 use crate::config::{Config, Settings};
+use crate::members;
 use crate::start;
 
-/// Nodes of a playground.
+/// Nodes of a playground in the beginning, and most that it ever has.
 const NODES: u16 = 3;
+const NODES_MAX: u16 = 9;
 /// The tenants, and their ports above the first node's.
 const TENANTS: [(&str, u16); 2] = [("acme", 10), ("beta", 11)];
 /// How long the nodes may take to answer.
@@ -43,28 +51,118 @@ pub(crate) fn run(options: &Options) -> Result<(), String> {
         (0..NODES).map(|n| config(options, &folder, n)).collect();
     let configs = configs?;
     start::tell_log(&options.log_level)?;
-    let done = start::runtime()?.block_on(async {
-        let seeding = tokio::spawn(seed(options.port));
-        let nodes = configs.into_iter().map(start::serve);
-        let ended = futures::future::join_all(nodes).await;
-        seeding.abort();
-        ended.into_iter().collect::<Result<Vec<()>, String>>()
-    });
+    let (ended, endings) = mpsc::channel();
+    let mut running = Vec::new();
+    for config in configs {
+        running.push(begin(config, ended.clone())?);
+    }
+    let port = options.port;
+    let seeding = start::runtime()?;
+    seeding.spawn(seed(port));
+    let (options, inside) = (options.clone(), folder.clone());
+    thread::spawn(move || obey(&options, &inside, running, &ended));
+    let mut done = Ok(());
+    while let Ok(Ending { killed, result }) = endings.recv() {
+        // A signal reaches all of them; who was killed does not count.
+        if !killed {
+            done = result;
+            break;
+        }
+    }
+    seeding.shutdown_background();
     if !given {
         // It may be gone already.
         let _ = std::fs::remove_dir_all(&folder);
     }
-    done.map(drop)
+    done
 }
 
-fn config(options: &Options, folder: &std::path::Path, number: u16) -> Result<Config, String> {
+/// A node that runs: dropping its `kill` ends it as a power cut would, without a word to anybody.
+struct Running {
+    name: String,
+    kill: oneshot::Sender<()>,
+}
+
+/// How a node ended.
+struct Ending {
+    killed: bool,
+    result: Result<(), String>,
+}
+
+fn begin(config: Config, ended: mpsc::Sender<Ending>) -> Result<Running, String> {
+    let runtime = start::runtime()?;
+    let (kill, mut killed) = oneshot::channel::<()>();
+    let name = config.name.clone();
+    thread::spawn(move || {
+        let result = runtime.block_on(async {
+            tokio::select! {
+                result = start::serve(config) => Some(result),
+                _ = &mut killed => None,
+            }
+        });
+        let ending = Ending { killed: result.is_none(), result: result.unwrap_or(Ok(())) };
+        // What else the node has begun ends with its runtime.
+        runtime.shutdown_background();
+        // Nobody listens any more when the playground has ended.
+        let _ = ended.send(ending);
+    });
+    Ok(Running { name, kill })
+}
+
+/// Does what is typed into the playground's terminal.
+fn obey(options: &Options, folder: &Path, mut running: Vec<Running>, ended: &mpsc::Sender<Ending>) {
+    let mut born = NODES;
+    for line in std::io::stdin().lock().lines().map_while(Result::ok) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words.as_slice() {
+            [] => {}
+            ["kill", name] => match running.iter().position(|node| node.name == *name) {
+                Some(at) => {
+                    drop(running.swap_remove(at).kill);
+                    println!("{name} is dead, for good. `atoll status` says what follows.");
+                }
+                None => println!("{name} does not run here"),
+            },
+            ["add"] if born < NODES_MAX => {
+                let node = introduce(options, born).and_then(|()| config(options, folder, born));
+                match node.and_then(|config| begin(config, ended.clone())) {
+                    Ok(node) => {
+                        println!("{} joins, on 127.0.0.{}", node.name, born + 1);
+                        running.push(node);
+                        born += 1;
+                    }
+                    Err(error) => println!("{error}"),
+                }
+            }
+            ["add"] => println!("there is room for {NODES_MAX} nodes"),
+            _ => println!("kill NODE, or add (a node)"),
+        }
+    }
+    // Nothing is typed any more; what is running goes on.
+    loop {
+        thread::park();
+    }
+}
+
+/// Has the others know of a node that is about to join.
+fn introduce(options: &Options, number: u16) -> Result<(), String> {
+    start::runtime()?.block_on(async {
+        let mut client = members::dial(&format!("http://127.0.0.1:{}", options.port)).await?;
+        let peer = format!("http://127.0.0.{}:{}", number + 1, options.port + 1);
+        members::add(&mut client, peer).await.map(drop)
+    })
+}
+
+fn config(options: &Options, folder: &Path, number: u16) -> Result<Config, String> {
     let url = |above: u16, node: u16| {
         let port = options.port.checked_add(above);
         let port = port.ok_or("--port is too high: there is no room above it".to_owned())?;
         Ok::<_, String>(format!("http://127.0.0.{}:{port}", node + 1))
     };
     let member = |node| Ok::<_, String>(format!("n{}={}", node + 1, url(1, node)?));
-    let cluster: Result<Vec<String>, String> = (0..NODES).map(member).collect();
+    let joins = number >= NODES;
+    let known = (0..NODES).chain(joins.then_some(number));
+    let cluster: Result<Vec<String>, String> = known.map(member).collect();
     let mut settings = Settings::default();
     settings.name = Some(format!("n{}", number + 1));
     settings.data_dir = Some(folder.join(format!("n{}", number + 1)));
@@ -73,6 +171,7 @@ fn config(options: &Options, folder: &std::path::Path, number: u16) -> Result<Co
     settings.initial_advertise_peer_urls = Some(url(1, number)?);
     settings.listen_admin_urls = Some(url(2, number)?);
     settings.initial_cluster = Some(cluster?.join(","));
+    settings.initial_cluster_state = joins.then(|| "existing".to_owned());
     settings.log_level = Some(options.log_level.clone());
     let config = settings.check(false).map_err(|error| error.0)?;
     Ok(Config { quiet: true, ..config })
@@ -123,4 +222,10 @@ fn show(port: u16) {
     println!("  atoll tenant create solo --replicas 1");
     println!("  atoll tenant move solo --to n2; atoll op list; atoll group list");
     println!("  atoll tenant list; atoll node list");
+    println!();
+    println!("Here, in this terminal (the first commands in the other one):");
+    println!("  add                           # a fourth node; atoll node drain n2; atoll op list");
+    println!(
+        "  kill n3                       # for good: atoll node repair-after 10s; atoll status"
+    );
 }

@@ -20,7 +20,7 @@ use shard::group::core::mix;
 use shard::heal::heal;
 use shard::local::LocalGroups;
 use shard::log::{Log, LogConfig};
-use shard::node::{Birth, CheckpointPolicy, Input, Node, NodeConfig, Pages};
+use shard::node::{Birth, CheckpointPolicy, Input, Node, NodeConfig, Pages, TransferPolicy};
 use shard::store::counts::BLOCK_KEYS;
 use shard::transport::{CLUSTER, PeerServices, Peers};
 use shard::worker::{self, NodeHandle};
@@ -252,6 +252,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), String> {
         large_bytes: config.large_value_bytes,
         withhold: true,
         checkpoint: CheckpointPolicy { commands: config.snapshot_count, ..Default::default() },
+        transfer: TransferPolicy::default(),
     };
     let births = first_groups(&place);
     let disk = OsDisk::open(directory.pages()).map_err(|e| format!("open the page files: {e}"))?;
@@ -311,8 +312,8 @@ pub(crate) async fn serve(config: Config) -> Result<(), String> {
             peers.introduce(NodeId(node.id), url);
         }
     }
-    let known = known.map(|ledger| view::map(&ledger));
-    local.locate(Arc::new(known.clone().unwrap_or_else(|| first_map(&place))));
+    let known = known.map(|ledger| Arc::new(view::map(&ledger)));
+    local.locate(known.clone().unwrap_or_else(|| Arc::new(first_map(&place))));
     let groups: Arc<dyn Groups> = local.clone();
     let (stop, stopped) = watch::channel(false);
     let ended = |mut stopped: watch::Receiver<bool>| async move {

@@ -192,8 +192,8 @@ impl Steward {
             }
         }
         self.roll_call.introduce(ledger);
-        let map = view::map(ledger);
-        self.groups.locate(Arc::new(map.clone()));
+        let map = Arc::new(view::map(ledger));
+        self.groups.locate(map.clone());
         self.router.place(map);
     }
 

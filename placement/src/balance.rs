@@ -700,6 +700,8 @@ pub fn propose(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::ledger::Change;
     use crate::record::{Pin, Record, Replica};
@@ -806,7 +808,7 @@ mod tests {
 
     fn carry_out(world: &mut World, moves: &[Move]) {
         for planned in moves {
-            let mut group = world.ledger.groups[&planned.group].clone();
+            let mut group = Group::clone(&world.ledger.groups[&planned.group]);
             let replica = |node: &u64| Replica { node: *node, replica: *node, learner: false };
             group.replicas = planned.target.iter().map(replica).collect();
             world.apply(&Change::default().put(Record::Group(group)));
@@ -880,11 +882,11 @@ mod tests {
         let mut world = World::new(3, 6, 0);
         lopsided(&mut world, 60, 4, 30_000.0, 3);
         for tenant in world.ledger.tenants.values_mut() {
-            tenant.pin = Some(Pin::Nodes(vec![1, 2, 3, 4]));
+            Arc::make_mut(tenant).pin = Some(Pin::Nodes(vec![1, 2, 3, 4]));
         }
         // The world checks that none leaves.
         settle(&mut world, 300);
-        let there = |group: &Group| group.replicas.iter().any(|replica| replica.node > 4);
+        let there = |group: &Arc<Group>| group.replicas.iter().any(|replica| replica.node > 4);
         assert!(!world.ledger.groups.values().any(there));
     }
 

@@ -18,7 +18,7 @@ pub fn untold(ledger: &Ledger) -> impl Iterator<Item = (&Group, Charter)> {
     living.filter_map(|group| {
         let tenant = ledger.tenants.get(&group.tenant)?;
         let namespace = tenant.namespaces.iter().find(|found| found.id == group.namespace)?;
-        (group.told < tenant.version).then(|| (group, charter(tenant, namespace)))
+        (group.told < tenant.version).then(|| (&**group, charter(tenant, namespace)))
     })
 }
 
@@ -42,7 +42,7 @@ pub fn note(ledger: &Ledger, taken: &[(u64, u64)]) -> Option<Change> {
     let mut change = Change::default();
     for (id, version) in taken {
         if let Some(group) = ledger.groups.get(id).filter(|group| group.told < *version) {
-            change = change.put(Record::Group(Group { told: *version, ..group.clone() }));
+            change = change.put(Record::Group(Group { told: *version, ..Group::clone(group) }));
         }
     }
     (!change.is_empty()).then_some(change)
@@ -50,6 +50,8 @@ pub fn note(ledger: &Ledger, taken: &[(u64, u64)]) -> Option<Change> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::tenants::tests::founded;
     use crate::tenants::{self, Planned};
@@ -128,7 +130,7 @@ mod tests {
     fn what_was_made_before_groups_knew_their_tenant_is_told_all() {
         let mut ledger = founded();
         for group in ledger.groups.values_mut() {
-            group.told = 0;
+            Arc::make_mut(group).told = 0;
         }
         let words = told(&ledger);
         assert_eq!(words.len(), 1, "the system group has no tenant");

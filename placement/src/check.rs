@@ -207,6 +207,8 @@ fn work(ledger: &Ledger, found: &mut Findings) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::record::{Operator, Priority};
     use crate::tenants::tests::founded;
@@ -235,11 +237,12 @@ mod tests {
     }
 
     fn group(ledger: &mut Ledger) -> &mut Group {
-        ledger.groups.values_mut().last().expect("there is one")
+        Arc::make_mut(ledger.groups.values_mut().last().expect("there is one"))
     }
 
     fn acme(ledger: &mut Ledger) -> &mut Tenant {
-        ledger.tenants.values_mut().find(|tenant| tenant.name == "acme").expect("it is there")
+        let mut tenants = ledger.tenants.values_mut();
+        Arc::make_mut(tenants.find(|tenant| tenant.name == "acme").expect("it is there"))
     }
 
     #[test]
@@ -259,6 +262,7 @@ mod tests {
         assert!(said.contains("have the same keys: /e/, /e/vents/"), "{said}");
         let said = after(|ledger| {
             for tenant in ledger.tenants.values_mut() {
+                let tenant = Arc::make_mut(tenant);
                 for namespace in &mut tenant.namespaces {
                     if let NamespaceKind::Separate { port, .. } = &mut namespace.kind
                         && tenant.name != "default"
@@ -323,7 +327,7 @@ mod tests {
         }
         let replica = |node: u64| Replica { node, replica: node, learner: false };
         for group in ledger.groups.values_mut() {
-            group.replicas = [1, 2, 3].map(replica).to_vec();
+            Arc::make_mut(group).replicas = [1, 2, 3].map(replica).to_vec();
         }
         assert_eq!(found(&ledger), [""; 0]);
         group(&mut ledger).replicas = [1, 3, 4].map(replica).to_vec();

@@ -105,5 +105,5 @@ fn loads(ledger: &Ledger, inventory: &Inventory, now_ms: u64) -> Vec<GroupLoad> 
         }
         load
     };
-    living.map(load).collect()
+    living.map(|group| load(group)).collect()
 }

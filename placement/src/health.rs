@@ -224,7 +224,8 @@ pub(crate) mod tests {
                 on.truncate(if replicas > count { 1 } else { replicas as usize });
                 let founders: Vec<Founder> = on.into_iter().map(Founder::of).collect();
                 let replicas = founders.iter().map(Founder::replica).collect();
-                ledger.groups.insert(id, Group { id, founders, replicas, ..model.clone() });
+                let group = Group { id, founders, replicas, ..Group::clone(&model) };
+                ledger.groups.insert(id, group.into());
             }
             for node in 1..=count {
                 match roll(8) {

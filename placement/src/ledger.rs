@@ -6,6 +6,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use proto::etcd::{
@@ -18,7 +19,7 @@ use crate::record::{
     Group, META_KEY, Meta, Node, Operator, Plan, Record, Reserved, Tenant, Unreadable,
 };
 
-/// See the module.
+/// See the module. What there are many of is shared by all copies of a ledger.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ledger {
     /// Revision of the system group that this is.
@@ -30,9 +31,9 @@ pub struct Ledger {
     /// Nodes by id.
     pub nodes: BTreeMap<u64, Node>,
     /// Tenants by id.
-    pub tenants: BTreeMap<u64, Tenant>,
+    pub tenants: BTreeMap<u64, Arc<Tenant>>,
     /// Groups by id.
-    pub groups: BTreeMap<u64, Group>,
+    pub groups: BTreeMap<u64, Arc<Group>>,
     /// Operators by id.
     pub operators: BTreeMap<u64, Operator>,
     /// Nodes that do not answer now, which get nothing new. Nobody writes it down: whoever plans
@@ -89,10 +90,10 @@ impl Ledger {
                 self.nodes.insert(node.id, node);
             }
             Some(Record::Tenant(tenant)) => {
-                self.tenants.insert(tenant.id, tenant);
+                self.tenants.insert(tenant.id, Arc::new(tenant));
             }
             Some(Record::Group(group)) => {
-                self.groups.insert(group.id, group);
+                self.groups.insert(group.id, Arc::new(group));
             }
             Some(Record::Operator(operator)) => {
                 self.operators.insert(operator.id, operator);
@@ -136,8 +137,8 @@ impl Ledger {
         let mut bytes = format!("{} {}\n", self.revision, self.meta_revision).into_bytes();
         let records = self.meta.iter().cloned().map(Record::Meta);
         let records = records.chain(self.nodes.values().cloned().map(Record::Node));
-        let records = records.chain(self.tenants.values().cloned().map(Record::Tenant));
-        let records = records.chain(self.groups.values().cloned().map(Record::Group));
+        let records = records.chain(self.tenants.values().map(|t| Record::Tenant((**t).clone())));
+        let records = records.chain(self.groups.values().map(|g| Record::Group((**g).clone())));
         let reserved = self.reserved.values().cloned().map(Record::Reserved);
         for record in records.chain(reserved) {
             bytes.extend(record.key().into_bytes());
@@ -181,7 +182,7 @@ impl Ledger {
 
     /// A tenant by its name.
     pub fn tenant(&self, name: &str) -> Option<&Tenant> {
-        self.tenants.values().find(|tenant| tenant.name == name)
+        self.tenants.values().find(|tenant| tenant.name == name).map(Arc::as_ref)
     }
 
     /// A node by its name, or by its id in hexadecimal.

@@ -105,12 +105,10 @@ pub fn report(
     } else {
         known.wanted
     };
-    let group = Group {
-        replicas: replicas.to_vec(),
-        membership_version: version,
-        wanted: if now < wanted { wanted } else { 0 },
-        ..known.clone()
-    };
+    let mut group = Group::clone(known);
+    group.replicas = replicas.to_vec();
+    group.membership_version = version;
+    group.wanted = if now < wanted { wanted } else { 0 };
     let gone = ledger.nodes.values().filter(|node| retired.contains(&node.id));
     let gone = gone.filter(|node| node.state != NodeState::Draining);
     let change = Change::default().put(Record::Group(group));

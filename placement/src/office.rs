@@ -57,7 +57,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub struct Office {
     pub(crate) groups: Arc<dyn Groups>,
-    known: Arc<Mutex<Ledger>>,
+    /// Also in the hands of those it was shown to: they do not see what comes later.
+    known: Arc<Mutex<Arc<Ledger>>>,
     /// Is had by the change that is being made.
     turn: Arc<tokio::sync::Mutex<()>>,
 }
@@ -101,7 +102,7 @@ impl Office {
         let read = read.map_err(|error| Refusal::Unreachable(error.to_string()))?;
         let mut known = self.known.lock();
         if known.revision < read.revision {
-            *known = read;
+            *known = Arc::new(read);
         }
         Ok(())
     }
@@ -165,7 +166,7 @@ impl Office {
     fn made(&self, change: &Change, revision: i64) {
         let mut known = self.known.lock();
         if known.revision < revision {
-            change.apply(&mut known, revision);
+            change.apply(Arc::make_mut(&mut known), revision);
         }
     }
 
@@ -378,7 +379,7 @@ impl Office {
             match output {
                 Some(WatchOutput::Events { revision, events, .. }) => {
                     let events: Vec<&Event> = events.iter().map(|event| &***event).collect();
-                    let followed = self.known.lock().follow(revision, &events);
+                    let followed = Arc::make_mut(&mut self.known.lock()).follow(revision, &events);
                     followed.map_err(|error| Refusal::Unreachable(error.to_string()))?;
                 }
                 Some(WatchOutput::Progress { .. } | WatchOutput::WatchProgress { .. }) => {}
@@ -393,7 +394,7 @@ impl Office {
     /// ledger for each of many changes would be most of what they cost.
     fn show(&self, sender: &watch::Sender<Arc<Ledger>>) -> Instant {
         let begun = Instant::now();
-        sender.send_replace(Arc::new(self.known.lock().clone()));
+        sender.send_replace(self.known.lock().clone());
         let now = Instant::now();
         now + SHOW_REST * (now - begun)
     }

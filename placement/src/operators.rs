@@ -71,8 +71,7 @@ pub fn next_step(ledger: &Ledger, operator: &Operator) -> Step {
     }
     let is_wanted = |replica: &&Replica| operator.target.contains(&replica.node);
     let learners = || group.replicas.iter().filter(|replica| replica.learner);
-    // One with its node's number was added by a user with etcd's command.
-    if let Some(learner) = learners().find(|r| !is_wanted(r) && r.replica != r.node) {
+    if let Some(learner) = learners().find(|r| !is_wanted(r) && !is_users(ledger, r)) {
         return Step::Remove(learner.clone());
     }
     if let Some(learner) = learners().find(is_wanted) {
@@ -91,6 +90,16 @@ pub fn next_step(ledger: &Ledger, operator: &Operator) -> Step {
     }
 }
 
+/// Is it a learner that a user added with etcd's command, by its number, and that may stay? Not on
+/// a node that is to be empty.
+fn is_users(ledger: &Ledger, replica: &Replica) -> bool {
+    replica.learner && replica.replica == replica.node && !is_draining(ledger, replica.node)
+}
+
+fn is_draining(ledger: &Ledger, node: u64) -> bool {
+    ledger.nodes.get(&node).is_some_and(|node| node.state == NodeState::Draining)
+}
+
 /// The replicas that vote.
 pub(crate) fn voters(group: &Group) -> impl Iterator<Item = &Replica> {
     group.replicas.iter().filter(|replica| !replica.learner)
@@ -107,19 +116,19 @@ fn lost<'a>(group: &'a Group, operator: &Operator) -> Option<&'a Replica> {
 pub fn choices(ledger: &Ledger, operator: &Operator) -> Vec<Step> {
     match (next_step(ledger, operator), ledger.groups.get(&operator.group)) {
         (Step::Done | Step::Void, _) | (_, None) => Vec::new(),
-        (Step::Remove(_), Some(group)) => removals(group, operator),
+        (Step::Remove(_), Some(group)) => removals(ledger, group, operator),
         (step, Some(_)) => vec![step],
     }
 }
 
 /// All removals that an operator may begin with.
-pub(crate) fn removals(group: &Group, operator: &Operator) -> Vec<Step> {
+pub(crate) fn removals(ledger: &Ledger, group: &Group, operator: &Operator) -> Vec<Step> {
     if let Some(lost) = lost(group, operator) {
         return vec![Step::Remove(lost.clone())];
     }
     let is_extra = |replica: &&Replica| !operator.target.contains(&replica.node);
     let extra = group.replicas.iter().filter(is_extra);
-    let extra = extra.filter(|r| !r.learner || r.replica != r.node);
+    let extra = extra.filter(|replica| !is_users(ledger, replica));
     extra.map(|replica| Step::Remove(replica.clone())).collect()
 }
 
@@ -221,7 +230,7 @@ pub fn finish(ledger: &Ledger, id: u64, void: bool, now_ms: u64) -> Option<Chang
 /// An operator that is taken back: the group stays with the voters that it has.
 pub(crate) fn taken_back(ledger: &Ledger, operator: &Operator) -> Operator {
     let group = ledger.groups.get(&operator.group);
-    let voters = group.into_iter().flat_map(voters);
+    let voters = group.into_iter().flat_map(|group| voters(group));
     let mut target: Vec<u64> = voters.map(|replica| replica.node).collect();
     // One voter too many is the one that was to go.
     while target.len() > operator.target.len() {
@@ -275,7 +284,7 @@ pub fn move_tenant(ledger: &Ledger, name: &str, to: &[String], now_ms: u64) -> P
             views.push(view(ledger, &operator));
             if group.wanted > 0 {
                 // Somebody says how many there are to be from now on.
-                change = change.put(Record::Group(Group { wanted: 0, ..group.clone() }));
+                change = change.put(Record::Group(Group { wanted: 0, ..Group::clone(group) }));
             }
             change = displaced.into_iter().fold(change, Change::put);
             change = change.put(Record::Operator(operator));
@@ -310,14 +319,12 @@ fn chosen(ledger: &Ledger, names: &[String]) -> Result<BTreeSet<u64>, Refusal> {
 /// What drained nodes ask for: each group that is on one, and that nobody works on, goes where the
 /// ring proposes. `None` when there is nothing to begin.
 pub fn plan_drains(ledger: &Ledger, now_ms: u64) -> Option<Change> {
-    let draining =
-        |node: u64| ledger.nodes.get(&node).is_some_and(|node| node.state == NodeState::Draining);
     let ahead = ongoing(ledger).filter(|operator| !operator.yields_to(Priority::Drain)).count();
     let mut room = RUNNING_MAX.saturating_sub(ahead);
     let mut meta = ledger.meta.clone()?;
     let mut change = Change::default();
     for group in ledger.groups.values().filter(|group| !group.dead) {
-        let leaving = group.replicas.iter().find(|replica| draining(replica.node));
+        let leaving = group.replicas.iter().find(|replica| is_draining(ledger, replica.node));
         let Some(leaving) = leaving.filter(|_| room > 0) else { continue };
         let Ok(displaced) = displace(ledger, group.id, Priority::Drain, now_ms) else { continue };
         let Some(target) = without(ledger, group, leaving.node) else { continue };
@@ -339,8 +346,9 @@ pub(crate) fn drain_of(node: &str) -> String {
 /// The group's nodes with another one in the place of `node`; `None` if there is no other.
 pub(crate) fn without(ledger: &Ledger, group: &Group, node: u64) -> Option<Vec<u64>> {
     let stay: Vec<u64> = voters(group).map(|replica| replica.node).filter(|n| *n != node).collect();
-    // One voter too many, left behind by an operator that was taken back.
-    if voters(group).count().is_multiple_of(2) {
+    // A learner, or one voter too many, left behind by an operator that was taken back.
+    let votes = voters(group).any(|replica| replica.node == node);
+    if !votes || voters(group).count().is_multiple_of(2) {
         return Some(stay);
     }
     let next = one_more(ledger, group.id, &stay, |other| other != node)?;
@@ -376,7 +384,7 @@ pub fn stranded(ledger: &Ledger) -> Vec<(&Group, u64, Vec<u64>)> {
                 && without(ledger, group, node.id).is_none()
             {
                 let others = voters(group).map(|replica| replica.node);
-                stranded.push((group, node.id, others.filter(|n| *n != node.id).collect()));
+                stranded.push((&**group, node.id, others.filter(|n| *n != node.id).collect()));
             }
         }
     }
@@ -597,6 +605,28 @@ pub(crate) mod tests {
         ledger = carry_out(&ledger, &operator, &Step::Remove(replicas[3].clone()));
         assert_eq!(next_step(&ledger, &operator), Step::Done);
         assert_eq!(nodes_of(&ledger, group), nodes);
+    }
+
+    /// It was passed over by every drain, which then brought a voter more instead.
+    #[test]
+    fn a_drain_takes_away_a_learner_that_a_user_added_and_adds_none() {
+        let ledger = founded();
+        let mut ledger = tenants::create(&ledger, "acme", 0, 0).unwrap().0.applied_to(&ledger);
+        let group = *ledger.groups.keys().last().unwrap();
+        let mut replicas = ledger.groups[&group].replicas.clone();
+        let nodes = nodes_of(&ledger, group);
+        let fourth = (1..=4).find(|id| !nodes.contains(id)).expect("there are four nodes");
+        replicas.push(Replica { node: fourth, replica: fourth, learner: true });
+        ledger = nodes::report(&ledger, group, 5, &replicas, &[]).unwrap().applied_to(&ledger);
+        let name = format!("n{fourth}");
+        ledger =
+            nodes::set_state(&ledger, &name, NodeState::Draining).unwrap().0.applied_to(&ledger);
+        while let Some(change) = plan_drains(&ledger, 5) {
+            ledger = change.applied_to(&ledger);
+            assert!(execute(&mut ledger) > 0);
+        }
+        assert_eq!(nodes_of(&ledger, group), nodes);
+        assert!(nodes_of(&ledger, group).iter().all(|node| *node != fourth));
     }
 
     #[test]

@@ -637,7 +637,7 @@ mod tests {
         let mut world = lopsided();
         let plan = made(&mut world);
         let changed = plan.moves[0].group;
-        let mut group = world.ledger.groups[&changed].clone();
+        let mut group = crate::record::Group::clone(&world.ledger.groups[&changed]);
         group.membership_version += 1;
         world.apply(&Change::default().put(Record::Group(group)));
         let planned = applied(&mut world, 1);
@@ -685,7 +685,7 @@ mod tests {
         let mut world = lopsided();
         run_pause(&mut world);
         let sorted = |world: &World| {
-            let nodes = |group: &crate::record::Group| {
+            let nodes = |group: &std::sync::Arc<crate::record::Group>| {
                 let mut nodes: Vec<u64> = group.replicas.iter().map(|r| r.node).collect();
                 nodes.sort_unstable();
                 nodes

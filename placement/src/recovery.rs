@@ -81,7 +81,7 @@ pub fn recover(ledger: &Ledger, inventory: &Inventory, wish: &Wish<'_>, now_ms: 
         revision: revision(inventory, group),
         at_ms: now_ms,
     };
-    let ordered = Group { recovery: Some(recovery), ..group.clone() };
+    let ordered = Group { recovery: Some(recovery), ..Group::clone(group) };
     let mut change = Change::default();
     if let Some(holder) = holder(ledger, group.id) {
         change = change.put(Record::Operator(holder.given_up(now_ms)));
@@ -307,6 +307,8 @@ fn preview(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::nodes;
     use crate::operators::Step;
@@ -339,7 +341,7 @@ mod tests {
             id: GROUP,
             replicas: vec![replica(1), replica(2), replica(3)],
             membership_version: 4,
-            ..ledger.groups[&2].clone()
+            ..Group::clone(&ledger.groups[&2])
         };
         let meta = Meta { next_group: 9, ..ledger.meta.clone().expect("it was founded") };
         let change = Change::default().put(Record::Group(group)).put(Record::Meta(meta));
@@ -415,7 +417,7 @@ mod tests {
     #[test]
     fn the_newest_log_is_chosen_and_not_the_longest() {
         let mut ledger = ledger();
-        let group = ledger.groups.get_mut(&GROUP).expect("it is there");
+        let group = Arc::make_mut(ledger.groups.get_mut(&GROUP).expect("it is there"));
         group.replicas.extend([4, 5].map(|node| Replica { node, replica: node, learner: false }));
         let inventory = heard(&[1, 2], &[(1, 3, 90), (2, 4, 10)]);
         let after = ordered(&ledger, &inventory, "");
@@ -484,7 +486,7 @@ mod tests {
     fn an_order_can_be_repeated_and_another_one_wins() {
         let inventory = heard(&[1, 2], &[(1, 3, 9), (2, 3, 8)]);
         let mut five = ledger();
-        let group = five.groups.get_mut(&GROUP).expect("it is there");
+        let group = Arc::make_mut(five.groups.get_mut(&GROUP).expect("it is there"));
         group.replicas.extend([4, 5].map(|node| Replica { node, replica: node, learner: false }));
         let first = ordered(&five, &inventory, "");
         let (change, answer) = recover(&first, &inventory, &wish("", true), NOW).expect("again");

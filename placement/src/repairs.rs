@@ -24,14 +24,14 @@ use crate::record::{Group, Meta, NodeState, Operator, Priority, Record, Replica,
 pub fn plan(ledger: &Ledger, inventory: &Inventory, now_ms: u64) -> Option<Change> {
     let health = Health::of(ledger, inventory, now_ms);
     let is_short = |group: &Group| !group.dead && voters(group).count() < group.wanted;
-    if health.is_all_well() && !ledger.groups.values().any(is_short) {
+    if health.is_all_well() && !ledger.groups.values().any(|group| is_short(group)) {
         return None;
     }
     let seen = ledger.with_silent(health.silent.clone());
     let mut plan = Plan { ledger: &seen, health: &health, now_ms, meta: ledger.meta.clone()? };
     let mut change = plan.forget(Change::default());
     let mut groups: Vec<(usize, &Group)> = Vec::new();
-    let waits = |group: &&Group| group.dead || group.recovering().is_some();
+    let waits = |group: &Group| group.dead || group.recovering().is_some();
     for group in seen.groups.values().filter(|group| !waits(group)) {
         // The more endangered one first.
         let (well, all) = health.count(group);
@@ -255,7 +255,7 @@ mod tests {
             for operator in running(&seen) {
                 let group = &seen.groups[&operator.group];
                 let step = match next_step(&seen, operator) {
-                    Step::Remove(_) => removals(group, operator).swap_remove(0),
+                    Step::Remove(_) => removals(&seen, group, operator).swap_remove(0),
                     step => step,
                 };
                 let next = match &step {

@@ -3,6 +3,8 @@
 //! A tenant's id, cluster id and groups never change; its name does. An id is never given twice,
 //! so what was said about a tenant that is gone can never be taken for another of its name.
 
+use std::sync::Arc;
+
 use crate::command::{Answer, GroupView, Refusal, TenantView, refused};
 use crate::ledger::{Change, Ledger};
 use crate::record::{
@@ -150,7 +152,7 @@ pub fn create_reusing(ledger: &Ledger, name: &str, replicas: usize, port: u16) -
         .put(Record::Group(group.clone()));
     // Of the ledger as it will be the answer needs only this: all of it would be copied for each
     // of many tenants.
-    let groups = [(group.id, group)].into();
+    let groups = [(group.id, group.into())].into();
     let after = Ledger { groups, nodes: ledger.nodes.clone(), ..Ledger::default() };
     let answer = Answer::Tenants(views(&after, &tenant));
     Ok((change, answer))
@@ -368,7 +370,7 @@ pub fn purge(ledger: &Ledger, now_ms: u64) -> Option<Change> {
             let reserved = Reserved { name: tenant.name.clone(), tenant: tenant.id, until_ms };
             change = change.remove(crate::record::tenant_key(tenant.id));
             change = change.put(Record::Reserved(reserved));
-            change = groups.fold(change, bury);
+            change = groups.fold(change, |change, group| bury(change, group));
             continue;
         }
         let gone = tenant.namespaces.iter().filter(|namespace| over(namespace.deleted_ms));
@@ -376,11 +378,12 @@ pub fn purge(ledger: &Ledger, now_ms: u64) -> Option<Change> {
         if gone.is_empty() {
             continue;
         }
-        let mut tenant = tenant.clone();
+        let mut tenant = Tenant::clone(tenant);
         let highest = tenant.namespaces.iter().map(|namespace| namespace.id).max();
         tenant.next_namespace = tenant.next_namespace.max(highest.unwrap_or(0) + 1);
         tenant.namespaces.retain(|namespace| !gone.contains(&namespace.id));
-        change = groups.filter(|group| gone.contains(&group.namespace)).fold(change, bury);
+        let groups = groups.filter(|group| gone.contains(&group.namespace));
+        change = groups.fold(change, |change, group| bury(change, group));
         change = change.put(Record::Tenant(tenant));
     }
     for reserved in ledger.reserved.values().filter(|reserved| now_ms >= reserved.until_ms) {
@@ -395,11 +398,11 @@ fn bury(change: Change, group: &Group) -> Change {
 
 /// One tenant, or all.
 pub fn show(ledger: &Ledger, name: Option<&str>) -> Result<Answer, Refusal> {
-    let tenants: Vec<Tenant> = match name {
-        Some(name) => vec![tenant(ledger, name)?],
-        None => ledger.tenants.values().cloned().collect(),
+    let views = match name {
+        Some(name) => views(ledger, &tenant(ledger, name)?),
+        None => ledger.tenants.values().flat_map(|tenant| views(ledger, tenant)).collect(),
     };
-    Ok(Answer::Tenants(tenants.iter().flat_map(|tenant| views(ledger, tenant)).collect()))
+    Ok(Answer::Tenants(views))
 }
 
 fn views(ledger: &Ledger, tenant: &Tenant) -> Vec<TenantView> {
@@ -439,7 +442,7 @@ fn node_names(ledger: &Ledger, group: &Group) -> Vec<String> {
 
 /// All groups.
 pub fn groups(ledger: &Ledger) -> Answer {
-    let view = |group: &Group| {
+    let view = |group: &Arc<Group>| {
         let of = owner(ledger, group);
         GroupView { id: group.id, of, nodes: node_names(ledger, group), dead: group.dead }
     };

@@ -203,7 +203,7 @@ mod tests {
         let order = || Some(Recovery { node: 1, replica: 1, version: 90, revision: 0, at_ms: 0 });
         let may = |group: Group, node: u64, replica| {
             let mut ledger = Ledger { meta: None::<Meta>, ..Ledger::default() };
-            ledger.groups.insert(group.id, group);
+            ledger.groups.insert(group.id, group.into());
             may_take_part(&ledger, GroupId(3), NodeId(node), replica, 4)
         };
         let whole = || group(&[1, 2, 3], 4, None);

@@ -118,8 +118,8 @@ impl World {
             wanted: 0,
             recovery: None,
         };
-        self.ledger.tenants.insert(id, tenant);
-        self.ledger.groups.insert(group, record);
+        self.ledger.tenants.insert(id, tenant.into());
+        self.ledger.groups.insert(group, record.into());
         self.groups.insert(group, Truth { leader: nodes[0], ..truth });
         group
     }
@@ -181,7 +181,7 @@ impl World {
     pub(crate) fn carry_out(&mut self) {
         let running: Vec<_> = operators::running(&self.ledger).into_iter().cloned().collect();
         for operator in running {
-            let mut group = self.ledger.groups[&operator.group].clone();
+            let mut group = Group::clone(&self.ledger.groups[&operator.group]);
             let replica = |node: &u64| Replica { node: *node, replica: *node, learner: false };
             let before = group.replicas.clone();
             group.replicas = operator.target.iter().map(replica).collect();

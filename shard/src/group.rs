@@ -174,6 +174,33 @@ pub(crate) struct Transfer {
     pub(crate) until_ms: u64,
 }
 
+/// How a replica stands for election before its election timeout is over. It asks first (Raft's
+/// pre-vote), so that a living leader stays: who hears of one refuses.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Eager {
+    /// Ticks until the next try.
+    pub(crate) wait: usize,
+    /// Ticks from one try to the next.
+    pub(crate) every: usize,
+    /// Tries that are left.
+    pub(crate) tries: usize,
+    /// Raft's term: once it has risen somebody stands, whom this one must not disturb.
+    pub(crate) term: u64,
+}
+
+impl Eager {
+    /// A tick passed. Says whether to try now.
+    fn is_due(&mut self) -> bool {
+        let is_due = self.wait == 0;
+        if is_due {
+            self.wait = self.every;
+            self.tries = self.tries.saturating_sub(1);
+        }
+        self.wait = self.wait.saturating_sub(1);
+        is_due
+    }
+}
+
 /// One replica. See the module.
 pub struct Group {
     pub(crate) id: GroupId,
@@ -202,8 +229,8 @@ pub struct Group {
     pub(crate) stopped: Option<String>,
     /// Large values that records in the log hold, by index.
     pub(crate) held: BTreeMap<u64, Vec<Slot>>,
-    /// Ticks for which it stands for election at once: a new group need not wait for a timeout.
-    pub(crate) eager_ticks: u8,
+    /// It stands for election although no timeout is over: there was no leader to be heard.
+    pub(crate) eager: Option<Eager>,
     /// Nodes of replicas that spoke to this one before it knew the members.
     pub(crate) heard: BTreeMap<u64, NodeId>,
     /// Version of the members in a recovery that stands in the log and is not applied yet, or was.
@@ -247,7 +274,7 @@ impl Group {
             seed_anew: false,
             stopped: None,
             held: BTreeMap::new(),
-            eager_ticks: 0,
+            eager: None,
             heard: BTreeMap::new(),
             recovering: 0,
         };
@@ -278,6 +305,28 @@ impl Group {
     /// Does this replica lead, as far as it knows?
     pub fn is_leader(&self) -> bool {
         self.core.is_leader()
+    }
+
+    /// A tick passed: stands for election if it need not wait for a timeout. One that `rests`
+    /// lets its turn pass.
+    pub(crate) fn stand_early(&mut self, rests: bool) {
+        let Some(mut eager) = self.eager.take() else { return };
+        if !self.core.is_unclaimed(eager.term) {
+            return;
+        }
+        if eager.is_due() && !rests {
+            self.core.campaign();
+        }
+        self.eager = Some(eager).filter(|eager| eager.tries > 0);
+    }
+
+    /// The place of this node's replica in the line of those that may lead the group: another one
+    /// is the first of each group, so that leaders are spread. `None` if it is no member.
+    pub(crate) fn turn(&self) -> Option<usize> {
+        let members = &self.machine.state().members;
+        let place = members.iter().position(|member| member.id == self.node.0)?;
+        let first = self.id.0 as usize % members.len();
+        Some((place + members.len() - first) % members.len())
     }
 
     /// Is this the group's only replica? One that waits for its first snapshot is not.

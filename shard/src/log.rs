@@ -215,7 +215,8 @@ pub struct LogConfig {
     /// Length of a segment file in bytes, at most 1 GiB. A larger directory or batch gets a longer
     /// segment of its own.
     pub segment_bytes: u64,
-    /// Bytes of segments kept only for slow followers.
+    /// Bytes of segments kept only for slow followers: who lacks more gets a snapshot. What is kept
+    /// takes disk on every node, whether somebody needs it or not; etcd keeps 5,000 entries.
     pub keep_bytes: u64,
     /// Recycled files kept ready; more are removed.
     pub spare_segments: usize,
@@ -227,7 +228,7 @@ pub struct LogConfig {
 
 impl Default for LogConfig {
     fn default() -> Self {
-        Self { segment_bytes: 32 << 20, keep_bytes: 128 << 20, spare_segments: 1, salt: 0 }
+        Self { segment_bytes: 32 << 20, keep_bytes: 32 << 20, spare_segments: 1, salt: 0 }
     }
 }
 

@@ -86,6 +86,8 @@ pub struct NodeConfig {
     pub withhold: bool,
     /// When checkpoints are taken.
     pub checkpoint: CheckpointPolicy,
+    /// How snapshots are sent.
+    pub transfer: TransferPolicy,
 }
 
 impl NodeConfig {
@@ -109,6 +111,22 @@ pub struct CheckpointPolicy {
     pub age_ms: u64,
     /// So long after the last write.
     pub idle_ms: u64,
+}
+
+/// How snapshots are sent: reading, sending and taking them in wants the same cores and disks as
+/// requests do.
+#[derive(Clone, Copy, Debug)]
+pub struct TransferPolicy {
+    /// Bytes of rows in one piece: what comes for any group waits while a piece is read.
+    pub piece_bytes: usize,
+    /// Bytes of rows a second that a node sends at most, all transfers together.
+    pub bytes_per_s: u64,
+}
+
+impl Default for TransferPolicy {
+    fn default() -> TransferPolicy {
+        TransferPolicy { piece_bytes: 64 << 10, bytes_per_s: 32 << 20 }
+    }
 }
 
 impl Default for CheckpointPolicy {
@@ -188,6 +206,7 @@ pub struct Persist {
 impl Persist {
     /// Adds the write behind this one, so that both are one.
     pub fn join(&mut self, next: Persist) {
+        assert!(self.id < next.id, "write {} is to go behind write {}", next.id, self.id);
         self.id = next.id;
         self.records.extend(next.records);
         self.shelves.extend(next.shelves);

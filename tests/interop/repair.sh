@@ -122,19 +122,34 @@ eventually 20 "the node is forgotten" says '^All well: 4 tenants on 3 nodes\.$'
 touch "$TMP/enough"
 wait "$WRITER" || die "a writer failed: $(tail -n 3 "$TMP/writer.log")"
 WRITTEN=$(cat "$TMP/written")
-MARK=damaged-$RANDOM$RANDOM
-for i in $(seq 20); do acme put "$MARK$i" "$MARK" >/dev/null; done
-applied() { "$ETCDCTL" --endpoints "127.0.0.1:$C2" --user root@acme:none get "${MARK}20" --consistency s --print-value-only | grep -q .; }
-eventually 10 "the second has what will be damaged" applied
+MARK=damaged-$RANDOM$RANDOM-
+# Written until the kill: what a checkpoint has already taken in would not be read again.
+marks() {
+  local n=1000
+  until [ -e "$TMP/marked" ]; do
+    n=$((n + 1))
+    # The kill may leave one without an answer.
+    acme put "$MARK$n" "$MARK" >/dev/null || true
+  done
+}
+marks >"$TMP/marks.log" 2>&1 &
+MARKER=$!
+applied() { "$ETCDCTL" --endpoints "127.0.0.1:$C2" --user root@acme:none get "${MARK}1040" --consistency s --print-value-only | grep -q .; }
+eventually 20 "the second has what will be damaged" applied
 kill -9 "$SECOND"
 wait "$SECOND" 2>/dev/null || true
-FILE=$(grep -l "${MARK}10" "$TMP"/n2.data/log/* | head -n 1)
-OFFSET=$(grep -abo "${MARK}10" "$FILE" | head -n 1 | cut -d : -f 1)
+touch "$TMP/marked"
+wait "$MARKER"
+# Not the last ones: a torn end is no damage.
+LAST=$(grep -aho "${MARK}[0-9]*" "$TMP"/n2.data/log/* | sort | tail -n 1)
+MARKED=$MARK$((${LAST#"$MARK"} - 10))
+FILE=$(grep -l "$MARKED" "$TMP"/n2.data/log/* | head -n 1)
+OFFSET=$(grep -abo "$MARKED" "$FILE" | head -n 1 | cut -d : -f 1)
 printf '\001\002\003' | dd of="$FILE" bs=1 seek="$OFFSET" conv=notrunc status=none
 start n2 "$C2" "$P2" "$A2"
 SECOND=$SPAWNED
 up n2 "$SECOND"
-holds "damage is found" grep -q "a replica is quarantined" "$TMP/n2.err"
+eventually 10 "damage is found" grep -q "a replica is quarantined" "$TMP/n2.err"
 eventually 40 "and repaired" says '^All well: 4 tenants on 3 nodes\.$'
 by_repair() { [ "$(atoll op list -w json | jq '[.operators[] | select(.why | test("on n2 is quarantined")) | .state] | length > 0 and all(. == "done")')" = true ]; }
 eventually 10 "by a repair" by_repair

@@ -15,22 +15,27 @@
 //! own mix and strength of faults, and one in ten has none.
 
 pub mod client;
+pub mod fault;
 pub mod host;
 pub mod moves;
 pub mod random;
 pub mod world;
 
-pub use world::{Outcome, large_bytes, run, run_with};
+pub use fault::Fault;
+pub use world::{Outcome, Scene, Trial, run, run_trial};
 
 #[cfg(test)]
 mod tests {
-    use super::{large_bytes, run, run_with};
+    use super::{Fault, Scene, Trial, run, run_trial};
 
-    /// Runs a seed with all values in rows, without moves, and as it is, and shows what is wrong.
+    /// Runs a seed with all values in rows, without moves, with them, and with a whole service, and
+    /// shows what is wrong.
     fn check(seed: u64) {
-        judge(seed, &run_with(seed, false, usize::MAX, false));
-        judge(seed, &run_with(seed, false, large_bytes(seed), false));
-        judge(seed, &run(seed, false));
+        let trial = Trial { scene: Scene::Still, ..Trial::of(seed) };
+        judge(seed, &run_trial(seed, false, &Trial { large_bytes: usize::MAX, ..trial }));
+        for scene in [Scene::Still, Scene::Moved, Scene::Service] {
+            judge(seed, &run_trial(seed, false, &Trial { scene, ..trial }));
+        }
     }
 
     fn judge(seed: u64, outcome: &super::Outcome) {
@@ -50,6 +55,18 @@ mod tests {
     #[test]
     fn other_seeds_give_other_runs() {
         assert_ne!(run(1, false).trace, run(2, false).trace);
+    }
+
+    /// All of them: `atoll-sim --faults`.
+    #[test]
+    fn a_planted_fault_is_found() {
+        for fault in [Fault::AckBeforeSync, Fault::SkippingWatch] {
+            let found = (1..=100).any(|seed| {
+                let trial = Trial { fault: Some(fault), ..Trial::of(seed) };
+                !run_trial(seed, false, &trial).violations.is_empty()
+            });
+            assert!(found, "{fault:?} is not found by a hundred seeds");
+        }
     }
 
     #[test]
@@ -117,5 +134,19 @@ mod tests {
     #[test]
     fn a_replica_that_waits_for_rows_remembers_it() {
         check(848);
+    }
+
+    /// A group went for good while its replica on a node was out of service: what a steward counts
+    /// among the replicas here is also what was not opened.
+    #[test]
+    fn a_replica_out_of_service_goes_with_its_group() {
+        [20_043, 20_338, 20_452].into_iter().for_each(check);
+    }
+
+    /// A host died between the answer to a client and the word to its watchers, and the group went
+    /// for good before anybody had applied that revision again.
+    #[test]
+    fn what_a_client_was_told_is_committed_though_no_watcher_hears_of_it() {
+        check(20_375);
     }
 }

@@ -95,7 +95,13 @@ pub struct Core {
     /// A leader's messages held back by the barrier.
     held: Vec<Message>,
     term_vote: (u64, u64),
+    /// Ticks for which a snapshot was sought, and the term in which it was last asked for.
+    sought_ticks: u64,
+    asked_term: u64,
 }
+
+/// Who seeks a snapshot takes no entries for the last quarter of so many ticks.
+const SEEK_TICKS: u64 = 16;
 
 /// Mixes numbers into one (splitmix64's finisher): stands in for randomness.
 pub fn mix(numbers: &[u64]) -> u64 {
@@ -149,6 +155,8 @@ impl Core {
             barrier: None,
             held: Vec::new(),
             term_vote,
+            sought_ticks: 0,
+            asked_term: 0,
         };
         core.derandomize();
         core
@@ -158,7 +166,9 @@ impl Core {
     fn derandomize(&mut self) {
         let role = self.raw.raft.state as u64;
         let bucket = self.ticks / (4 * self.election_ticks as u64);
-        let drawn = mix(&[self.seed, self.key.replica, self.raw.raft.term, role, bucket]);
+        // Of each group, so that not all groups of a node stand for election at one tick.
+        let key = self.key;
+        let drawn = mix(&[self.seed, key.group, key.replica, self.raw.raft.term, role, bucket]);
         let rest = if self.rests { REST_FACTOR * self.election_ticks } else { 0 };
         let drawn = (drawn % self.election_ticks as u64) as usize;
         let timeout = self.election_ticks + drawn + rest;
@@ -206,6 +216,11 @@ impl Core {
         Some(AtRest { commit: last, leader: raft.leader_id, elapsed: raft.election_elapsed, peers })
     }
 
+    /// Gives back memory that is only needed while something is under way.
+    pub fn slim(&mut self) {
+        self.raw.raft.maybe_free_inflight_buffers();
+    }
+
     /// Ends a rest of so many ticks: `elapsed` of them without the leader, or since a leader counted
     /// its followers' answers, of whom `active` have answered since.
     pub fn wake(&mut self, ticks: u64, elapsed: usize, active: impl Iterator<Item = (u64, bool)>) {
@@ -226,6 +241,11 @@ impl Core {
             && message.commit > self.raw.raft.raft_log.last_index()
         {
             return Err(LostLog { commit: message.commit });
+        }
+        let entries =
+            message.get_msg_type() == MessageType::MsgAppend && !message.entries.is_empty();
+        if entries && self.sought_ticks > 0 && self.holds_off() {
+            return Ok(());
         }
         // Errors are messages of unknown peers or proposals that raft-rs drops: nothing to do.
         let _ = self.raw.step(message);
@@ -288,6 +308,11 @@ impl Core {
         self.raw.read_index(context);
     }
 
+    /// Is no leader known, may this replica stand for election, and has nobody done so since `term`?
+    pub fn is_unclaimed(&self, term: u64) -> bool {
+        self.leader().is_none() && self.term() == term && self.raw.raft.promotable()
+    }
+
     /// Stands for election at once: for a replica that has nobody to wait for.
     pub fn campaign(&mut self) {
         let _ = self.raw.campaign();
@@ -329,10 +354,35 @@ impl Core {
         }
     }
 
-    /// Asks the leader for a snapshot, whatever the log holds. To be repeated at every tick
-    /// until one has come: without a leader, or right after an election, it is not sent.
-    pub fn request_snapshot(&mut self) {
-        let _ = self.raw.request_snapshot();
+    /// Asks the leader for a snapshot, whatever the log holds. To be called at every tick until
+    /// one has come: without a leader, or right after an election, nothing is sent.
+    ///
+    /// Who has asked takes no entries until the snapshot is here, and that must hold everything
+    /// that was acknowledged here. So it is asked for only when all of this is committed: else the
+    /// leader could need this replica to commit what the snapshot waits for. For the same reason
+    /// a request ends with the leadership that it was made to. Under steady writes something is
+    /// always on its way: now and then no entries are taken for some ticks.
+    pub fn seek_snapshot(&mut self) {
+        self.sought_ticks += 1;
+        let raft = &mut self.raw.raft;
+        let asking = raft.pending_request_snapshot != raft::INVALID_INDEX;
+        if asking && self.asked_term != raft.term {
+            raft.pending_request_snapshot = raft::INVALID_INDEX;
+        } else if !asking && raft.raft_log.committed == raft.raft_log.last_index() {
+            self.asked_term = raft.term;
+            let _ = self.raw.request_snapshot();
+        }
+    }
+
+    /// The snapshot that was sought is here.
+    pub fn end_seeking(&mut self) {
+        self.sought_ticks = 0;
+    }
+
+    /// Are entries not to be taken, so that a snapshot can be asked for?
+    fn holds_off(&self) -> bool {
+        let log = &self.raw.raft.raft_log;
+        self.sought_ticks % SEEK_TICKS > SEEK_TICKS * 3 / 4 && log.committed < log.last_index()
     }
 
     /// Hands leadership to another voter.

@@ -30,7 +30,7 @@ use crate::disk::sim::SimDisk;
 use crate::engine::memory::MemoryEngine;
 use crate::extents::ExtentsConfig;
 use crate::log::{Log, LogConfig};
-use crate::node::{Birth, CheckpointPolicy, Node, NodeConfig, Pages};
+use crate::node::{Birth, CheckpointPolicy, Node, NodeConfig, Pages, TransferPolicy};
 use crate::transport::{PeerServices, Peers};
 use crate::worker::{self, NodeHandle};
 
@@ -74,6 +74,7 @@ fn node_config(node: u64) -> NodeConfig {
         large_bytes: 8192,
         withhold: false,
         checkpoint: CheckpointPolicy::default(),
+        transfer: TransferPolicy::default(),
     }
 }
 

@@ -20,7 +20,7 @@ use proto::{Error, GroupId};
 use super::open::{BIRTH, Judged, Shut, birth_record, first_state, group_key};
 use super::rounds::let_go;
 use super::{Birth, Node, NodeError, Output};
-use crate::group::Group;
+use crate::group::Eager;
 use crate::group::core::PersistId;
 use crate::group::large::Slot;
 use crate::log::{Record, ReplicaKey};
@@ -28,15 +28,7 @@ use crate::machine::state::State;
 use crate::store::layout::Shelf;
 
 /// Ticks for which a new group's first leader tries to be it: the others may come later.
-const EAGER_TICKS: u8 = 50;
-
-/// Is it this one of a new group's replicas that had better lead it? Another one each time, so that
-/// leaders are spread.
-fn is_first_leader(group: &Group) -> bool {
-    let members = &group.machine.state().members;
-    let place = group.id.0 as usize % members.len().max(1);
-    members.get(place).is_some_and(|member| member.id == group.node.0)
-}
+const EAGER_TICKS: usize = 50;
 
 /// A replica whose first state is not durable yet.
 pub(super) struct Newborn {
@@ -133,9 +125,10 @@ impl Node {
             }
             match self.open_replica(key, Judged::newborn(state), BTreeMap::new(), false)? {
                 Ok(mut group) => {
-                    if is_first_leader(&group) {
-                        group.eager_ticks = EAGER_TICKS;
-                    }
+                    // The one that had better lead it.
+                    let term = group.core.term();
+                    let eager = Eager { wait: 0, every: 1, tries: EAGER_TICKS, term };
+                    group.eager = group.turn().filter(|turn| *turn == 0).map(|_| eager);
                     self.groups.insert(id, group);
                     self.pulses.add(id);
                     self.touched.insert(id);

@@ -40,11 +40,11 @@ use crate::charter;
 use crate::disk::Disk;
 use crate::engine::Engine;
 use crate::extents::{Bitmap, ExtentError, Extents, ExtentsConfig, Named};
-use crate::group::Group;
 use crate::group::core::Core;
 use crate::group::large::{self, Slot};
 use crate::group::storage::{Found, GroupStorage};
 use crate::group::wire;
+use crate::group::{Eager, Group};
 use crate::log::{DamageExtent, IndexTerm, Log, Record, Recovered, RecoveredReplica, ReplicaKey};
 use crate::machine::Machine;
 use crate::machine::state::State;
@@ -54,6 +54,10 @@ use crate::store::layout::{self, Shelf};
 
 /// Index and term of a group's birth: before the first entry (any constant above 0 serves).
 pub(super) const BIRTH: (u64, u64) = (5, 5);
+/// Ticks after the start at which a replica asks for votes if no leader was heard, and how often it
+/// asks again: the others may not be there yet.
+const EARLY_TICKS: usize = 1;
+const EARLY_EVERY: usize = 2;
 /// Bytes of entries that are read from the log at a time.
 const READ_BYTES: u64 = 8 << 20;
 
@@ -231,7 +235,8 @@ impl Node {
                 Err(reason) => Err(reason),
             };
             match opened {
-                Ok(group) => {
+                Ok(mut group) => {
+                    group.eager = eager_after_start(&group, node.config.election_ticks);
                     node.touched.insert(group.id);
                     // The first checkpoint has all: what a snapshot brought is not in the group's
                     // row yet, and the log has forgotten what it was told to let go of.
@@ -463,6 +468,16 @@ impl Node {
         }
         Ok(())
     }
+}
+
+/// Whoever led before may have stopped as well. The group's replicas ask for votes one after the
+/// other, with pauses in which an election can end, so that they do not take votes from each other.
+fn eager_after_start(group: &Group, election_ticks: usize) -> Option<Eager> {
+    let turn = group.turn()?;
+    let wait = EARLY_TICKS + turn * election_ticks.div_ceil(3);
+    let tries = election_ticks.saturating_sub(wait).div_ceil(EARLY_EVERY);
+    let eager = Eager { wait, every: EARLY_EVERY, tries, term: group.core.term() };
+    Some(eager).filter(|eager| eager.tries > 0)
 }
 
 pub(super) fn group_key(key: ReplicaKey) -> Bytes {

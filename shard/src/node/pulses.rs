@@ -22,6 +22,7 @@
 
 use std::collections::BTreeMap;
 
+use bytes::{Buf, BufMut};
 use proto::cluster::raft::{Beats, GroupMessage, Message, PeerMessage, peer_message};
 use proto::{GroupId, NodeId};
 use raft::eraftpb::MessageType;
@@ -31,6 +32,8 @@ use crate::group::Group;
 
 /// How far the next group of a packed message may be from the last one before it is searched for.
 const NEAR: usize = 16;
+/// Length of a packed heartbeat.
+const RECORD_BYTES: usize = 40;
 
 /// See the module.
 #[derive(Default)]
@@ -39,8 +42,8 @@ pub(super) struct Pulses {
     list: Vec<Pulse>,
     /// Ticks so far.
     tick: u64,
-    /// To be sent with the round: heartbeats, and answers, by node.
-    beats: BTreeMap<(NodeId, bool), Beats>,
+    /// To be sent with the round: records of heartbeats, and of answers, by node.
+    beats: BTreeMap<(NodeId, bool), Vec<u8>>,
 }
 
 struct Pulse {
@@ -85,25 +88,29 @@ struct Beat {
 // === impl Beat ===
 
 impl Beat {
-    /// All of a message; what is incomplete is left out.
-    fn read(beats: &Beats) -> impl Iterator<Item = Beat> {
-        let Beats { groups, to, from, terms, commits, .. } = beats;
-        let rest = to.iter().zip(from).zip(terms.iter().zip(commits));
-        groups.iter().zip(rest).map(|(group, ((to, from), (term, commit)))| Beat {
-            group: GroupId(*group),
-            to: *to,
-            from: *from,
-            term: *term,
-            commit: *commit,
-        })
+    /// All records of a packed message, or none if the last one is not whole.
+    fn read(records: &[u8]) -> Option<impl Iterator<Item = Beat>> {
+        let (whole, rest) = records.as_chunks::<RECORD_BYTES>();
+        let beat = |record: &[u8; RECORD_BYTES]| {
+            let mut record = record.as_slice();
+            Beat {
+                group: GroupId(record.get_u64_le()),
+                to: record.get_u64_le(),
+                from: record.get_u64_le(),
+                term: record.get_u64_le(),
+                commit: record.get_u64_le(),
+            }
+        };
+        rest.is_empty().then(|| whole.iter().map(beat))
     }
 
-    fn pack(&self, beats: &mut Beats) {
-        beats.groups.push(self.group.0);
-        beats.to.push(self.to);
-        beats.from.push(self.from);
-        beats.terms.push(self.term);
-        beats.commits.push(self.commit);
+    fn pack(&self, records: &mut Vec<u8>) {
+        let mut record = [0; RECORD_BYTES];
+        let mut fields = record.as_mut_slice();
+        for field in [self.group.0, self.to, self.from, self.term, self.commit] {
+            fields.put_u64_le(field);
+        }
+        records.extend_from_slice(&record);
     }
 
     /// The message that it stands for.
@@ -259,7 +266,12 @@ impl Node {
     /// Lets a group rest if nothing is under way in it.
     pub(super) fn lull(&mut self, id: GroupId) {
         let tick = self.pulses.tick;
-        let rest = self.groups.get(&id).and_then(|group| rest_of(group, tick));
+        let group = self.groups.get_mut(&id);
+        let rest = group.and_then(|group| {
+            let rest = rest_of(group, tick)?;
+            group.core.slim();
+            Some(rest)
+        });
         if let Some(place) = self.pulses.rest_mut(id) {
             *place = rest;
         }
@@ -267,8 +279,13 @@ impl Node {
 
     /// Packed heartbeats came, or answers to them.
     pub(super) fn step_beats(&mut self, from: NodeId, beats: &Beats) -> Result<(), NodeError> {
+        let Some(records) = Beat::read(&beats.records) else {
+            let bytes = beats.records.len();
+            tracing::warn!(node = from.0, bytes, "packed heartbeats that are not whole: refused");
+            return Ok(());
+        };
         let mut place = 0;
-        for beat in Beat::read(beats) {
+        for beat in records {
             let tick = self.pulses.tick;
             let rest = self.pulses.rest_near(beat.group, &mut place);
             let is_plain = rest.is_some_and(|rest| match beats.answers {
@@ -288,8 +305,9 @@ impl Node {
 
     /// Puts out what is packed.
     pub(super) fn send_beats(&mut self) {
-        for ((to, answers), beats) in std::mem::take(&mut self.pulses.beats) {
-            let body = Some(peer_message::Body::Beats(Beats { answers, ..beats }));
+        for ((to, answers), records) in std::mem::take(&mut self.pulses.beats) {
+            let beats = Beats { answers, records: records.into() };
+            let body = Some(peer_message::Body::Beats(beats));
             self.outputs.push(Output::Send { to, message: PeerMessage { body } });
         }
     }
@@ -300,7 +318,7 @@ fn rest_of(group: &Group, tick: u64) -> Option<Rest> {
     let busy = group.stopped.is_some()
         || group.seed_anew
         || group.shared.is_withheld()
-        || group.eager_ticks > 0
+        || group.eager.is_some()
         || group.transfer.is_some()
         || !group.queued.is_empty()
         || !group.reads.is_empty();
@@ -361,16 +379,20 @@ mod tests {
 
     #[test]
     fn what_is_packed_comes_out_as_the_same_messages() {
-        let mut beats = Beats::default();
-        beat().pack(&mut beats);
-        Beat { group: GroupId(6), commit: 1, ..beat() }.pack(&mut beats);
-        let out: Vec<GroupMessage> = Beat::read(&beats).map(|beat| beat.whole(false)).collect();
+        let mut records = Vec::new();
+        beat().pack(&mut records);
+        Beat { group: GroupId(6), commit: u64::MAX, ..beat() }.pack(&mut records);
+        let read = |records| -> Option<Vec<GroupMessage>> {
+            Beat::read(records).map(|beats| beats.map(|beat| beat.whole(false)).collect())
+        };
+        let out = read(&records).unwrap();
         let message = out[0].message.clone().unwrap();
         assert_eq!((out.len(), out[0].group, out[1].group), (2, 5, 6));
         assert_eq!(message.kind, MessageType::MsgHeartbeat as u32);
         assert_eq!((message.to, message.from, message.term, message.commit), (2, 1, 3, 9));
-        beats.terms.pop();
-        assert_eq!(Beat::read(&beats).count(), 1, "what is incomplete is left out");
+        assert_eq!(out[1].message.as_ref().unwrap().commit, u64::MAX);
+        assert_eq!(read(&records[..records.len() - 1]), None, "one that is not whole");
+        assert_eq!(read(&[]), Some(Vec::new()));
     }
 
     #[test]

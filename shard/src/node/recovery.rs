@@ -22,10 +22,10 @@ use raft::eraftpb::EntryType;
 
 use super::rounds::{BATCH_FORMAT, read_change};
 use super::{Node, Output};
-use crate::group::Group;
+use crate::group::{Eager, Group};
 
 /// Ticks for which the replica stands for election at once.
-const EAGER_TICKS: u8 = 50;
+const EAGER_TICKS: usize = 50;
 
 /// A replica that is to go on without the others.
 #[derive(Clone, Debug)]
@@ -94,7 +94,8 @@ impl Node {
         let Some(group) = self.groups.get_mut(&id) else { return };
         group.core.go_alone();
         group.heard.clear();
-        group.eager_ticks = EAGER_TICKS;
+        let term = group.core.term();
+        group.eager = Some(Eager { wait: 0, every: 1, tries: EAGER_TICKS, term });
         // What is watched here may have been read elsewhere, further on.
         self.outputs.push(Output::Replaced { group: id });
     }

@@ -178,16 +178,9 @@ impl Node {
                 continue;
             }
             group.core.tick(resting);
-            if group.eager_ticks > 0 {
-                group.eager_ticks -= 1;
-                if group.core.leader().is_some() {
-                    group.eager_ticks = 0;
-                } else if !resting {
-                    group.core.campaign();
-                }
-            }
+            group.stand_early(resting);
             if group.seed_anew {
-                group.core.request_snapshot();
+                group.core.seek_snapshot();
             }
             if group.core.is_lost() {
                 lost.push(id);
@@ -663,7 +656,8 @@ impl Node {
     }
 
     fn persisted(&mut self, persist: u64) {
-        self.persisted = persist;
+        let before = std::mem::replace(&mut self.persisted, persist);
+        assert!(before < persist, "write {persist} is said to be durable after write {before}");
         self.departed();
         for id in std::mem::take(&mut self.unsettled) {
             let Some(group) = self.groups.get_mut(&id) else { continue };

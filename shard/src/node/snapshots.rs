@@ -42,8 +42,6 @@ use crate::store::counts;
 use crate::store::layout::{self, Row, Shelf, Value};
 use crate::store::recent::ChangeMap;
 
-/// Bytes of rows in one piece.
-const PIECE_BYTES: usize = 256 * 1024;
 /// Without an acknowledgement for so many ticks the piece is sent again; after three times
 /// that the transfer is given up and Raft decides anew.
 const RESEND_TICKS: u64 = 10;
@@ -52,6 +50,8 @@ const RESEND_TICKS: u64 = 10;
 #[derive(Default)]
 pub(super) struct Transfers {
     next: u64,
+    /// Bytes that may be sent before the next tick; below 0 when the last piece took more.
+    budget: i64,
     sending: BTreeMap<u64, Sending>,
     receiving: BTreeMap<GroupId, Receiving>,
     /// Restores that the log does not know yet.
@@ -71,6 +71,8 @@ struct Sending {
     state: SnapshotState,
     finish: GroupMessage,
     last_piece: SnapshotPiece,
+    /// The last piece is there; the next one is sent as soon as the budget allows.
+    waits: bool,
     sent_ms: u64,
     acked_ms: u64,
 }
@@ -229,16 +231,30 @@ impl Node {
             state,
             finish,
             last_piece: SnapshotPiece::default(),
+            waits: true,
             sent_ms: now_ms,
             acked_ms: now_ms,
         };
         self.transfers.next += 1;
         let transfer = crate::group::core::mix(&[self.config.incarnation, self.transfers.next]);
         self.transfers.sending.insert(transfer, sending);
-        if let Err(error) = self.send_piece(transfer) {
-            // The engine failed: the next round meets the same error and ends the node.
-            tracing::error!(%error, "read rows for a snapshot");
-            self.end_transfer(transfer, SnapshotStatus::Failure);
+        self.send_pieces();
+    }
+
+    /// Sends the next piece of all that wait, as far as the budget goes.
+    fn send_pieces(&mut self) {
+        let sending = self.transfers.sending.iter();
+        let waiting = sending.filter(|(_, sending)| sending.waits).map(|(transfer, _)| *transfer);
+        for transfer in waiting.collect::<Vec<_>>() {
+            if self.transfers.budget <= 0 {
+                return;
+            }
+            if let Err(error) = self.send_piece(transfer) {
+                // A damaged value cannot be sent. If it is the engine that failed, the next round
+                // meets the same error and ends the node.
+                tracing::error!(%error, "read rows for a snapshot");
+                self.end_transfer(transfer, SnapshotStatus::Failure);
+            }
         }
     }
 
@@ -247,7 +263,7 @@ impl Node {
         let Some(sending) = self.transfers.sending.get_mut(&transfer) else { return Ok(()) };
         let view = self.store.view(sending.shelf, sending.revision);
         let mut rows = Vec::new();
-        let mut bytes = 0;
+        let (piece_bytes, mut bytes) = (self.config.transfer.piece_bytes, 0);
         // The shelf's part of a row key is the sender's own: 1 byte kind, 8 bytes shelf.
         let after = sending.cursor.as_ref().map(|cursor| {
             let (mut from, _) = layout::versions_bounds(sending.shelf);
@@ -257,7 +273,7 @@ impl Node {
         });
         let mut complete = true;
         view.all_versions(after.as_deref(), &mut |row_key, row| {
-            if bytes >= PIECE_BYTES {
+            if bytes >= piece_bytes {
                 complete = false;
                 return Ok(ControlFlow::Break(()));
             }
@@ -287,7 +303,8 @@ impl Node {
             state: if complete { super::encode(&sending.state) } else { Bytes::new() },
         };
         sending.last_piece = piece.clone();
-        sending.sent_ms = self.now_ms;
+        (sending.waits, sending.sent_ms) = (false, self.now_ms);
+        self.transfers.budget -= bytes as i64;
         let to = sending.node;
         let body = Some(peer_message::Body::Piece(piece));
         self.outputs.push(Output::Send { to, message: PeerMessage { body } });
@@ -311,14 +328,9 @@ impl Node {
             return Ok(());
         }
         sending.number += 1;
-        match self.send_piece(ack.transfer) {
-            Err(EngineError::Value(what)) => {
-                tracing::error!(what, "a snapshot cannot be sent");
-                self.end_transfer(ack.transfer, SnapshotStatus::Failure);
-                Ok(())
-            }
-            sent => Ok(sent?),
-        }
+        sending.waits = true;
+        self.send_pieces();
+        Ok(())
     }
 
     fn end_transfer(&mut self, transfer: u64, status: SnapshotStatus) {
@@ -330,8 +342,13 @@ impl Node {
         }
     }
 
-    /// Resends pieces without an answer, gives up on dead receivers and senders.
+    /// Sends what waits for a tick, resends pieces without an answer, gives up on dead receivers
+    /// and senders.
     pub(super) fn tick_transfers(&mut self) {
+        // What was not used is not saved up.
+        let a_tick = self.config.transfer.bytes_per_s * self.config.tick_ms / 1000;
+        self.transfers.budget = (self.transfers.budget + a_tick as i64).min(a_tick as i64);
+        self.send_pieces();
         let resend_ms = RESEND_TICKS * self.config.tick_ms;
         let now_ms = self.now_ms;
         let mut dead = Vec::new();
@@ -340,9 +357,12 @@ impl Node {
                 self.groups.get(&GroupId(sending.key.group)).is_some_and(|g| g.core.is_leader());
             // The last piece is acknowledged only after a checkpoint, which may take long.
             let patience = if sending.last_piece.finish.is_some() { 20 } else { 3 };
+            if sending.waits {
+                sending.acked_ms = now_ms;
+            }
             if !leads || now_ms > sending.acked_ms + patience * resend_ms {
                 dead.push(*transfer);
-            } else if now_ms > sending.sent_ms + resend_ms {
+            } else if !sending.waits && now_ms > sending.sent_ms + resend_ms {
                 sending.sent_ms = now_ms;
                 let to = sending.node;
                 let body = Some(peer_message::Body::Piece(sending.last_piece.clone()));
@@ -598,6 +618,7 @@ impl Node {
         group.machine.restore(state)?;
         group.publish_membership();
         group.seed_anew = false;
+        group.core.end_seeking();
         // What was proposed here and lies below the snapshot may be in it or not.
         let above = group.proposals.split_off(&(meta.index + 1, 0));
         let below = std::mem::replace(&mut group.proposals, above);

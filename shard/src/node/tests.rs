@@ -81,6 +81,7 @@ impl Driven {
             large_bytes: 1 << 20,
             withhold,
             checkpoint: CheckpointPolicy::default(),
+            transfer: TransferPolicy::default(),
         };
         let (log, recovered) = Log::open(disks.log.clone(), 1, LogConfig::default()).unwrap();
         let log = Arc::new(log);
@@ -283,6 +284,27 @@ fn a_quota_is_its_groups_alone() {
     }
     let described = driven.ask(GROUP, Request::Describe(Default::default()));
     assert!(matches!(described, Ok(Reply::Describe(told)) if told.quota == 10_000));
+}
+
+#[test]
+fn after_a_start_replicas_ask_for_votes_in_turn_before_a_timeout() {
+    let members = [1, 2, 3].map(|id| Member { id, name: format!("n{id}"), ..Default::default() });
+    let of = |group| Birth { members: members.to_vec(), ..birth(GroupId(group)) };
+    // Node 1 has the first turn in group 42, and the second in group 44.
+    let mut driven = Driven::open(Disks::default(), &[of(42), of(44)], false);
+    let mut asked = BTreeMap::new();
+    for tick in 1..driven.node.config.election_ticks {
+        driven.now_ms += TICK_MS;
+        driven.node.step(driven.now_ms, Input::Tick).unwrap();
+        driven.settle();
+        for (_, message) in std::mem::take(&mut driven.sent) {
+            let Some(peer_message::Body::Raft(raft)) = message.body else { continue };
+            let kind = raft.message.expect("it has one").kind;
+            assert_eq!(kind, MessageType::MsgRequestPreVote as u32, "a living leader stays");
+            asked.entry(raft.group).or_insert(tick);
+        }
+    }
+    assert_eq!(asked, BTreeMap::from([(42, 2), (44, 6)]));
 }
 
 /// What a leader on node 2 says: entries behind index `before`, of which all up to `commit` are

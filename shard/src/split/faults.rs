@@ -62,11 +62,29 @@ pub enum Fault {
     LeaseNotConfirmed,
     /// A planned transfer of home goes on granting after it wrote down where it stopped.
     HandGoesOn,
+    /// A range is split while writes are under way.
+    RangeNotAlone,
+    /// A group is served before home's log says that it has its range.
+    ServedBeforeMap,
+    /// Transactions go on although the groups that they concern have changed.
+    OldMapDecided,
+    /// What is known of a lease's groups stays although a group was split.
+    HoldersNotSplit,
+    /// A tenant that is split for the first time does not say how far revisions may be granted.
+    SplitWithoutLimit,
+    /// A tenant that is on one group again does not say what was granted or shown.
+    AbsorbWithoutBase,
+    /// A frozen group goes on.
+    FrozenServes,
+    /// A frozen group goes on when it has waited for long.
+    ThawOnClock,
+    /// A group absorbs its neighbour while its own writes are under way.
+    AbsorbNotAlone,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Fault; 28] = [
+    pub const ALL: [Fault; 37] = [
         Fault::NoReadRound,
         Fault::RestartAtMax,
         Fault::GrantAboveLimit,
@@ -95,6 +113,15 @@ impl Fault {
         Fault::LeaseKeysFree,
         Fault::LeaseNotConfirmed,
         Fault::HandGoesOn,
+        Fault::RangeNotAlone,
+        Fault::ServedBeforeMap,
+        Fault::OldMapDecided,
+        Fault::HoldersNotSplit,
+        Fault::SplitWithoutLimit,
+        Fault::AbsorbWithoutBase,
+        Fault::FrozenServes,
+        Fault::ThawOnClock,
+        Fault::AbsorbNotAlone,
     ];
 }
 

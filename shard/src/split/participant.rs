@@ -28,13 +28,13 @@ use bytes::Bytes;
 use proto::etcd::request_op::Request as Op;
 use proto::etcd::{RequestOp, TxnRequest, TxnResponse};
 use proto::mvccpb::KeyValue;
-use proto::{Error, KeyRange};
+use proto::{Error, GroupId, KeyRange};
 
-use super::entry::Entry;
+use super::entry::{Entry, Merge};
 use super::evaluate::{Change, Outcome, Prediction, Revisions, Rows, evaluate};
 use super::faults::{Fault, Faults};
-use super::footprint::Footprint;
-use super::stream::{Branch, Down, Granted, TxId, Up, Vote, Wanted};
+use super::footprint::{Footprint, common};
+use super::stream::{Branch, Down, Granted, Place, TxId, Up, Vote, Wanted};
 
 /// Names a waiting request to whoever drives the participant.
 pub type Ticket = u64;
@@ -47,6 +47,10 @@ pub trait Replica: Rows {
     fn revision(&self) -> i64;
     /// The highest sealed epoch, as far as it is applied.
     fn seal(&self) -> u64;
+    /// The group's keys, as far as it has applied.
+    fn place(&self) -> &Place;
+    /// Is it frozen, as far as it has applied?
+    fn is_frozen(&self) -> bool;
     /// Below this nothing can be read.
     fn compacted(&self) -> i64;
     /// Keys that are attached to a lease.
@@ -58,7 +62,8 @@ pub trait Replica: Rows {
 pub enum Do {
     /// Say this on the stream.
     Send(Up),
-    /// Propose an entry; `tag` comes back when it is applied.
+    /// Propose an entry; `tag` comes back when it is applied. Where a tenant comes to be on one
+    /// group again, [`Entry::Absorb`] is to be given its base first (`Sequencer::close`).
     Propose {
         /// Names the proposal.
         tag: i64,
@@ -81,6 +86,11 @@ pub enum Do {
     },
     /// The stream is of no use any more: begin a new one.
     Break,
+    /// Certainly not done: the keys are not, or no more, this group's.
+    Elsewhere {
+        /// Whose.
+        ticket: Ticket,
+    },
 }
 
 /// What applying a write gave.
@@ -107,6 +117,41 @@ enum Body {
     },
     /// Proposed, not applied yet.
     Branch,
+    /// A change of the range: it goes alone.
+    Range {
+        change: RangeChange,
+        proposed: bool,
+    },
+}
+
+/// What may become of a group's range.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RangeChange {
+    /// The keys from `at` on go to a new group.
+    Split {
+        /// Its first key.
+        at: Bytes,
+        /// The new group.
+        child: GroupId,
+    },
+    /// The group is about to be absorbed by its left neighbour, which has said so in its log.
+    Freeze {
+        /// Number of the merge.
+        merge: u64,
+        /// The neighbour.
+        left: GroupId,
+        /// Version of the range that it is about.
+        version: u64,
+    },
+    /// The right neighbour is frozen, in all its replicas: its keys are this group's.
+    Absorb {
+        /// Number of the merge.
+        merge: u64,
+        /// What it has.
+        place: Place,
+        /// The last revision in its log.
+        revision: i64,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,7 +169,7 @@ struct Item {
 
 #[derive(Clone, Debug)]
 enum Read {
-    Rows(Ticket),
+    Rows(Ticket, KeyRange),
     /// A transaction that would have changed nothing.
     Idle(Ticket, TxnRequest),
 }
@@ -171,6 +216,8 @@ pub struct Participant {
     told: Vec<(Read, i64, i64)>,
     doubts: Vec<Doubt>,
     doubting: Option<Vec<Doubt>>,
+    /// Its keys are another group's for good.
+    gone: bool,
     /// Proposals that are not applied.
     unapplied: BTreeSet<i64>,
     out: Vec<Do>,
@@ -206,12 +253,14 @@ fn of_branch(branch: &Branch) -> Footprint {
 }
 
 impl Participant {
-    /// A participant for the leadership of `term`, of a replica that has sealed `seal`.
-    pub fn new(term: u64, seal: u64, faults: Faults) -> Participant {
+    /// A participant for the leadership of `term`, of a replica that has sealed `seal`. A leader
+    /// whose tenant was split before, in the same term, goes on with the numbers of its streams:
+    /// `number` is the last one, or 0.
+    pub fn new(term: u64, number: u64, seal: u64, faults: Faults) -> Participant {
         Participant {
             faults,
             term,
-            number: 0,
+            number,
             epoch: 0,
             seal,
             phase: Phase::Apart,
@@ -225,6 +274,7 @@ impl Participant {
             told: Vec::new(),
             doubts: Vec::new(),
             doubting: None,
+            gone: false,
             unapplied: BTreeSet::new(),
             out: Vec::new(),
         }
@@ -251,7 +301,7 @@ impl Participant {
         let asking = self.asking.iter().flatten();
         let reads = self.reads.iter().chain(asking).chain(self.told.iter().map(|told| &told.0));
         let reads = reads.map(|read| match read {
-            Read::Rows(ticket) | Read::Idle(ticket, _) => (*ticket, false),
+            Read::Rows(ticket, _) | Read::Idle(ticket, _) => (*ticket, false),
         });
         let doubts = self.doubts.iter().chain(self.doubting.iter().flatten());
         writes.chain(reads).chain(doubts.map(|doubt| (doubt.ticket, false))).collect()
@@ -267,8 +317,50 @@ impl Participant {
     }
 
     /// A linearizable read.
-    pub fn read(&mut self, ticket: Ticket) {
-        self.reads.push(Read::Rows(ticket));
+    pub fn read(&mut self, ticket: Ticket, keys: KeyRange) {
+        self.reads.push(Read::Rows(ticket, keys));
+    }
+
+    /// The range is to change. What came before is done first; what comes later waits until it is.
+    pub fn change(&mut self, change: RangeChange) {
+        let whole = vec![KeyRange::all()];
+        let footprint = Footprint { writes: whole, conditional: true, ..Footprint::default() };
+        self.push(Item { footprint, body: Body::Range { change, proposed: false } });
+    }
+
+    /// The right neighbour is to be merged into this group: says so in the log, if this takes
+    /// requests on now. From then on the neighbour may be asked to freeze.
+    pub fn begin(&mut self, replica: &dyn Replica, merge: Merge) {
+        if self.phase == Phase::Live && !replica.is_frozen() {
+            let (epoch, version) = (self.epoch, replica.place().version);
+            self.note(Entry::Begin { epoch, version, merge });
+        }
+    }
+
+    /// The merge takes too long, or there is any doubt: it is not to be, unless it is already.
+    pub fn abort(&mut self, merge: u64) {
+        self.note(Entry::Abort { merge });
+    }
+
+    /// The merge for which this group is frozen was not to be; the left group's log says so.
+    pub fn thaw(&mut self, merge: u64) {
+        self.note(Entry::Thaw { merge });
+    }
+
+    /// Of an absorbed group nothing is left.
+    pub fn forget(&mut self, right: GroupId) {
+        self.note(Entry::Gone { right });
+    }
+
+    /// The left neighbour has absorbed this group: everybody is to ask there.
+    pub fn leave(&mut self) {
+        self.disconnect();
+        self.gone = true;
+    }
+
+    /// Proposes something that nothing here waits for.
+    fn note(&mut self, entry: Entry) {
+        self.out.push(Do::Propose { tag: 0, entry });
     }
 
     fn push(&mut self, item: Item) {
@@ -309,6 +401,16 @@ impl Participant {
         self.doubts.extend(self.doubting.take().into_iter().flatten());
     }
 
+    /// Are its keys another group's for good?
+    pub fn is_gone(&self) -> bool {
+        self.gone
+    }
+
+    /// The number of its last stream.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
     /// Is there no stream?
     pub fn is_apart(&self) -> bool {
         self.phase == Phase::Apart
@@ -329,7 +431,7 @@ impl Participant {
         if self.phase != Phase::Apart && self.epoch < epoch {
             self.give_up_stream();
         }
-        self.out.push(Do::Propose { tag: 0, entry: Entry::Seal { epoch } });
+        self.note(Entry::Seal { epoch });
     }
 
     fn give_up_stream(&mut self) {
@@ -456,6 +558,16 @@ impl Participant {
         self.line.remove(&tag);
     }
 
+    /// A change of the range was applied, or refused: the group registers anew with the keys that
+    /// it has now.
+    pub fn ranged(&mut self, tag: i64) {
+        self.unapplied.remove(&tag);
+        self.line.remove(&tag);
+        if self.phase != Phase::Apart {
+            self.give_up_stream();
+        }
+    }
+
     // === what goes on ===
 
     /// Does what can be done now. To be called after anything else.
@@ -467,14 +579,24 @@ impl Participant {
         if self.phase == Phase::Joining && drained && sealed {
             self.phase = Phase::Registering;
             let (term, number, seal) = (self.term, self.number, replica.seal());
-            self.out.push(Do::Send(Up::Register { term, number, seal, applied }));
+            let place = replica.place().clone();
+            self.out.push(Do::Send(Up::Register { place, term, number, seal, applied }));
         }
         if matches!(self.phase, Phase::Catching(last) if last <= applied) {
             self.phase = Phase::Live;
         }
-        if self.phase != Phase::Live {
+        if self.gone {
+            let tickets = self.open_tickets();
+            self.out.extend(tickets.into_iter().map(|(ticket, _)| Do::Elsewhere { ticket }));
+            self.line.clear();
+            self.reads.clear();
+            self.doubts.clear();
+        }
+        let serves = !replica.is_frozen() || self.faults.has(Fault::FrozenServes);
+        if self.phase != Phase::Live || !serves {
             return;
         }
+        self.turn_away(replica.place());
         while let Some((id, mut footprint, revokes)) = self.latches.pop_front() {
             if revokes && !self.faults.has(Fault::LeaseKeysFree) {
                 self.cover_keys(replica, &mut footprint);
@@ -491,10 +613,70 @@ impl Participant {
         if self.asked.is_none() {
             self.want(replica, applied);
         }
+        self.change_range(replica);
         if self.asking.is_none() && !self.reads.is_empty() {
             self.asking = Some(std::mem::take(&mut self.reads));
             self.out.push(Do::Send(Up::Ask { applied }));
         }
+    }
+
+    /// Whoever asks for keys that are not this group's is to ask elsewhere.
+    fn turn_away(&mut self, place: &Place) {
+        let inside = |keys: &KeyRange| common(keys, &place.range).as_ref() == Some(keys);
+        let fits = |footprint: &Footprint| {
+            let past = footprint.past.iter().map(|(keys, _)| keys);
+            footprint.reads.iter().chain(&footprint.writes).chain(past).all(inside)
+        };
+        let mut away = Vec::new();
+        self.line.retain(|_, item| match &item.body {
+            Body::Write { ticket, stage: Stage::Waiting, .. } if !fits(&item.footprint) => {
+                away.push(*ticket);
+                false
+            }
+            _ => true,
+        });
+        self.reads.retain(|read| {
+            let (ticket, stays) = match read {
+                Read::Rows(ticket, keys) => (ticket, inside(keys)),
+                Read::Idle(ticket, txn) => (ticket, fits(&Footprint::of(txn))),
+            };
+            if !stays {
+                away.push(*ticket);
+            }
+            stays
+        });
+        self.out.extend(away.into_iter().map(|ticket| Do::Elsewhere { ticket }));
+    }
+
+    /// Proposes a change of the range once nothing else is under way.
+    fn change_range(&mut self, replica: &dyn Replica) {
+        let hurries = |item: &Item| match &item.body {
+            Body::Range { change: RangeChange::Absorb { .. }, .. } => {
+                self.faults.has(Fault::AbsorbNotAlone)
+            }
+            Body::Range { .. } => self.faults.has(Fault::RangeNotAlone),
+            _ => false,
+        };
+        let hurried = self.line.iter().find(|(_, item)| hurries(item));
+        let alone = || self.line.iter().next().filter(|_| self.unapplied.is_empty());
+        let Some((tag, item)) = hurried.or_else(alone) else { return };
+        let Body::Range { change, proposed: false } = &item.body else { return };
+        let (tag, epoch, own) = (*tag, self.epoch, replica.place().version);
+        let entry = match change.clone() {
+            RangeChange::Split { at, child } => {
+                Entry::Split { epoch, version: own, at, child, limit: 0 }
+            }
+            RangeChange::Freeze { merge, left, version } => {
+                Entry::Freeze { epoch, version, merge, left }
+            }
+            RangeChange::Absorb { merge, place, revision } => {
+                Entry::Absorb { epoch, merge, place, revision, base: None }
+            }
+        };
+        if let Some(Item { body: Body::Range { proposed, .. }, .. }) = self.line.get_mut(&tag) {
+            *proposed = true;
+        }
+        self.propose(tag, entry);
     }
 
     /// A latch that revokes leases covers their keys, attached or about to be.
@@ -517,6 +699,7 @@ impl Participant {
         let collides = earlier.footprint.collides(&item.footprint);
         let lease = || earlier.footprint.shares_lease(&item.footprint);
         match (&earlier.body, &item.body) {
+            (Body::Range { .. }, _) | (_, Body::Range { .. }) => true,
             (Body::Latch { .. }, _) => collides || lease(),
             (Body::Write { stage, .. }, Body::Latch { .. }) => {
                 let jumps = self.faults.has(Fault::LatchJumps) && *stage != Stage::Proposed;
@@ -558,7 +741,13 @@ impl Participant {
         self.told = late;
         for (read, revision, _) in ready {
             match read {
-                Read::Rows(ticket) => self.out.push(Do::Readable { ticket, revision }),
+                // The group may have lost the keys since it was asked.
+                Read::Rows(ticket, keys)
+                    if common(&keys, &replica.place().range).as_ref() != Some(&keys) =>
+                {
+                    self.out.push(Do::Elsewhere { ticket });
+                }
+                Read::Rows(ticket, _) => self.out.push(Do::Readable { ticket, revision }),
                 Read::Idle(ticket, txn) => {
                     let (before, compacted) = (revision, replica.compacted());
                     let revisions = Revisions { before, own: before + 1, compacted };
@@ -642,9 +831,13 @@ mod tests {
     use super::*;
 
     /// A replica with nothing in it.
-    #[derive(Default)]
     struct Bare {
         seal: u64,
+        place: Place,
+    }
+
+    fn bare(seal: u64) -> Bare {
+        Bare { seal, place: Place { range: KeyRange::all(), version: 1 } }
     }
 
     impl Rows for Bare {
@@ -660,6 +853,14 @@ mod tests {
 
         fn seal(&self) -> u64 {
             self.seal
+        }
+
+        fn place(&self) -> &Place {
+            &self.place
+        }
+
+        fn is_frozen(&self) -> bool {
+            false
         }
 
         fn compacted(&self) -> i64 {
@@ -678,8 +879,8 @@ mod tests {
     }
 
     fn live() -> Participant {
-        let mut participant = Participant::new(1, 0, Faults::NONE);
-        let replica = Bare::default();
+        let mut participant = Participant::new(1, 0, 0, Faults::NONE);
+        let replica = bare(0);
         participant.connect(2);
         participant.advance(&replica);
         participant.hear(&replica, Down::Registered { branches: Vec::new() });
@@ -690,21 +891,21 @@ mod tests {
 
     #[test]
     fn a_seal_that_is_only_proposed_is_not_told() {
-        let mut participant = Participant::new(1, 0, Faults::NONE);
+        let mut participant = Participant::new(1, 0, 0, Faults::NONE);
         participant.seal(5);
         participant.connect(5);
         participant.take();
-        participant.advance(&Bare { seal: 0 });
+        participant.advance(&bare(0));
         assert_eq!(participant.take(), Vec::new());
-        participant.advance(&Bare { seal: 5 });
-        let (term, number, seal, applied) = (1, 1, 5, 1);
-        let register = Up::Register { term, number, seal, applied };
+        participant.advance(&bare(5));
+        let (place, term, number, seal, applied) = (bare(5).place, 1, 1, 5, 1);
+        let register = Up::Register { place, term, number, seal, applied };
         assert_eq!(participant.take(), vec![Do::Send(register)]);
     }
 
     #[test]
     fn a_latch_holds_back_what_comes_later_and_ends_with_its_branch() {
-        let (mut participant, replica) = (live(), Bare::default());
+        let (mut participant, replica) = (live(), bare(0));
         let id = TxId { epoch: 2, number: 1 };
         let footprint = Footprint::of(&put("a"));
         participant.hear(&replica, Down::Latch { id, footprint, revokes: false });
@@ -728,10 +929,42 @@ mod tests {
     }
 
     #[test]
-    fn what_was_asked_on_a_broken_stream_is_asked_again() {
-        let (mut participant, replica) = (live(), Bare::default());
+    fn a_split_goes_alone_and_sends_others_away() {
+        let (mut participant, mut replica) = (live(), bare(0));
         participant.write(7, put("a"));
-        participant.read(8);
+        let (at, child) = (Bytes::from("m"), GroupId(9));
+        participant.change(RangeChange::Split { at, child });
+        participant.write(8, put("b"));
+        participant.write(9, put("x"));
+        participant.advance(&replica);
+        let want = Do::Send(Up::Want { items: vec![Wanted::default()], applied: 1 });
+        assert_eq!(participant.take(), vec![want], "what came later waits");
+        participant.hear(&replica, Down::Granted { items: vec![Granted::Revision(2)] });
+        participant.advance(&replica);
+        assert_eq!(participant.take().len(), 1, "the split waits for the write");
+        participant.written(1, Written::Done(TxnResponse::default()));
+        participant.advance(&replica);
+        let (epoch, version, at, child) = (2, 1, "m".into(), GroupId(9));
+        let split =
+            Do::Propose { tag: 2, entry: Entry::Split { epoch, version, at, child, limit: 0 } };
+        assert_eq!(participant.take().pop(), Some(split));
+        let range = KeyRange { start: Bytes::new(), end: Some("m".into()) };
+        replica.place = Place { range, version: 2 };
+        participant.ranged(2);
+        assert_eq!(participant.take(), vec![Do::Break]);
+        participant.connect(2);
+        participant.advance(&replica);
+        participant.hear(&replica, Down::Registered { branches: Vec::new() });
+        participant.advance(&replica);
+        assert!(participant.take().contains(&Do::Elsewhere { ticket: 9 }));
+        assert_eq!(participant.open_tickets(), vec![(8, false)]);
+    }
+
+    #[test]
+    fn what_was_asked_on_a_broken_stream_is_asked_again() {
+        let (mut participant, replica) = (live(), bare(0));
+        participant.write(7, put("a"));
+        participant.read(8, KeyRange::all());
         participant.advance(&replica);
         assert_eq!(participant.take().len(), 2);
         participant.disconnect();

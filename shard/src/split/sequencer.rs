@@ -26,12 +26,12 @@ use proto::etcd::{TxnRequest, TxnResponse};
 use proto::mvccpb::KeyValue;
 use proto::{Error, GroupId, KeyRange};
 
-use super::entry::{Decision, Entry, Kept};
+use super::entry::{Decision, Entry, Kept, note_place};
 use super::evaluate::{Change, Revisions, Rows, evaluate};
 use super::faults::{Fault, Faults};
 use super::footprint::{Footprint, common};
 use super::participant::Ticket;
-use super::stream::{Branch, Down, Granted, StreamId, TxId, Up, Vote};
+use super::stream::{Branch, Down, Granted, Place, StreamId, TxId, Up, Vote};
 
 /// Revisions that the limit is ahead of the last one granted, when it is raised.
 pub const WINDOW: i64 = 4096;
@@ -89,6 +89,8 @@ pub enum Do {
         revision: i64,
         /// By group.
         last: BTreeMap<GroupId, i64>,
+        /// Who has which keys at that revision: the only map to read by.
+        map: BTreeMap<GroupId, Place>,
     },
     /// Certainly not done: may be tried again.
     NotDone {
@@ -96,14 +98,20 @@ pub enum Do {
         ticket: Ticket,
     },
     /// For watches over several groups: these are the pairs from now on, all at this revision.
-    Marks {
-        /// The last revision granted.
-        revision: i64,
-        /// What changed.
-        last: Vec<(GroupId, i64)>,
-    },
+    Marks(Marks),
     /// Somebody has sealed a higher epoch: this leader is not the last one.
     StepDown,
+}
+
+/// What watches over several groups wait for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Marks {
+    /// The last revision granted.
+    pub revision: i64,
+    /// `last` of some groups.
+    pub last: Vec<(GroupId, i64)>,
+    /// Who has which keys from now on, if that changed. Where nobody has, nothing is complete.
+    pub map: Option<BTreeMap<GroupId, Place>>,
 }
 
 #[derive(Debug)]
@@ -121,6 +129,28 @@ struct Shard {
     registering: Option<i64>,
     /// What waits until no decision that concerns it is undecided.
     waiting: VecDeque<Up>,
+}
+
+impl Shard {
+    fn new(place: &Place) -> Shard {
+        Shard {
+            range: place.range.clone(),
+            sealed: false,
+            last: 0,
+            applied: 0,
+            stream: None,
+            live: false,
+            registering: None,
+            waiting: VecDeque::new(),
+        }
+    }
+
+    /// What was said on its streams so far counts no more.
+    fn part(&mut self) {
+        self.live = false;
+        self.registering = None;
+        self.waiting.clear();
+    }
 }
 
 #[derive(Debug)]
@@ -169,7 +199,7 @@ enum Holders {
 enum Pending {
     Ask { to: StreamId, revision: i64, last: i64 },
     Leases { to: StreamId, found: Vec<bool> },
-    Read { ticket: Ticket, revision: i64, last: BTreeMap<GroupId, i64> },
+    Read { ticket: Ticket, marks: Marks },
     Idle { ticket: Ticket, answer: Result<TxnResponse, Error> },
     NoLease { ticket: Ticket },
     Gone { ticket: Ticket, revision: i64 },
@@ -182,6 +212,8 @@ enum Hand {
     Over,
     /// The transfer has failed: it goes on when a higher limit is applied.
     Back,
+    /// The tenant is about to be on one group again.
+    Closed,
 }
 
 /// See the module.
@@ -196,6 +228,10 @@ pub struct Sequencer {
     open: bool,
     hand: Hand,
     shards: BTreeMap<GroupId, Shard>,
+    /// Registrations of groups with ranges that home's log does not have yet.
+    unplaced: BTreeMap<GroupId, (StreamId, Up)>,
+    /// Ranges that are proposed for home's log.
+    placing: BTreeMap<GroupId, Place>,
     holders: BTreeMap<i64, Holders>,
     revoking: BTreeSet<i64>,
     /// Revocations of leases without keys that are proposed, with who waits.
@@ -247,25 +283,9 @@ impl Rows for Ballots<'_> {
 
 impl Sequencer {
     /// A sequencer for home's leadership of term `epoch`, which has applied the first entry of that
-    /// term; `kept` is home's state then, `map` says which groups the tenant is split over. It
-    /// opens when all of them have sealed.
-    pub fn new(
-        epoch: u64,
-        map: &BTreeMap<GroupId, KeyRange>,
-        kept: Kept,
-        window: i64,
-        faults: Faults,
-    ) -> Sequencer {
-        let shard = |range: &KeyRange| Shard {
-            range: range.clone(),
-            sealed: false,
-            last: 0,
-            applied: 0,
-            stream: None,
-            live: false,
-            registering: None,
-            waiting: VecDeque::new(),
-        };
+    /// term; `kept` is home's state then. It opens when all groups of the map have sealed.
+    pub fn new(epoch: u64, kept: Kept, window: i64, faults: Faults) -> Sequencer {
+        let shards = kept.map.iter().map(|(group, place)| (*group, Shard::new(place)));
         let holders =
             kept.leases.iter().map(|lease| match faults.has(Fault::LeaseGroupsForgotten) {
                 true => (*lease, Holders::Some(BTreeSet::new())),
@@ -279,7 +299,9 @@ impl Sequencer {
             next: 0,
             open: false,
             hand: Hand::No,
-            shards: map.iter().map(|(group, range)| (*group, shard(range))).collect(),
+            shards: shards.collect(),
+            unplaced: BTreeMap::new(),
+            placing: BTreeMap::new(),
             holders: holders.collect(),
             kept,
             revoking: BTreeSet::new(),
@@ -296,7 +318,23 @@ impl Sequencer {
             late: Vec::new(),
             out: Vec::new(),
         };
-        sequencer.out.extend(map.keys().map(|group| Do::Seal { group: *group }));
+        let groups = sequencer.shards.keys();
+        sequencer.out.extend(groups.map(|group| Do::Seal { group: *group }));
+        sequencer
+    }
+
+    /// The sequencer of the leader that proposed the tenant's first split, when it has applied it in
+    /// the same term: both groups begin under its epoch, and nobody gave out a revision before it,
+    /// so that it opens at once and goes on without a gap.
+    pub fn begun(epoch: u64, kept: Kept, window: i64, faults: Faults) -> Sequencer {
+        let revision = kept.revision;
+        let mut sequencer = Sequencer::new(epoch, kept, window, faults);
+        for shard in sequencer.shards.values_mut() {
+            (shard.sealed, shard.last) = (true, revision);
+        }
+        (sequencer.next, sequencer.open) = (revision + 1, true);
+        let marks = sequencer.marks();
+        sequencer.out = vec![Do::Marks(marks)];
         sequencer
     }
 
@@ -315,9 +353,19 @@ impl Sequencer {
         self.next - 1
     }
 
-    /// What watches over several groups begin with: the last revision, and `last[S]` of all.
-    pub fn marks(&self) -> (i64, Vec<(GroupId, i64)>) {
-        (self.next - 1, self.shards.iter().map(|(group, shard)| (*group, shard.last)).collect())
+    /// What watches over several groups begin with.
+    pub fn marks(&self) -> Marks {
+        let last = self.shards.iter().map(|(group, shard)| (*group, shard.last)).collect();
+        Marks { revision: self.next - 1, last, map: Some(self.kept.map.clone()) }
+    }
+
+    /// Has every key a group?
+    fn is_whole(&self) -> bool {
+        let mut places: Vec<&KeyRange> = self.shards.values().map(|shard| &shard.range).collect();
+        places.sort_by(|a, b| a.start.cmp(&b.start));
+        let joined = places.windows(2).all(|two| two[0].end.as_ref() == Some(&two[1].start));
+        let first = places.first().is_some_and(|range| range.start.is_empty());
+        first && joined && places.last().is_some_and(|range| range.end.is_none())
     }
 
     // === opening ===
@@ -349,8 +397,7 @@ impl Sequencer {
             self.next = max + 1;
         }
         self.open = true;
-        let (revision, last) = self.marks();
-        self.out.push(Do::Marks { revision, last });
+        self.out.push(Do::Marks(self.marks()));
         self.go_on();
     }
 
@@ -382,7 +429,12 @@ impl Sequencer {
     }
 
     fn is_quiet(&self) -> bool {
-        !self.open || (self.hand != Hand::No && !self.faults.has(Fault::HandGoesOn))
+        let goes_on = match self.hand {
+            Hand::No => true,
+            Hand::Over | Hand::Back => self.faults.has(Fault::HandGoesOn),
+            Hand::Closed => false,
+        };
+        !self.open || !goes_on
     }
 
     /// Everything that could not be done before.
@@ -390,13 +442,20 @@ impl Sequencer {
         if self.is_quiet() {
             return;
         }
+        self.place_new();
         let mut again = VecDeque::new();
+        let whole = self.is_whole();
         while let Some((ticket, what)) = self.early.pop_front() {
             match what {
+                Early::Grant(lease) => {
+                    self.granting.insert(lease, ticket);
+                    self.out.push(Do::Propose(Entry::LeaseGranted { lease }));
+                }
+                // A group of the map has not registered since it was born.
+                what if !whole => again.push_back((ticket, what)),
                 Early::Read => {
-                    let (revision, last) = self.marks();
-                    let last = last.into_iter().collect();
-                    self.pend(Pending::Read { ticket, revision, last });
+                    let marks = self.marks();
+                    self.pend(Pending::Read { ticket, marks });
                 }
                 Early::Txn(txn) => self.begin_txn(ticket, txn),
                 Early::Revoke(lease) if self.revoking.contains(&lease) => {
@@ -406,10 +465,6 @@ impl Sequencer {
                     self.pend(Pending::NoLease { ticket });
                 }
                 Early::Revoke(lease) => self.begin_revoke(ticket, lease),
-                Early::Grant(lease) => {
-                    self.granting.insert(lease, ticket);
-                    self.out.push(Do::Propose(Entry::LeaseGranted { lease }));
-                }
             }
         }
         self.early = again;
@@ -498,26 +553,43 @@ impl Sequencer {
     /// A group's leader said something.
     pub fn hear(&mut self, from: StreamId, word: Up) {
         let stream = (from.term, from.number);
-        let Some(shard) = self.shards.get_mut(&from.group) else { return };
-        if let Up::Register { seal, applied, .. } = word {
-            if seal > self.epoch && !self.faults.has(Fault::NoSeal) {
+        if let Up::Register { place, seal, applied, .. } = &word {
+            if *seal > self.epoch && !self.faults.has(Fault::NoSeal) {
                 return self.out.push(Do::StepDown);
             }
-            let older = shard.stream.is_some_and(|seen| stream <= seen);
+            let waiting = self.unplaced.get(&from.group).map(|(id, _)| (id.term, id.number));
+            let known = self.shards.get(&from.group).and_then(|shard| shard.stream);
+            let newest = known.max(waiting);
+            let older = newest.is_some_and(|seen| stream <= seen);
             if older && !self.faults.has(Fault::OldRegistration) {
                 return;
             }
-            if seal < self.epoch && !self.faults.has(Fault::NoSeal) {
+            if *seal < self.epoch && !self.faults.has(Fault::NoSeal) {
                 let epoch = self.epoch;
                 return self.out.push(Do::Send { to: from, word: Down::NeedSeal { epoch } });
             }
+            let known = self.kept.map.get(&from.group);
+            if known.is_some_and(|known| known.version > place.version) {
+                return;
+            }
+            if known != Some(place) {
+                if self.faults.has(Fault::ServedBeforeMap) {
+                    let place = place.clone();
+                    self.placed(from.group, &place);
+                    return self.hear(from, word);
+                }
+                self.unplaced.insert(from.group, (from, word));
+                return self.go_on();
+            }
+            let applied = *applied;
+            let Some(shard) = self.shards.get_mut(&from.group) else { return };
+            shard.part();
             shard.stream = Some(stream);
-            shard.live = false;
             shard.registering = Some(applied);
             shard.applied = shard.applied.max(applied);
-            shard.waiting.clear();
             return self.go_on();
         }
+        let Some(shard) = self.shards.get_mut(&from.group) else { return };
         let current = shard.stream == Some(stream) && shard.live;
         if !current && !self.faults.has(Fault::OldStream) {
             return;
@@ -532,13 +604,65 @@ impl Sequencer {
         self.go_on();
     }
 
+    /// Has home's log say what groups that came, grew or shrank have now; they are served after that.
+    fn place_new(&mut self) {
+        let mut map = self.kept.map.clone();
+        self.unplaced.retain(|group, (_, word)| match word {
+            Up::Register { place, .. } => note_place(&mut map, *group, place).is_some(),
+            _ => false,
+        });
+        let words = self.unplaced.iter();
+        let places = words.filter_map(|(group, (_, word))| match word {
+            Up::Register { place, .. } => Some((*group, place.clone())),
+            _ => None,
+        });
+        for (group, place) in places.collect::<Vec<_>>() {
+            if self.placing.get(&group) != Some(&place) {
+                self.placing.insert(group, place.clone());
+                self.out.push(Do::Propose(Entry::Map { group, place }));
+            }
+        }
+    }
+
+    /// Home's log says that a group has a range.
+    fn placed(&mut self, group: GroupId, place: &Place) {
+        let Some(cut) = note_place(&mut self.kept.map, group, place) else { return };
+        let changed: BTreeSet<GroupId> = cut.into_iter().chain([group]).collect();
+        self.shards.entry(group).or_insert_with(|| Shard::new(place));
+        for id in &changed {
+            let Some(shard) = self.shards.get_mut(id) else { continue };
+            match self.kept.map.get(id) {
+                Some(place) => shard.range = place.range.clone(),
+                None => drop(self.shards.remove(id)),
+            }
+        }
+        // Who lost keys registers anew, too, before it gets anything else.
+        for id in &changed {
+            if let Some(shard) = self.shards.get_mut(id)
+                && !self.faults.has(Fault::OldMapDecided)
+            {
+                shard.part();
+            }
+        }
+        if !self.faults.has(Fault::HoldersNotSplit) {
+            self.holders.values_mut().for_each(|holders| *holders = Holders::All);
+        }
+        let concerns = |tx: &Tx| tx.parts.keys().any(|part| changed.contains(part));
+        let over = self.txs.iter().filter(|(_, tx)| concerns(tx));
+        let over: Vec<TxId> = over.map(|(id, _)| *id).collect();
+        for id in over {
+            if !self.faults.has(Fault::OldMapDecided) {
+                self.kill(id);
+            }
+        }
+        self.out.push(Do::Marks(self.marks()));
+    }
+
     /// The way to a group is broken. What it asked comes again when it registers anew.
     pub fn disconnected(&mut self, from: StreamId) {
         let Some(shard) = self.shards.get_mut(&from.group) else { return };
         if shard.stream == Some((from.term, from.number)) {
-            shard.live = false;
-            shard.registering = None;
-            shard.waiting.clear();
+            shard.part();
         }
     }
 
@@ -613,7 +737,8 @@ impl Sequencer {
             }
         }
         if !changed.is_empty() {
-            self.out.push(Do::Marks { revision: self.next - 1, last: changed });
+            let revision = self.next - 1;
+            self.out.push(Do::Marks(Marks { revision, last: changed, map: None }));
         }
     }
 
@@ -857,7 +982,24 @@ impl Sequencer {
                     self.pend(Pending::Gone { ticket, revision });
                 }
             }
-            Entry::Seal { .. } | Entry::Write { .. } | Entry::Branch { .. } => return,
+            Entry::Map { group, place } => {
+                self.placing.remove(group);
+                let waiting = self.unplaced.remove(group);
+                self.placed(*group, place);
+                if let Some((from, word)) = waiting {
+                    self.hear(from, word);
+                }
+            }
+            Entry::Seal { .. }
+            | Entry::Write { .. }
+            | Entry::Branch { .. }
+            | Entry::Split { .. }
+            | Entry::Begin { .. }
+            | Entry::Freeze { .. }
+            | Entry::Absorb { .. }
+            | Entry::Abort { .. }
+            | Entry::Thaw { .. }
+            | Entry::Gone { .. } => return,
         }
         self.go_on();
     }
@@ -935,8 +1077,10 @@ impl Sequencer {
             Pending::Leases { to, found } => {
                 self.out.push(Do::Send { to, word: Down::Leases { found } });
             }
-            Pending::Read { ticket, revision, last } => {
-                self.out.push(Do::Readable { ticket, revision, last });
+            Pending::Read { ticket, marks } => {
+                let last = marks.last.into_iter().collect();
+                let map = marks.map.unwrap_or_default();
+                self.out.push(Do::Readable { ticket, revision: marks.revision, last, map });
             }
             Pending::Idle { ticket, answer } => self.out.push(Do::Answer { ticket, answer }),
             Pending::NoLease { ticket } => {
@@ -971,5 +1115,120 @@ impl Sequencer {
             let revision = self.kept.limit.max(self.next) + self.window;
             self.out.push(Do::Propose(Entry::Limit { revision }));
         }
+    }
+
+    // === one group again ===
+
+    /// Home is about to absorb the last other group: from now on nothing is granted or shown.
+    /// Gives the last revision that was, which the entry must carry; nothing while a decision is
+    /// not applied or a transfer is under way.
+    pub fn close(&mut self) -> Option<i64> {
+        if !self.open || self.hand != Hand::No || !self.undecided.is_empty() {
+            return None;
+        }
+        self.hand = Hand::Closed;
+        Some(self.next - 1)
+    }
+
+    /// It came to nothing: the entry was applied, and refused.
+    pub fn reopen(&mut self) {
+        if self.hand == Hand::Closed {
+            self.hand = Hand::No;
+            self.go_on();
+        }
+    }
+
+    /// Requests that are not answered, and whether each may be done.
+    pub fn open_tickets(&self) -> Vec<(Ticket, bool)> {
+        let early = self.early.iter().map(|(ticket, _)| (*ticket, false));
+        let txs = self.txs.values().map(|tx| (tx.ticket, false));
+        let pending = self.fresh.iter().chain(self.in_round.values().flatten());
+        let pending = pending.filter_map(|pending| match pending {
+            Pending::Ask { .. } | Pending::Leases { .. } => None,
+            Pending::Read { ticket, .. }
+            | Pending::Idle { ticket, .. }
+            | Pending::NoLease { ticket } => Some((*ticket, false)),
+            Pending::Gone { ticket, .. } => Some((*ticket, true)),
+        });
+        let leaving = self.leaving.values().map(|(ticket, _)| *ticket);
+        let undecided = self.undecided.values().map(|undecided| undecided.ticket);
+        let proposed = self.granting.values().copied().chain(leaving).chain(undecided);
+        early.chain(txs).chain(pending).chain(proposed.map(|ticket| (ticket, true))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(start: &'static str, end: Option<&'static str>, version: u64) -> Place {
+        let range = KeyRange { start: start.into(), end: end.map(Bytes::from) };
+        Place { range, version }
+    }
+
+    /// Home after a change of its leader: the other group is sealed, too.
+    fn opened() -> (Kept, Sequencer) {
+        let (home, right) = (GroupId(1), GroupId(2));
+        let (low, high) = (place("", Some("m"), 2), place("m", None, 2));
+        let map = [(home, low.clone()), (right, high)].into();
+        let kept = Kept { map, revision: 7, limit: 40, seal: 3, ..Kept::new(home, low) };
+        let mut sequencer = Sequencer::new(3, kept.clone(), 10, Faults::NONE);
+        sequencer.sealed(home, 3, 7);
+        sequencer.sealed(right, 3, 5);
+        (kept, sequencer)
+    }
+
+    /// What was shown at home's limit is in no log: random runs meet it once in thousands.
+    #[test]
+    fn a_tenant_on_one_group_again_goes_on_above_all_that_was_shown() {
+        let (mut kept, mut sequencer) = opened();
+        sequencer.read(1);
+        let round = sequencer.take().into_iter().find_map(|wish| match wish {
+            Do::Round { round } => Some(round),
+            _ => None,
+        });
+        sequencer.round_done(round.expect("a read needs a round"));
+        let shown = sequencer.take().into_iter().find_map(|wish| match wish {
+            Do::Readable { revision, .. } => Some(revision),
+            _ => None,
+        });
+        assert_eq!(shown, Some(40));
+        let base = sequencer.close();
+        assert_eq!(base, shown);
+        let merge = crate::split::entry::Merge { number: 1, right: GroupId(2) };
+        let (epoch, version) = (3, 2);
+        kept.apply(&Entry::Begin { epoch, version, merge }, Faults::NONE).expect("in order");
+        let place = place("m", None, 2);
+        let absorb = Entry::Absorb { epoch, merge: 1, place, revision: 5, base };
+        kept.apply(&absorb, Faults::NONE).expect("in order");
+        assert!(kept.is_alone() && kept.revision == 40 && kept.map.is_empty());
+    }
+
+    #[test]
+    fn nothing_is_granted_or_shown_while_the_last_group_is_absorbed() {
+        let (_, mut sequencer) = opened();
+        assert_eq!(sequencer.close(), Some(40));
+        assert_eq!(sequencer.close(), None, "not twice");
+        sequencer.take();
+        sequencer.read(1);
+        assert_eq!(sequencer.take(), Vec::new());
+        assert_eq!(sequencer.open_tickets(), vec![(1, false)]);
+        sequencer.reopen();
+        assert!(matches!(sequencer.take().as_slice(), [.., Do::Round { .. }]));
+    }
+
+    /// A frozen group is asked about by its number: only the left group's log ends it.
+    #[test]
+    fn the_first_of_absorb_and_abort_wins() {
+        let (mut left, _) = opened();
+        let merge = crate::split::entry::Merge { number: 4, right: GroupId(2) };
+        let begin = Entry::Begin { epoch: 3, version: 2, merge };
+        left.apply(&begin, Faults::NONE).expect("in order");
+        left.apply(&Entry::Abort { merge: 4 }, Faults::NONE).expect("in order");
+        let place = place("m", None, 2);
+        let absorb = Entry::Absorb { epoch: 3, merge: 4, place, revision: 9, base: None };
+        let late = left.apply(&absorb, Faults::NONE).expect("in order");
+        assert_eq!((late, left.revision), (crate::split::entry::Verdict::Refused, 7));
+        assert!(left.absorbed.is_empty() && !left.is_alone());
     }
 }

@@ -10,6 +10,15 @@ use proto::{GroupId, KeyRange};
 use super::evaluate::Change;
 use super::footprint::Footprint;
 
+/// Which keys a group has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The keys.
+    pub range: KeyRange,
+    /// Counts the changes of the range: of two groups that claim a key the higher one has it.
+    pub version: u64,
+}
+
 /// A transaction over several groups: the sequencer's epoch and its number there. Never used
 /// twice; latches go out in this order on every stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -69,6 +78,8 @@ pub struct Branch {
 pub enum Up {
     /// The first word on a stream, from a leader that has applied all that it proposed itself.
     Register {
+        /// The range that it has, as far as it has applied.
+        place: Place,
         /// Its Raft term.
         term: u64,
         /// Number of the stream within the term.

@@ -6,6 +6,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use tests::sim::{Fault, Outcome, Scene, Trial, run_trial};
 
 /// Runs seeds through the deterministic simulator.
 #[derive(Parser)]
@@ -19,6 +20,12 @@ struct Cli {
     /// Tell everything that happens (one seed).
     #[arg(long)]
     tell: bool,
+    /// What stands in the worlds, instead of each seed's own.
+    #[arg(long)]
+    scene: Option<SceneName>,
+    /// Plant each fault of a list into the seeds, until it is found.
+    #[arg(long)]
+    faults: bool,
     /// Threads.
     #[arg(long, default_value_t = 2)]
     threads: u64,
@@ -27,10 +34,59 @@ struct Cli {
     violations_max: usize,
 }
 
+/// See [`Scene`].
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum SceneName {
+    Still,
+    Moved,
+    Service,
+}
+
+impl Cli {
+    fn run(&self, seed: u64) -> Outcome {
+        run_trial(seed, self.tell, &self.trial(seed))
+    }
+
+    fn trial(&self, seed: u64) -> Trial {
+        let own = Trial::of(seed);
+        let scene = match self.scene {
+            None => own.scene,
+            Some(SceneName::Still) => Scene::Still,
+            Some(SceneName::Moved) => Scene::Moved,
+            Some(SceneName::Service) => Scene::Service,
+        };
+        Trial { scene, ..own }
+    }
+
+    /// Tries each planted fault until a seed finds it, and prints a table.
+    fn find_faults(&self) -> ExitCode {
+        println!("| fault | found by | as |\n|---|---|---|");
+        let mut all = true;
+        for fault in Fault::ALL {
+            let found = (self.seed..self.seed + self.seeds).find_map(|seed| {
+                let trial = Trial { fault: Some(fault), ..self.trial(seed) };
+                match std::panic::catch_unwind(|| run_trial(seed, false, &trial)) {
+                    Ok(outcome) => Some((seed, outcome.violations.into_iter().next()?)),
+                    Err(_) => Some((seed, "an assertion of the node".to_owned())),
+                }
+            });
+            all &= found.is_some();
+            match found {
+                Some((seed, how)) => println!("| {fault:?} | seed {seed} | {how} |"),
+                None => println!("| {fault:?} | none of {} seeds | |", self.seeds),
+            }
+        }
+        if all { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    }
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    if cli.faults {
+        return cli.find_faults();
+    }
     if cli.tell {
-        let outcome = tests::sim::run(cli.seed, true);
+        let outcome = cli.run(cli.seed);
         print!("{}", outcome.text.unwrap_or_default());
         for violation in &outcome.violations {
             println!("VIOLATION {violation}");
@@ -47,7 +103,7 @@ fn main() -> ExitCode {
                     if seed >= cli.seed + cli.seeds || totals.lock().3 >= cli.violations_max {
                         return;
                     }
-                    let run = std::panic::catch_unwind(|| tests::sim::run(seed, false));
+                    let run = std::panic::catch_unwind(|| cli.run(seed));
                     let mut totals = totals.lock();
                     totals.0 += 1;
                     match run {

@@ -19,7 +19,8 @@ fn planted(fault: Fault) -> (Faults, bool) {
     let faults = Faults::NONE.and(fault);
     match fault {
         Fault::NoVerify => (faults.and(Fault::PredictOnApplied), true),
-        Fault::PredictOnApplied => (faults, false),
+        // A sequencer that did not see the leases granted believes that everybody has their keys.
+        Fault::PredictOnApplied | Fault::HoldersNotSplit => (faults, false),
         _ => (faults, true),
     }
 }
@@ -92,12 +93,15 @@ fn main() -> ExitCode {
     let (seeds, sum, bad) = totals.into_inner();
     println!(
         "seeds {seeds}, answered {}, revisions {}, holes {}, leader changes {}, planned transfers \
-         {}, transactions over groups {}, void {}, violations {bad}",
+         {}, splits {}, merges {}, changes between one group and several {}, transactions over groups {}, void {}, violations {bad}",
         sum.answered,
         sum.revisions,
         sum.holes,
         sum.elections,
         sum.transfers,
+        sum.splits,
+        sum.merges,
+        sum.modes,
         sum.decisions,
         sum.voids
     );
@@ -119,6 +123,9 @@ fn add(sum: &mut Outcome, one: &Outcome) {
     sum.decisions += one.decisions;
     sum.voids += one.voids;
     sum.transfers += one.transfers;
+    sum.splits += one.splits;
+    sum.merges += one.merges;
+    sum.modes += one.modes;
 }
 
 fn plant(cli: &Cli, which: &str) -> ExitCode {

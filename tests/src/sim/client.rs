@@ -14,6 +14,8 @@ use super::random::Random;
 /// A client: one request at a time.
 #[derive(Default)]
 pub struct Client {
+    /// Whose: place among the world's tenants.
+    pub tenant: usize,
     /// Its connection's number in the history; a new one after every reconnect.
     pub connection: u64,
     /// Host it talks to.

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use proto::etcd::Member;
 use proto::group::{WatchOutput, WatchSink};
-use proto::{NodeId, id};
+use proto::{GroupId, NamespaceId, NodeId, TenantId, id};
 use shard::disk::sim::SimDisk;
 use shard::engine::memory::MemoryEngine;
 use shard::extents::ExtentsConfig;
 use shard::group::large::Appended;
-use shard::log::{Log, LogConfig};
-use shard::node::{Birth, CheckpointPolicy, Node, NodeConfig, Pages, Persist};
+use shard::log::{Log, LogConfig, Record, ReplicaKey};
+use shard::node::{Birth, CheckpointPolicy, Node, NodeConfig, Pages, Persist, TransferPolicy};
 use shard::store::checkpoint::Checkpoint;
 use shard::watch::hub::Hub;
 
@@ -27,8 +27,8 @@ pub struct Process {
     pub node: Node,
     /// Its log.
     pub log: Arc<Log>,
-    /// The hub of its replica of the default group, while it has one.
-    pub hub: Option<Hub>,
+    /// The hubs of the replicas here.
+    pub hubs: BTreeMap<GroupId, Hub>,
     /// Writes that wait for the disk.
     pub queue: VecDeque<Persist>,
     /// The write that the disk is syncing, and what it appended.
@@ -63,8 +63,12 @@ pub struct Host {
     pub sync_ms: u64,
     /// Came to a running group: it knows no first members.
     pub joined: bool,
-    /// Has no replica of the group before placement says so.
-    pub spare: bool,
+    /// Groups that begin with it.
+    pub founds: Vec<GroupId>,
+    /// It stops in its next round, with part of it done.
+    pub dies_in_round: bool,
+    /// Replicas that it did not open at its last start.
+    pub shut: Vec<ReplicaKey>,
     /// Was removed: it stays down.
     pub removed: bool,
 }
@@ -84,14 +88,16 @@ impl Host {
             paused_until: 0,
             sync_ms: 2,
             joined: false,
-            spare: false,
+            founds: vec![id::DEFAULT_GROUP],
+            dies_in_round: false,
+            shut: Vec::new(),
             removed: false,
         }
     }
 
     /// A machine to which the group may come.
     pub fn spare(index: usize) -> Host {
-        Host { spare: true, ..Host::new(index) }
+        Host { founds: Vec::new(), ..Host::new(index) }
     }
 
     /// A machine for the member `id`, added to a running group.
@@ -116,7 +122,7 @@ impl Host {
         let log = Arc::new(log);
         let founders = if self.joined { 0 } else { hosts as u64 };
         let births: Vec<Birth> =
-            (!self.spare).then(|| birth(self.id, founders)).into_iter().collect();
+            self.founds.iter().map(|group| birth(*group, self.id, founders)).collect();
         let config = NodeConfig {
             node: NodeId(self.id),
             cluster: 7,
@@ -136,6 +142,8 @@ impl Host {
                 idle_ms: 1500,
                 ..Default::default()
             },
+            // Snapshots take several pieces, and some of these wait for a tick.
+            transfer: TransferPolicy { piece_bytes: 700, bytes_per_s: 20_000 },
         };
         let clock = self.clock(now);
         let engine = Arc::new(self.engine.clone());
@@ -152,15 +160,19 @@ impl Host {
         };
         let opened = Node::open(config, engine, log.clone(), &recovered, &births, pages, clock)
             .map_err(|error| format!("open the node: {error}"))?;
-        if let Some(refused) = opened.refused.first() {
-            return Err(format!("a replica is refused: {}", refused.reason));
+        let shut = std::mem::take(&mut self.shut);
+        for refused in &opened.refused {
+            if !shut.contains(&refused.key) {
+                return Err(format!("a replica is refused: {}", refused.reason));
+            }
+            self.shut.push(refused.key);
         }
         let node = opened.node;
-        let hub = hub_of(&node);
+        let hubs = node.groups().filter_map(|(id, _)| Some((*id, hub_of(&node, *id)?))).collect();
         self.process = Some(Process {
             node,
             log,
-            hub,
+            hubs,
             queue: VecDeque::new(),
             syncing: None,
             checkpoint: None,
@@ -169,33 +181,45 @@ impl Host {
         Ok(())
     }
 
+    /// While it is down one of its replicas, if it has any, is found damaged beyond trust.
+    pub fn damage(&mut self, choose: usize) -> Result<Option<ReplicaKey>, String> {
+        let config = LogConfig { segment_bytes: 64 << 10, ..Default::default() };
+        let (log, found) = Log::open(Arc::new(self.disk.clone()), self.id, config)
+            .map_err(|error| format!("open the log: {error}"))?;
+        let is_shut = |record: &Record| matches!(record, Record::Quarantine { .. });
+        let whole = found.replicas.iter().filter(|(_, found)| !found.controls.iter().any(is_shut));
+        let Some(key) = whole.map(|(key, _)| *key).cycle().nth(choose) else { return Ok(None) };
+        let record = Record::Quarantine { key, reason: "the simulator says so".to_owned() };
+        log.append(&[record]).map_err(|error| format!("write the log: {error}"))?;
+        log.sync().map_err(|error| format!("sync the log: {error}"))?;
+        self.shut.push(key);
+        Ok(Some(key))
+    }
+
     /// The host's own monotonic clock.
     pub fn clock(&self, now: u64) -> u64 {
         now + self.ahead_ms + 1000
     }
 }
 
-/// How a replica of the group comes to a node.
-pub fn birth(replica: u64, founders: u64) -> Birth {
+/// How a replica of a group comes to a node.
+pub fn birth(group: GroupId, replica: u64, founders: u64) -> Birth {
     let member = |n: u64| Member {
         id: n + 1,
         name: format!("n{}", n + 1),
         peer_ur_ls: vec![format!("http://n{}", n + 1)],
         ..Default::default()
     };
-    Birth {
-        group: id::DEFAULT_GROUP,
-        replica,
-        members: (0..founders).map(member).collect(),
-        cluster_id: 7,
-        tenant: id::DEFAULT_TENANT,
-        namespace: id::DEFAULT_NAMESPACE,
-    }
+    // The groups that every service begins with.
+    let tenant = if group == id::SYSTEM_GROUP { TenantId(0) } else { id::DEFAULT_TENANT };
+    let namespace = if group == id::SYSTEM_GROUP { NamespaceId(0) } else { id::DEFAULT_NAMESPACE };
+    let members = (0..founders).map(member).collect();
+    Birth { group, replica, members, cluster_id: 7, tenant, namespace }
 }
 
-/// A hub for the group's replica on a node, if it has one.
-pub fn hub_of(node: &Node) -> Option<Hub> {
-    let shared = node.shared(id::DEFAULT_GROUP)?;
+/// A hub for a group's replica on a node, if it has one.
+pub fn hub_of(node: &Node, group: GroupId) -> Option<Hub> {
+    let shared = node.shared(group)?;
     Some(Hub::new(node.store().clone(), shared.published.clone()))
 }
 

@@ -6,18 +6,27 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use proto::cluster::group::{DescribeRequest, LinearizeRequest, refusal};
+use prost::Message as _;
+use proto::cluster::group::{DescribeRequest, GroupRequest, LinearizeRequest, refusal};
 use proto::cluster::raft::PeerMessage;
 use proto::etcd::{
     HashKvRequest, Member, MemberAddRequest, MemberListRequest, MemberPromoteRequest,
     MemberRemoveRequest,
 };
-use proto::group::{GroupError, Reply, Request, WatchOutput, WatchSpec as HubSpec, own_request};
-use proto::{KeyRange, NodeId, id, mvccpb};
+use proto::group::{GroupError, Reply, Request, WatchOutput, WatchSpec as HubSpec, request_to};
+use proto::{GroupId, KeyRange, NodeId, TenantId, id, mvccpb};
 use shard::access;
+use shard::engine::Engine as _;
+use shard::group::Shared;
+use shard::log::Record;
 use shard::node::{Answer, Input, Output, Persist};
+use shard::store::checkpoint::NodeRow;
+use shard::store::layout;
+
+mod service;
 
 use super::client::Client;
+use super::fault::Fault;
 use super::host::{self, ELECTION_TICKS, Host, Sink, TICK_MS};
 use super::moves::Moves;
 use super::random::Random;
@@ -30,6 +39,9 @@ const FAULTS_MS: u64 = 20_000;
 const QUIET_MS: u64 = 25_000;
 /// A client gives up on a request after so long.
 const PATIENCE_MS: u64 = 3_000;
+
+/// Nodes that begin together where there is a service.
+const FOUNDERS: usize = 3;
 
 /// What a seed's world is like.
 #[derive(Clone, Debug)]
@@ -57,6 +69,25 @@ struct Weather {
     moves: bool,
     /// Values from this length on stand in extents.
     large_bytes: usize,
+}
+
+/// What stands in a world, and who moves it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scene {
+    /// One group, where it began.
+    Still,
+    /// One group, which placement may move.
+    Moved,
+    /// Several tenants that come, move and go, by a ledger in the system group.
+    Service,
+}
+
+impl Scene {
+    /// A seed's own.
+    pub fn of(seed: u64) -> Scene {
+        let service = Random::new(seed.rotate_left(16)).permille(400);
+        if service { Scene::Service } else { Scene::Moved }
+    }
 }
 
 impl Weather {
@@ -120,6 +151,8 @@ enum Event {
     Watchers,
     Operator,
     Placement,
+    Read { host: usize, life: u64, client: usize, op: OpId, shared: Arc<Shared> },
+    Service(service::Event),
 }
 
 /// What a ticket was for.
@@ -129,20 +162,33 @@ enum Waiting {
         client: usize,
         op: OpId,
         request: Request,
+        /// The replica as the asker found it.
+        shared: Option<Arc<Shared>>,
     },
     /// A watcher that asks what "now" is.
-    Watcher {
-        watcher: usize,
-    },
+    Watcher { watcher: usize },
     /// The operator.
     Operator,
     /// Placement, which looks at the group's leader.
     Placement,
     /// Placement, which asked for a change of the members.
     Step,
+    /// Somebody of the service.
+    Service(service::Asked),
+}
+
+/// A tenant, as its clients see it: one group, one history.
+struct Tenant {
+    id: u64,
+    namespace: u64,
+    group: GroupId,
+    history: History,
+    /// Since when it is deleted for good.
+    over: Option<u64>,
 }
 
 struct Watcher {
+    tenant: usize,
     watch: WatchId,
     spec: HubSpec,
     /// Host and life of the hub it is at.
@@ -159,6 +205,7 @@ struct World {
     /// Placement's.
     placer: Random,
     weather: Weather,
+    fault: Option<Fault>,
     seed: u64,
     now: u64,
     order: u64,
@@ -172,9 +219,10 @@ struct World {
     tickets: BTreeMap<(usize, u64, u64), Waiting>,
     next_ticket: u64,
     cuts: Vec<(u64, u64)>,
-    history: History,
+    tenants: Vec<Tenant>,
     watchers: Vec<Watcher>,
     moves: Moves,
+    service: Option<service::Service>,
     faults: u64,
     ops: u64,
     trace: u64,
@@ -201,34 +249,58 @@ pub struct Outcome {
 
 /// Length from which on a seed's values stand in extents: clients' have five bytes and more, so
 /// all of them, some, or none.
-pub fn large_bytes(seed: u64) -> usize {
+fn large_bytes(seed: u64) -> usize {
     [1, 6, 6, usize::MAX][(seed % 4) as usize]
+}
+
+/// What is chosen about a run beside its seed.
+#[derive(Clone, Copy, Debug)]
+pub struct Trial {
+    /// What stands in the world.
+    pub scene: Scene,
+    /// Values from this length on stand in extents.
+    pub large_bytes: usize,
+    /// A fault to be found.
+    pub fault: Option<Fault>,
+}
+
+impl Trial {
+    /// A seed's own.
+    pub fn of(seed: u64) -> Trial {
+        Trial { scene: Scene::of(seed), large_bytes: large_bytes(seed), fault: None }
+    }
 }
 
 /// Runs one seed. With `tell` the outcome has the run's text.
 pub fn run(seed: u64, tell: bool) -> Outcome {
-    run_with(seed, tell, large_bytes(seed), true)
+    run_trial(seed, tell, &Trial::of(seed))
 }
 
-/// As [`run`], with values from this length on in extents, and with placement if it `may_move`
-/// the group.
-pub fn run_with(seed: u64, tell: bool, large_bytes: usize, may_move: bool) -> Outcome {
+/// Runs one seed in another way than its own.
+pub fn run_trial(seed: u64, tell: bool, trial: &Trial) -> Outcome {
+    let Trial { scene, large_bytes, fault } = *trial;
     let mut random = Random::new(seed);
     // What was added later is drawn apart, so that kept seeds still tell their old story.
     let mut spice = Random::new(!seed);
     let mut placer = Random::new(seed.rotate_left(32));
     let mut weather = Weather { large_bytes, ..Weather::of(&mut random, &mut spice) };
+    if scene == Scene::Service {
+        weather.hosts = FOUNDERS;
+        weather.grows = false;
+    }
     let movable = weather.hosts == 3 && !weather.grows;
-    weather.moves = may_move && movable && placer.permille(500);
+    weather.moves = scene == Scene::Moved && movable && placer.permille(500);
     let mut hosts: Vec<Host> = (0..weather.hosts).map(Host::new).collect();
     if weather.moves {
         hosts.push(Host::spare(hosts.len()));
     }
+    let service = (scene == Scene::Service).then(|| service::Service::new(seed, &mut hosts));
     let clients = weather.clients;
     let mut world = World {
         random,
         spice,
         placer,
+        fault,
         seed,
         now: 0,
         order: 0,
@@ -242,9 +314,10 @@ pub fn run_with(seed: u64, tell: bool, large_bytes: usize, may_move: bool) -> Ou
         tickets: BTreeMap::new(),
         next_ticket: 0,
         cuts: Vec::new(),
-        history: History::new(),
+        tenants: vec![Tenant::first()],
         watchers: Vec::new(),
         moves: Moves::new(weather.hosts as u64),
+        service,
         faults: 0,
         ops: 0,
         trace: 0,
@@ -257,6 +330,25 @@ pub fn run_with(seed: u64, tell: bool, large_bytes: usize, may_move: bool) -> Ou
     world.note(&format!("{:?}", world.weather.clone()));
     world.go();
     world.judge()
+}
+
+impl Tenant {
+    /// The one that every service begins with.
+    fn first() -> Tenant {
+        Tenant {
+            id: id::DEFAULT_TENANT.0,
+            namespace: id::DEFAULT_NAMESPACE.0,
+            group: id::DEFAULT_GROUP,
+            history: History::new(),
+            over: None,
+        }
+    }
+
+    /// A request, as its router makes it.
+    fn request(&self, body: Request) -> GroupRequest {
+        let (tenant, namespace) = (self.id, self.namespace);
+        GroupRequest { tenant, namespace, ..request_to(self.group, body) }
+    }
 }
 
 impl World {
@@ -291,7 +383,7 @@ impl World {
             self.schedule(at, Event::Ask { client });
         }
         for number in 0..4 {
-            self.add_watcher(number);
+            self.add_watcher(0, number);
         }
         self.schedule(50, Event::Watchers);
         if self.weather.grows {
@@ -302,6 +394,7 @@ impl World {
             let at = self.placer.between(300, 3000);
             self.schedule(at, Event::Placement);
         }
+        self.begin_service();
         let kinds = [
             (self.weather.crash_ms, Event::Crash),
             (self.weather.cut_ms, Event::Cut),
@@ -340,6 +433,7 @@ impl World {
             self.hosts[host].paused_until = self.now;
             self.hosts[host].sync_ms = 2;
             self.schedule(self.now, Event::Resume { host });
+            self.hosts[host].dies_in_round = false;
             if self.hosts[host].process.is_none() {
                 self.schedule(self.now, Event::Start { host });
             }
@@ -396,7 +490,7 @@ impl World {
                 let host = self.spice.below(self.hosts.len() as u64) as usize;
                 let list = Request::MemberList(MemberListRequest { linearizable: true });
                 if self.hosts[host].process.is_some() {
-                    self.request(host, Waiting::Operator, list);
+                    self.request_first(host, Waiting::Operator, list);
                 }
                 let at = self.now + self.spice.between(100, 1200);
                 self.schedule(at, Event::Operator);
@@ -406,10 +500,17 @@ impl World {
                 let at = self.now + self.placer.between(50, 600);
                 self.schedule(at, Event::Placement);
             }
+            Event::Read { host, life, client, op, shared } => {
+                self.read_late(host, life, client, op, &shared);
+            }
+            Event::Service(event) => self.serve(event),
             _ if self.calm => {}
             Event::Crash => {
                 let host = self.random.below(self.hosts.len() as u64) as usize;
-                self.crash(host);
+                match self.service.as_mut().is_some_and(service::Service::crashes_in_round) {
+                    true => self.hosts[host].dies_in_round = true,
+                    false => self.crash(host),
+                }
                 let at = self.soon(self.weather.crash_ms);
                 self.schedule(at, Event::Crash);
             }
@@ -475,6 +576,7 @@ impl World {
         let mut random = Random::new(self.seed ^ self.faults << 32);
         self.hosts[host].pages.crash(&mut |n| random.below(n));
         self.note(&format!("crash n{}", host + 1));
+        self.harm(host);
         // Two at a time would be two lost replicas of three.
         if self.weather.forgetful == Some(host) && self.spice.permille(500) {
             let all = self.spice.permille(300);
@@ -490,6 +592,27 @@ impl World {
         self.end(host);
         let at = self.now + self.random.between(10, 3000);
         self.schedule(at, Event::Start { host });
+    }
+
+    /// What a planted fault makes of a crash.
+    fn harm(&mut self, host: usize) {
+        let host = &mut self.hosts[host];
+        match self.fault {
+            Some(Fault::BornTwice) => {
+                *host =
+                    Host { life: host.life, founds: host.founds.clone(), ..Host::new(host.index) };
+            }
+            Some(Fault::SharedShelf) => {
+                let row = host.engine.get(layout::NODE_KEY).ok().flatten();
+                let Some(Ok(mut row)) = row.map(NodeRow::decode) else { return };
+                row.next_shelf = row.next_shelf.saturating_sub(1).max(1);
+                let row = Bytes::from(row.encode_to_vec());
+                let mut rows = [(Bytes::from_static(layout::NODE_KEY), Some(row))].into_iter();
+                let written = host.engine.ingest(&mut rows);
+                self.broken.extend(written.err().map(|error| error.to_string()));
+            }
+            _ => {}
+        }
     }
 
     /// The process is gone: who waits for it does not know what became of the request.
@@ -545,11 +668,7 @@ impl World {
             let clock = self.hosts[host].clock(self.now);
             let Some(process) = &mut self.hosts[host].process else { return };
             match process.node.round(clock) {
-                Ok(outputs) => {
-                    for output in outputs {
-                        self.carry_out(host, output);
-                    }
-                }
+                Ok(outputs) => self.close(host, outputs),
                 Err(error) => self.broken.push(format!("n{} stops: {error}", host + 1)),
             }
             let busy = self.hosts[host].process.as_ref().is_some_and(|p| p.node.is_busy());
@@ -558,6 +677,52 @@ impl World {
             }
         }
         self.schedule(self.now + 1, Event::Resume { host });
+    }
+
+    /// Carries out what came of a round, as the worker does: messages first, then the rest in its
+    /// order. Who asked hears of it only then, and may ask again.
+    fn close(&mut self, host: usize, outputs: Vec<Output>) {
+        let (sent, rest): (Vec<Output>, Vec<Output>) =
+            outputs.into_iter().partition(|output| matches!(output, Output::Send { .. }));
+        let life = self.hosts[host].life;
+        let done = self.dies_after(host, sent.len() + rest.len());
+        let mut answers = Vec::new();
+        rest.iter().for_each(|output| self.committed(host, output));
+        for output in sent.into_iter().chain(rest).take(done.unwrap_or(usize::MAX)) {
+            match output {
+                Output::Answer { ticket, answer } => answers.push((ticket, answer)),
+                output => self.carry_out(host, output),
+            }
+        }
+        // One that dies still answers, and closes no round any more.
+        let paused = self.hosts[host].paused_until;
+        if done.is_some() {
+            self.hosts[host].paused_until = u64::MAX;
+        }
+        for (ticket, answer) in answers {
+            self.answered(host, life, ticket, answer);
+        }
+        if done.is_some() {
+            self.hosts[host].paused_until = paused;
+            self.crash(host);
+        }
+    }
+
+    /// What a replica has applied is committed, also if it dies before it tells anybody.
+    fn committed(&mut self, host: usize, output: &Output) {
+        let Output::Events { group, events } = output else { return };
+        let told: Vec<_> = events.events.iter().map(|e| mvccpb::Event::clone(&e.event)).collect();
+        if let Some(tenant) = self.tenants.iter_mut().find(|tenant| tenant.group == *group) {
+            tenant.history.committed(self.hosts[host].id, self.now, events.revision, &told);
+        }
+    }
+
+    /// How many outputs of its round a host carries out that is to die in it.
+    fn dies_after(&mut self, host: usize, outputs: usize) -> Option<usize> {
+        if outputs == 0 || !std::mem::take(&mut self.hosts[host].dies_in_round) {
+            return None;
+        }
+        self.service.as_mut().map(|service| service.below(outputs))
     }
 
     fn carry_out(&mut self, host: usize, output: Output) {
@@ -574,21 +739,19 @@ impl World {
                 }
                 self.sync(host);
             }
-            Output::Answer { ticket, answer } => self.answered(host, ticket, answer),
-            Output::Events { events, .. } => {
-                let told: Vec<_> =
-                    events.events.iter().map(|e| mvccpb::Event::clone(&e.event)).collect();
-                self.history.committed(from, self.now, events.revision, &told);
+            Output::Answer { .. } => unreachable!("answers are heard when the round is closed"),
+            Output::Events { group, events } => {
                 if let Some(process) = &mut self.hosts[host].process {
-                    process.hub.iter_mut().for_each(|hub| hub.feed(&events));
+                    process.hubs.get_mut(&group).into_iter().for_each(|hub| hub.feed(&events));
                 }
-                self.note(&format!("n{from} applies {} ({})", events.revision, told.len()));
+                let (revision, count) = (events.revision, events.events.len());
+                self.note(&format!("n{from} applies {revision} ({count})"));
             }
-            Output::Replaced { .. } => {
+            Output::Replaced { group } => {
                 if let Some(process) = &mut self.hosts[host].process {
-                    let shared = process.node.shared(id::DEFAULT_GROUP);
+                    let shared = process.node.shared(group);
                     let revision = shared.map_or(0, |shared| shared.published.revision());
-                    process.hub.iter_mut().for_each(|hub| hub.behind(revision));
+                    process.hubs.get_mut(&group).into_iter().for_each(|hub| hub.behind(revision));
                 }
                 self.note(&format!("n{from} restored from a snapshot"));
             }
@@ -600,21 +763,23 @@ impl World {
                 let at = self.now + self.random.between(1, 200);
                 self.schedule(at, Event::Written { host, life });
             }
-            Output::Members { .. } => {}
-            Output::Born { .. } => {
-                if let Some(process) = &mut self.hosts[host].process {
-                    process.hub = host::hub_of(&process.node);
+            Output::Members { group } => self.members_changed(host, group),
+            Output::Born { group } => {
+                if let Some(process) = &mut self.hosts[host].process
+                    && let Some(hub) = host::hub_of(&process.node, group)
+                {
+                    process.hubs.insert(group, hub);
                 }
                 self.note(&format!("the group comes to n{from}"));
             }
             Output::Stopped { .. } => {}
-            Output::Gone { .. } => {
-                if let Some(mut hub) = self.hosts[host].process.as_mut().and_then(|p| p.hub.take())
-                {
+            Output::Gone { group } => {
+                let process = self.hosts[host].process.as_mut();
+                if let Some(mut hub) = process.and_then(|process| process.hubs.remove(&group)) {
                     hub.shut();
                 }
                 self.note(&format!("the group leaves n{from}"));
-                self.leave_watches(host);
+                self.leave_watches(host, group);
             }
             Output::Retired { .. } => self.removed(host),
         }
@@ -637,12 +802,13 @@ impl World {
         {
             let first = self.weather.hosts as u64;
             let is_first = replica == self.hosts[host].id && replica <= first;
-            let birth = host::birth(replica, if is_first { first } else { 0 });
+            let founders = if is_first { first } else { 0 };
+            let birth = host::birth(id::DEFAULT_GROUP, replica, founders);
             self.note(&format!("placement wants replica {replica} on n{}", host + 1));
             return self.step(host, Input::Births(vec![birth]));
         }
         if leads {
-            self.request(host, Waiting::Placement, Request::Describe(DescribeRequest {}));
+            self.request_first(host, Waiting::Placement, Request::Describe(DescribeRequest {}));
         }
         let end = self.now > FAULTS_MS;
         if let Some(request) = self.moves.next(&mut self.placer, end) {
@@ -653,14 +819,14 @@ impl World {
             let hinted = self.host_of(self.moves.leader).filter(|_| self.placer.permille(700));
             let host = hinted.unwrap_or(any);
             if self.hosts[host].process.is_some() {
-                self.request(host, Waiting::Step, request);
+                self.request_first(host, Waiting::Step, request);
             }
         }
     }
 
     /// Watches at a host whose replica left are to be made anew elsewhere.
-    fn leave_watches(&mut self, host: usize) {
-        for watcher in &mut self.watchers {
+    fn leave_watches(&mut self, host: usize, group: GroupId) {
+        for watcher in self.watchers.iter_mut().filter(|w| w.spec.group == group) {
             if watcher.at.is_some_and(|(at, _)| at == host) {
                 watcher.at = None;
             }
@@ -704,7 +870,7 @@ impl World {
         };
         if let Some(host) = self.hosts.iter().position(leads) {
             self.note(&format!("operator asks n{}: {request:?}", host + 1));
-            self.request(host, Waiting::Operator, request);
+            self.request_first(host, Waiting::Operator, request);
         }
     }
 
@@ -745,6 +911,11 @@ impl World {
         for persist in process.queue.drain(..) {
             all.join(persist);
         }
+        all.records.retain(|record| match self.fault {
+            Some(Fault::LostVote) => !matches!(record, Record::HardState { .. }),
+            Some(Fault::LostTombstone) => !matches!(record, Record::Tombstone { .. }),
+            _ => true,
+        });
         let extents = process.node.store().extents();
         match all.write(&process.log, extents, self.weather.large_bytes) {
             Ok(appended) => process.syncing = Some((all.id, appended)),
@@ -760,7 +931,9 @@ impl World {
         }
         let Some(process) = &mut self.hosts[host].process else { return };
         let Some((id, appended)) = process.syncing.take() else { return };
-        if let Err(error) = process.log.sync() {
+        if self.fault != Some(Fault::AckBeforeSync)
+            && let Err(error) = process.log.sync()
+        {
             self.broken.push(format!("n{} cannot sync its log: {error}", host + 1));
         }
         self.step(host, Input::Persisted { id, sync_ms, appended });
@@ -799,13 +972,15 @@ impl World {
     fn ask(&mut self, client: usize) {
         let at = self.now + 20 + self.random.below(180);
         self.schedule(at, Event::Ask { client });
-        if self.busy[client].is_some() || self.now > FAULTS_MS + QUIET_MS - 8_000 {
+        let over = self.tenants[self.clients[client].tenant].over.is_some();
+        if over || self.busy[client].is_some() || self.now > FAULTS_MS + QUIET_MS - 8_000 {
             return;
         }
         let (random, spice) = (&mut self.random, &mut self.spice);
         let request = self.clients[client].next(random, spice, self.weather.keys);
         let connection = self.clients[client].connection;
-        let op = self.history.call(connection, self.now, request);
+        let tenant = self.clients[client].tenant;
+        let op = self.tenants[tenant].history.call(connection, self.now, request);
         self.busy[client] = Some(op);
         self.ops += 1;
         self.schedule(self.now + PATIENCE_MS, Event::GiveUp { client, op });
@@ -815,45 +990,64 @@ impl World {
     fn send(&mut self, client: usize, op: OpId) {
         let host = self.clients[client].host;
         let floor = self.clients[client].floor;
-        let request = self.history.op(op).request.clone();
+        let tenant = &self.tenants[self.clients[client].tenant];
+        let (group, request) = (tenant.group, tenant.history.op(op).request.clone());
         let Some(process) = &self.hosts[host].process else {
             return self.try_elsewhere(client, op, None);
         };
-        if access::is_serializable(&request)
+        let unasked =
+            self.fault == Some(Fault::UnaskedRead) && matches!(request, Request::Range(_));
+        if (unasked || access::is_serializable(&request))
             && self.hosts[host].paused_until <= self.now
-            && let Some(shared) = process.node.shared(id::DEFAULT_GROUP)
+            && let Some(shared) = process.node.shared(group)
             && shared.published.revision() >= floor
         {
             let answer = access::read(process.node.store(), &shared, &request);
             return self.heard(client, op, answer);
         }
+        let (asked, shared) = (tenant.request(request.clone()), process.node.shared(group));
         self.note(&format!("c{client} asks n{}: {op}", host + 1));
-        let waiting = Waiting::Client { client, op, request: request.clone() };
+        self.request(host, Waiting::Client { client, op, request, shared }, asked);
+    }
+
+    /// The same of the group that the world began with.
+    fn request_first(&mut self, host: usize, waiting: Waiting, body: Request) {
+        let request = self.tenants[0].request(body);
         self.request(host, waiting, request);
     }
 
-    fn request(&mut self, host: usize, waiting: Waiting, body: Request) {
+    fn request(&mut self, host: usize, waiting: Waiting, request: GroupRequest) {
         self.next_ticket += 1;
         let ticket = self.next_ticket;
         self.tickets.insert((host, self.hosts[host].life, ticket), waiting);
-        let request = own_request(body);
         self.step(host, Input::Request { ticket, request });
     }
 
-    fn answered(&mut self, host: usize, ticket: u64, answer: Result<Answer, GroupError>) {
-        let life = self.hosts[host].life;
+    fn answered(
+        &mut self,
+        host: usize,
+        life: u64,
+        ticket: u64,
+        answer: Result<Answer, GroupError>,
+    ) {
         let Some(waiting) = self.tickets.remove(&(host, life, ticket)) else { return };
-        let read = |world: &World, request: &Request| {
+        let read = |world: &World, shared: &Shared, request: &Request| {
             let process = world.hosts[host].process.as_ref().expect("it has just answered");
-            let shared = process.node.shared(id::DEFAULT_GROUP).expect("the group is here");
-            access::read(process.node.store(), &shared, request)
+            access::read(process.node.store(), shared, request)
         };
         match waiting {
-            Waiting::Client { client, op, request } => {
-                let answer = match answer {
-                    Ok(Answer::Reply(reply)) => Ok(reply),
-                    Ok(Answer::Readable) => read(self, &request),
-                    Err(error) => Err(error),
+            Waiting::Client { client, op, request, shared } => {
+                let answer = match (answer, shared) {
+                    (Ok(Answer::Reply(reply)), _) => Ok(reply),
+                    (Ok(Answer::Readable), Some(shared)) => {
+                        if let Some(late_ms) = self.reads_late() {
+                            let event = Event::Read { host, life, client, op, shared };
+                            return self.schedule(self.now + late_ms, event);
+                        }
+                        read(self, &shared, &request)
+                    }
+                    (Ok(Answer::Readable), None) => unreachable!("a replica answered"),
+                    (Err(error), _) => Err(error),
                 };
                 if self.busy[client] == Some(op) {
                     self.heard(client, op, answer);
@@ -876,6 +1070,7 @@ impl World {
                     self.moves.leader = leader;
                 }
             }
+            Waiting::Service(asked) => self.service_hears(host, asked, answer),
             Waiting::Watcher { watcher } => {
                 if let Ok(Answer::Reply(Reply::Linearize(header))) = answer {
                     self.create_watch(watcher, host, header.revision);
@@ -884,9 +1079,23 @@ impl World {
         }
     }
 
+    /// A reader's own thread comes to it only now.
+    fn read_late(&mut self, host: usize, life: u64, client: usize, op: OpId, shared: &Shared) {
+        let is_here = self.hosts[host].life == life && self.busy[client] == Some(op);
+        let process = self.hosts[host].process.as_ref().filter(|_| is_here);
+        let Some(process) = process else { return };
+        let request = &self.tenants[self.clients[client].tenant].history.op(op).request;
+        let answer = access::read(process.node.store(), shared, request);
+        self.heard(client, op, answer);
+    }
+
     fn heard(&mut self, client: usize, op: OpId, answer: Result<Reply, GroupError>) {
         match answer {
-            Err(error) if error.outcome == refusal::Outcome::NotDone => {
+            Err(error)
+                if error.outcome == refusal::Outcome::NotDone
+                    || self.fault == Some(Fault::Repeated)
+                        && error.outcome == refusal::Outcome::Unknown =>
+            {
                 let hint = error.leader_node.and_then(|node| self.host_of(node));
                 self.note(&format!("c{client} {op} not done: {error:?}"));
                 self.try_elsewhere(client, op, hint);
@@ -920,25 +1129,27 @@ impl World {
                 self.clients[client].known = header.revision;
             }
         }
-        self.history.end(op, self.now, outcome);
-        let line = format!("c{client} {}", self.history.tell(op));
+        let history = &mut self.tenants[self.clients[client].tenant].history;
+        history.end(op, self.now, outcome);
+        let line = format!("c{client} {}", history.tell(op));
         self.note(&line);
     }
 
     // === watchers ===
 
-    fn add_watcher(&mut self, number: u64) {
+    fn add_watcher(&mut self, tenant: usize, number: u64) {
         let (key, end): (&[u8], &[u8]) =
             [(&b"k"[..], &b"l"[..]), (b"k1", b""), (b"\0", b"\0"), (b"k2", b"k4")][number as usize];
         let start = if number == 0 { 2 } else { 0 };
         let spec = WatchSpec::new(key, end, start);
         self.connections += 1;
-        let watch = self.history.watch(self.connections, self.connections, self.now, spec);
+        let Tenant { id, group, ref mut history, .. } = self.tenants[tenant];
+        let watch = history.watch(self.connections, self.connections, self.now, spec);
         let range = KeyRange::parse(&Bytes::copy_from_slice(key), &Bytes::copy_from_slice(end));
         let spec = HubSpec {
-            tenant: id::DEFAULT_TENANT,
+            tenant: TenantId(id),
             namespace: id::DEFAULT_NAMESPACE,
-            group: id::DEFAULT_GROUP,
+            group,
             key: number,
             range,
             start_revision: 0,
@@ -947,7 +1158,8 @@ impl World {
             no_delete: false,
         };
         let sink = Arc::new(Sink::default());
-        self.watchers.push(Watcher { watch, spec, at: None, sink, next: 0, over: false });
+        let (at, next, over) = (None, 0, false);
+        self.watchers.push(Watcher { tenant, watch, spec, at, sink, next, over });
     }
 
     fn create_watch(&mut self, number: usize, host: usize, now_is: i64) {
@@ -956,7 +1168,8 @@ impl World {
         if watcher.at.is_some() || watcher.over {
             return;
         }
-        let asked = self.history.watches[watcher.watch.0].spec.start_revision;
+        let history = &mut self.tenants[watcher.tenant].history;
+        let asked = history.watches[watcher.watch.0].spec.start_revision;
         let start = match (watcher.next, asked) {
             (0, 0) => now_is + 1,
             (0, asked) => asked,
@@ -964,15 +1177,16 @@ impl World {
         };
         let heard =
             if watcher.next == 0 { Heard::Created(now_is) } else { Heard::Restarted(start) };
+        let skips = self.fault == Some(Fault::SkippingWatch) && watcher.next != 0;
         watcher.next = start;
-        watcher.spec.start_revision = start;
+        watcher.spec.start_revision = if skips { now_is + 1 } else { start };
         watcher.sink = Arc::new(Sink::default());
         watcher.at = Some((host, life));
         let (watch, spec, sink) = (watcher.watch, watcher.spec.clone(), watcher.sink.clone());
-        self.history.hear(watch, self.now, heard);
+        history.hear(watch, self.now, heard);
         if let Some(process) = &mut self.hosts[host].process {
             let id = number as u64 + 1;
-            if let Some(hub) = &mut process.hub {
+            if let Some(hub) = process.hubs.get_mut(&spec.group) {
                 hub.open(id, sink.clone());
                 hub.create(id, spec);
             }
@@ -995,7 +1209,9 @@ impl World {
                     let host = self.random.below(self.hosts.len() as u64) as usize;
                     if self.hosts[host].process.is_some() {
                         let waiting = Waiting::Watcher { watcher: number };
-                        self.request(host, waiting, Request::Linearize(LinearizeRequest {}));
+                        let tenant = &self.tenants[self.watchers[number].tenant];
+                        let ask = tenant.request(Request::Linearize(LinearizeRequest {}));
+                        self.request(host, waiting, ask);
                     }
                 }
             }
@@ -1011,7 +1227,8 @@ impl World {
         // A client that does not read for a while fills its sink.
         let lazy = !self.calm && self.random.permille(400);
         let Some(process) = &mut self.hosts[host].process else { return };
-        let Some(hub) = &mut process.hub else { return };
+        let group = self.watchers[number].spec.group;
+        let Some(hub) = process.hubs.get_mut(&group) else { return };
         hub.flush();
         if let Err(error) = hub.catch_up(&mut || true) {
             self.broken.push(error.to_string());
@@ -1047,7 +1264,8 @@ impl World {
             }
             if let Some((_, heard)) = Heard::of_output(&output) {
                 self.note(&format!("w{number} {heard:?}"));
-                self.history.hear(watch, self.now, heard);
+                let tenant = self.watchers[number].tenant;
+                self.tenants[tenant].history.hear(watch, self.now, heard);
             }
         }
     }
@@ -1070,6 +1288,7 @@ impl World {
             }
             self.compare_replicas(&mut violations);
             let settled = self.watchers.iter().all(|watcher| watcher.over || watcher.at.is_some());
+            self.judge_service(&mut violations);
             if !settled {
                 violations.push("a watch did not stand again after the world calmed down".into());
             }
@@ -1089,8 +1308,12 @@ impl World {
                 settled,
                 linear: Some(linear::Limits { steps: 50_000, ..Default::default() }),
             };
-            let report = check::run(&self.history, &settings);
-            violations.extend(report.violations.iter().map(ToString::to_string));
+            for tenant in &self.tenants {
+                let settings = self.settings_for(tenant, settings);
+                let report = check::run(&tenant.history, &settings);
+                let told = |v: &check::Violation| format!("{:?}: {v}", tenant.group);
+                violations.extend(report.violations.iter().map(told));
+            }
         }
         Outcome {
             faults: self.faults,
@@ -1101,9 +1324,9 @@ impl World {
         }
     }
 
-    /// After the world calmed down all replicas must be equal.
+    /// After the world calmed down all replicas of a group must be equal.
     fn compare_replicas(&self, violations: &mut Vec<String>) {
-        let mut seen: Option<(u64, i64, u64, u32)> = None;
+        let mut seen: BTreeMap<GroupId, (u64, i64, u64, u32)> = BTreeMap::new();
         for host in &self.hosts {
             let Some(process) = &host.process else {
                 if !host.removed {
@@ -1114,24 +1337,24 @@ impl World {
             if self.weather.moves && !self.moves.is_settled_on(host.id, &process.node) {
                 violations.push(format!("n{} does not have what placement wants", host.id));
             }
-            let Some(group) = process.node.group(id::DEFAULT_GROUP) else { continue };
             if let Err(wrong) = process.node.store().audit() {
                 violations.push(format!("n{}: {wrong}", host.id));
             }
-            let state = group.machine().state();
-            let shared = group.shared();
-            let ask = Request::HashKv(HashKvRequest { revision: 0 });
-            let hash = match access::read(process.node.store(), shared, &ask) {
-                Ok(Reply::HashKv(reply)) => reply.hash,
-                _ => 0,
-            };
-            let ours = (state.applied_index, state.revision, state.digest, hash);
-            match seen {
-                None => seen = Some(ours),
-                Some(first) if first != ours => violations.push(format!(
-                    "replicas differ: (index, revision, digest, hash) {first:?} and {ours:?}"
-                )),
-                Some(_) => {}
+            for (id, group) in process.node.groups() {
+                let state = group.machine().state();
+                let shared = group.shared();
+                let ask = Request::HashKv(HashKvRequest { revision: 0 });
+                let hash = match access::read(process.node.store(), shared, &ask) {
+                    Ok(Reply::HashKv(reply)) => reply.hash,
+                    _ => 0,
+                };
+                let ours = (state.applied_index, state.revision, state.digest, hash);
+                let first = *seen.entry(*id).or_insert(ours);
+                if first != ours {
+                    violations.push(format!(
+                        "replicas of {id:?} differ: (index, revision, digest, hash) {first:?} and {ours:?}"
+                    ));
+                }
             }
         }
     }

@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use bytes::Bytes;
-use proto::KeyRange;
 use proto::etcd::{TxnRequest, TxnResponse};
 use proto::mvccpb::{Event, KeyValue, event::EventType};
+use proto::{Error, GroupId, KeyRange};
 use shard::split::entry::{Entry, Kept, Verdict};
 use shard::split::evaluate::{Change, Prediction, Revisions, Rows, evaluate};
 use shard::split::faults::{Fault, Faults};
 use shard::split::participant::Replica;
+use shard::split::stream::Place;
 
 /// An entry of a group's log.
 #[derive(Clone, Debug)]
@@ -19,6 +20,20 @@ pub(super) enum Logged {
     Noop(u64),
     /// Of the protocol.
     Split(Entry),
+    /// Of a tenant that is on one group: the group gives out the revision itself.
+    Plain {
+        /// Version of the range for which it was proposed.
+        version: u64,
+        act: Plain,
+    },
+}
+
+/// What a tenant on one group does.
+#[derive(Clone, Debug)]
+pub(super) enum Plain {
+    Txn(TxnRequest),
+    Grant(i64),
+    Revoke(i64),
 }
 
 /// What applying an entry gave.
@@ -32,6 +47,14 @@ pub(super) enum Made {
     Void,
     /// A write was made.
     Done(TxnResponse),
+    /// An error of the request's.
+    Failed(Error),
+    /// A lease was granted or revoked, at this revision.
+    Lease(i64),
+    /// The range was split.
+    Split,
+    /// The right neighbour was absorbed.
+    Absorbed,
 }
 
 /// A committed change as watches see it: place in its revision, and the event.
@@ -54,12 +77,17 @@ pub(super) struct View<'a> {
     pub(super) group: &'a Group,
     pub(super) revision: i64,
     pub(super) seal: u64,
+    pub(super) place: &'a Place,
+    pub(super) frozen: bool,
+    /// Sees also what went to other groups.
+    pub(super) all: bool,
 }
 
 impl Rows for View<'_> {
     fn scan(&self, range: &KeyRange, at: Option<i64>) -> Vec<KeyValue> {
         let at = at.unwrap_or(self.revision).min(self.revision);
-        let inside = self.group.rows.iter().filter(|(key, _)| range.contains(key));
+        let own = |key: &Bytes| self.all || self.place.range.contains(key);
+        let inside = self.group.rows.iter().filter(|(key, _)| range.contains(key) && own(key));
         inside.filter_map(|(_, versions)| live(versions, at).cloned()).collect()
     }
 }
@@ -71,6 +99,14 @@ impl Replica for View<'_> {
 
     fn seal(&self) -> u64 {
         self.seal
+    }
+
+    fn place(&self) -> &Place {
+        self.place
+    }
+
+    fn is_frozen(&self) -> bool {
+        self.frozen
     }
 
     fn compacted(&self) -> i64 {
@@ -96,10 +132,27 @@ fn foreseen(txn: &TxnRequest, predicted: &Prediction) -> TxnRequest {
 }
 
 impl Group {
-    pub(super) fn new() -> Group {
-        let kept = Kept { revision: 1, limit: 1, ..Kept::default() };
+    /// A group that begins like this.
+    pub(super) fn new(kept: Kept) -> Group {
         let (log, made, rows, events) = (Vec::new(), Vec::new(), BTreeMap::new(), BTreeMap::new());
         Group { log, kept: vec![Rc::new(kept)], made, rows, events }
+    }
+
+    /// The group that a split which was committed just now begins: with its parent's rows.
+    pub(super) fn child(&self, id: GroupId, at: &Bytes) -> Group {
+        let before = &self.kept[self.kept.len() - 2].place.range;
+        let kept = self.newest().child(id, before, at);
+        let inside = self.rows.iter().filter(|(key, _)| kept.place.range.contains(key));
+        let rows = inside.map(|(key, versions)| (key.clone(), versions.clone())).collect();
+        Group { rows, ..Group::new(kept) }
+    }
+
+    /// An absorbed group's rows are this one's.
+    pub(super) fn absorb(&mut self, right: &Group) {
+        let range = &right.newest().place.range;
+        self.rows.retain(|key, _| !range.contains(key));
+        let inside = right.rows.iter().filter(|(key, _)| range.contains(key));
+        self.rows.extend(inside.map(|(key, versions)| (key.clone(), versions.clone())));
     }
 
     /// Everything committed.
@@ -109,10 +162,12 @@ impl Group {
 
     /// A replica that has applied this revision, and nothing is known of its seals.
     pub(super) fn at(&self, revision: i64) -> View<'_> {
-        View { group: self, revision, seal: 0 }
+        let Kept { place, frozen, .. } = self.newest();
+        View { group: self, revision, seal: 0, place, frozen: frozen.is_some(), all: true }
     }
 
     /// Commits an entry; an error is a promise of the protocol that was broken.
+    /// [`Made::Split`] asks for the new group, [`Made::Absorbed`] for the other one's rows.
     pub(super) fn commit(
         &mut self,
         logged: Logged,
@@ -121,21 +176,39 @@ impl Group {
     ) -> Result<(), String> {
         let mut made = Made::Nothing;
         let mut broken = Ok(());
-        if let Logged::Split(entry) = &logged {
-            let mut kept = self.newest().clone();
-            match kept.apply(entry, faults) {
+        let mut kept = self.newest().clone();
+        match &logged {
+            Logged::Noop(_) => {}
+            Logged::Split(entry) => match kept.apply(entry, faults) {
                 Ok(Verdict::Kept) => {}
                 Ok(Verdict::Refused) => made = Made::Refused,
-                Ok(Verdict::Make) => made = self.make(entry, now, faults),
+                Ok(Verdict::Make) => {
+                    made = self.make(entry, now, faults);
+                    if let Some(key) = self.strange(&kept) {
+                        broken = Err(format!("key {key} was changed where it is not"));
+                    }
+                }
                 Err(disorder) => broken = Err(disorder.to_string()),
+            },
+            Logged::Plain { version, act } => {
+                made = match kept.is_alone() && kept.place.version == *version {
+                    true => self.make_plain(&mut kept, act, now),
+                    false => Made::Refused,
+                };
             }
-            self.kept.push(Rc::new(kept));
-        } else {
-            self.kept.push(self.kept[self.kept.len() - 1].clone());
         }
+        self.kept.push(Rc::new(kept));
         self.log.push(logged);
         self.made.push(made);
         broken
+    }
+
+    /// A key that the last entry changed though the group does not have it.
+    fn strange(&self, kept: &Kept) -> Option<String> {
+        let (_, _, events) = self.events.get(&self.log.len())?;
+        let keys = events.iter().filter_map(|(_, event)| event.kv.as_ref()).map(|kv| &kv.key);
+        let strange = keys.into_iter().find(|key| !kept.place.range.contains(key));
+        strange.map(|key| String::from_utf8_lossy(key).into_owned())
     }
 
     fn make(&mut self, entry: &Entry, now: u64, faults: Faults) -> Made {
@@ -157,7 +230,50 @@ impl Group {
                 self.change(branch.revision, now, &branch.changes);
                 Made::Nothing
             }
+            Entry::Split { .. } => Made::Split,
+            Entry::Absorb { .. } => Made::Absorbed,
             _ => Made::Nothing,
+        }
+    }
+
+    fn make_plain(&mut self, kept: &mut Kept, act: &Plain, now: u64) -> Made {
+        let (before, own) = (kept.revision, kept.revision + 1);
+        match act {
+            Plain::Txn(txn) => {
+                let revisions = Revisions { before, own, compacted: 0 };
+                let outcome = match evaluate(&self.at(before), txn, revisions) {
+                    Ok(outcome) => outcome,
+                    Err(error) => return Made::Failed(error),
+                };
+                let mut leases = outcome.changes.iter().filter_map(Change::attaches);
+                if leases.any(|lease| !kept.leases.contains(&lease)) {
+                    return Made::Failed(Error::LeaseNotFound);
+                }
+                if !outcome.changes.is_empty() {
+                    self.change(own, now, &outcome.changes);
+                    kept.revision = own;
+                }
+                Made::Done(outcome.response)
+            }
+            Plain::Grant(lease) => {
+                kept.leases.insert(*lease);
+                Made::Lease(before)
+            }
+            Plain::Revoke(lease) => {
+                if !kept.leases.remove(lease) {
+                    return Made::Failed(Error::LeaseNotFound);
+                }
+                let attached = self.at(before).attached(*lease);
+                let changes: Vec<Change> = (0..)
+                    .zip(attached)
+                    .map(|(place, key)| Change { place, key, put: None })
+                    .collect();
+                if !changes.is_empty() {
+                    self.change(own, now, &changes);
+                    kept.revision = own;
+                }
+                Made::Lease(kept.revision)
+            }
         }
     }
 

@@ -3,10 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use bytes::Bytes;
 use proto::GroupId;
 use shard::split::participant::{Participant, Ticket};
-use shard::split::sequencer::Sequencer;
-use shard::split::stream::{Down, StreamId, TxId, Up};
+use shard::split::sequencer::{Marks, Sequencer};
+use shard::split::stream::{Down, Place, StreamId, TxId, Up};
 
 use super::groups::Logged;
 
@@ -27,6 +28,36 @@ pub(super) struct Proposed {
     pub(super) by: Option<(At, i64)>,
 }
 
+/// A read over several groups.
+pub(super) struct Reading {
+    pub(super) ticket: Ticket,
+    pub(super) revision: i64,
+    pub(super) last: BTreeMap<GroupId, i64>,
+    pub(super) map: BTreeMap<GroupId, Place>,
+    /// Since when it waits.
+    pub(super) since: u64,
+}
+
+/// A merge that this leader drives from the left.
+pub(super) struct Driven {
+    pub(super) number: u64,
+    /// Version of the right one's range.
+    pub(super) version: u64,
+    pub(super) since: u64,
+    pub(super) absorbing: bool,
+}
+
+/// The group alone has the tenant: what a leader does that is not split at all.
+#[derive(Default)]
+pub(super) struct Alone {
+    pub(super) next: i64,
+    /// Proposed.
+    pub(super) writes: BTreeMap<i64, Ticket>,
+    pub(super) reads: Vec<Ticket>,
+    /// The range is to be split: nothing new is taken on. With the proposal's tag.
+    pub(super) splitting: Option<(Bytes, GroupId, Option<i64>)>,
+}
+
 /// See the module.
 pub(super) struct Leader {
     pub(super) alive: bool,
@@ -35,7 +66,10 @@ pub(super) struct Leader {
     pub(super) base: usize,
     pub(super) applied: usize,
     pub(super) tail: Vec<Proposed>,
+    pub(super) alone: Option<Alone>,
     pub(super) participant: Option<Participant>,
+    /// The last number of a stream.
+    pub(super) number: u64,
     pub(super) sequencer: Option<Sequencer>,
     /// The participant's stream.
     pub(super) stream: Option<usize>,
@@ -47,14 +81,16 @@ pub(super) struct Leader {
     pub(super) rounds: Vec<u64>,
     /// When transactions were first seen waiting.
     pub(super) begun: BTreeMap<TxId, u64>,
-    /// Reads over several groups, and since when they wait.
-    pub(super) reading: Vec<(Ticket, i64, BTreeMap<GroupId, i64>, u64)>,
+    pub(super) reading: Vec<Reading>,
     /// What watches are told, one after the other.
-    pub(super) marks: Vec<(i64, Vec<(GroupId, i64)>)>,
+    pub(super) marks: Vec<Marks>,
     /// Requests over several groups that it took.
     pub(super) taken: Vec<Ticket>,
     /// A planned transfer was begun then.
     pub(super) handing: Option<u64>,
+    pub(super) driven: Option<Driven>,
+    /// Asked already: merges to freeze for, to thaw from, to abort, and absorbed groups that are gone.
+    pub(super) told: BTreeSet<(&'static str, u64)>,
 }
 
 impl Leader {
@@ -65,7 +101,9 @@ impl Leader {
             base,
             applied,
             tail,
+            alone: None,
             participant: None,
+            number: 0,
             sequencer: None,
             stream: None,
             seals: Vec::new(),
@@ -76,6 +114,8 @@ impl Leader {
             marks: Vec::new(),
             taken: Vec::new(),
             handing: None,
+            driven: None,
+            told: BTreeSet::new(),
         }
     }
 }

@@ -14,23 +14,30 @@ use proto::etcd::{
 use proto::group::{Reply, Request};
 use proto::mvccpb::KeyValue;
 use proto::{Error, GroupId, KeyRange};
-use shard::split::entry::Entry;
+use shard::split::entry::{Entry, Kept, Merge, note_place};
 use shard::split::evaluate::Rows;
 use shard::split::faults::{Fault, Faults};
-use shard::split::participant::{self, Participant, Ticket, Written};
-use shard::split::sequencer::{self, Sequencer};
-use shard::split::stream::StreamId;
+use shard::split::footprint::common;
+use shard::split::participant::{self, Participant, RangeChange, Ticket, Written};
+use shard::split::sequencer::{self, Marks, Sequencer};
+use shard::split::stream::{Place, StreamId};
 
-use super::groups::{Group, Logged, Made, Placed, View};
-use super::leaders::{At, Leader, Proposed, Stream};
+use super::groups::{Group, Logged, Made, Placed, Plain, View};
+use super::leaders::{Alone, At, Driven, Leader, Proposed, Reading, Stream};
 use super::names::Names;
 use crate::check::history::{Heard, History, OpId, Outcome as Ended, WatchId, WatchSpec};
 use crate::check::{linear, watches, witness};
 use crate::sim::random::Random;
 
-/// Groups of the tenant; the first one is home.
+/// Groups that the tenant begins with; the first one is home.
 const GROUPS: usize = 3;
-/// Keys of each.
+/// Most groups that it is split over, and that there ever are.
+const GROUPS_MAX: usize = 5;
+const BORN_MAX: usize = 12;
+/// A merge that is not over after so long is aborted.
+const MERGE_PATIENCE: u64 = 400;
+/// Letters that keys begin with; each has so many keys. Splits are between letters.
+const LETTERS: u64 = 6;
 const KEYS: u64 = 2;
 /// Revisions that the limit is ahead.
 const WINDOW: i64 = 40;
@@ -57,6 +64,12 @@ pub struct Outcome {
     pub voids: u64,
     /// Planned transfers of home.
     pub transfers: u64,
+    /// Ranges that were split.
+    pub splits: u64,
+    /// Groups that were absorbed.
+    pub merges: u64,
+    /// Times that the tenant came to be on one group, or to be on several.
+    pub modes: u64,
     /// What happened, if it was asked for.
     pub text: String,
 }
@@ -94,21 +107,68 @@ struct Watch {
     home: Option<At>,
     seen_marks: usize,
     revision: i64,
-    last: Vec<i64>,
+    last: BTreeMap<GroupId, i64>,
+    map: BTreeMap<GroupId, Place>,
     /// Entries of each group's log that it has seen, and its mark there.
     position: Vec<usize>,
-    mark: Vec<i64>,
+    mark: BTreeMap<GroupId, i64>,
     waiting: BTreeMap<i64, Vec<Placed>>,
     progress: i64,
+    /// Absorbed groups whose logs it has not read to the end.
+    retired: BTreeSet<GroupId>,
+}
+
+impl Watch {
+    fn take(&mut self, marks: Marks) {
+        self.revision = marks.revision;
+        // With a map come all pairs: what is known of a group that it does not list is no pair of
+        // this revision.
+        if marks.map.is_some() {
+            self.last.clear();
+        }
+        self.last.extend(marks.last);
+        // Never back: a mark stands for the range that its group had when it was made.
+        for (group, place) in marks.map.into_iter().flatten() {
+            self.place(group, &place);
+        }
+    }
+
+    fn place(&mut self, group: GroupId, place: &Place) {
+        let before: BTreeSet<GroupId> = self.map.keys().copied().collect();
+        note_place(&mut self.map, group, place);
+        self.retired.extend(before.into_iter().filter(|id| !self.map.contains_key(id)));
+    }
+
+    /// The revision up to which everything is here; nothing new while a key has no group.
+    fn ready(&self) -> i64 {
+        let mut places: Vec<_> = self.map.values().map(|place| &place.range).collect();
+        places.sort_by(|a, b| a.start.cmp(&b.start));
+        let joined = places.windows(2).all(|two| two[0].end.as_ref() == Some(&two[1].start));
+        let whole = joined && places.last().is_some_and(|range| range.end.is_none());
+        let groups = self.map.keys().chain(&self.retired);
+        let marks = groups.map(|group| self.mark.get(group).copied().unwrap_or(0));
+        let least = marks.min().unwrap_or(0);
+        if whole { least } else { self.progress }
+    }
 }
 
 struct World {
     random: Random,
     faults: Faults,
     failures: bool,
+    may_split: bool,
+    /// Most groups that it is split over: with two it is often on one again.
+    most: usize,
+    /// Groups that there were when a split was last asked for.
+    splitting: Option<usize>,
     now: u64,
     calm: bool,
     groups: Vec<Group>,
+    ids: Vec<GroupId>,
+    next_group: u64,
+    next_merge: u64,
+    /// Groups of which nothing is left.
+    gone: BTreeSet<usize>,
     /// Who proposed the entries of the logs.
     by: BTreeMap<(usize, usize), Option<(At, i64)>>,
     leaders: Vec<Vec<Leader>>,
@@ -125,23 +185,35 @@ struct World {
     tell: bool,
 }
 
-fn key(group: usize, nth: u64) -> Bytes {
-    Bytes::from(format!("{}{nth}", (b'a' + group as u8) as char))
+fn letter(nth: u64) -> Bytes {
+    Bytes::from(format!("{}", (b'a' + nth as u8) as char))
 }
 
-fn id(group: usize) -> GroupId {
+fn key(nth: u64, which: u64) -> Bytes {
+    Bytes::from([letter(nth).as_ref(), which.to_string().as_bytes()].concat())
+}
+
+/// Ids of the groups in the beginning.
+fn first_id(group: usize) -> GroupId {
     GroupId(group as u64 + 10)
 }
 
-fn place(group: GroupId) -> usize {
-    (group.0 - 10) as usize
-}
-
-fn ranges() -> Vec<KeyRange> {
-    let edge = |group: usize| Bytes::from(format!("{}", (b'a' + group as u8) as char));
+/// Who has what in the beginning.
+fn places() -> BTreeMap<GroupId, Place> {
+    let edge = |group: usize| letter(group as u64 * LETTERS / GROUPS as u64);
     let start = |group: usize| if group == 0 { Bytes::new() } else { edge(group) };
     let end = |group: usize| (group + 1 < GROUPS).then(|| edge(group + 1));
-    (0..GROUPS).map(|group| KeyRange { start: start(group), end: end(group) }).collect()
+    let range = |group| KeyRange { start: start(group), end: end(group) };
+    (0..GROUPS).map(|group| (first_id(group), Place { range: range(group), version: 1 })).collect()
+}
+
+fn first_state(group: usize, alone: bool) -> Kept {
+    if alone {
+        return Kept::new(first_id(0), Place { range: KeyRange::all(), version: 1 });
+    }
+    let map = places();
+    let kept = Kept::new(first_id(group), map[&first_id(group)].clone());
+    if group == 0 { Kept { map, ..kept } } else { kept }
 }
 
 fn header(revision: i64) -> Option<ResponseHeader> {
@@ -154,15 +226,24 @@ fn op(request: Op) -> RequestOp {
 
 impl World {
     fn new(seed: u64, faults: Faults, failures: bool, tell: bool) -> World {
+        let alone = seed % 4 == 1;
+        let groups = if alone { 1 } else { GROUPS };
         let mut world = World {
             random: Random::new(seed),
             faults,
             failures,
+            may_split: !seed.is_multiple_of(3),
+            most: if seed % 8 == 1 { 2 } else { GROUPS_MAX },
+            splitting: None,
             now: 0,
             calm: false,
-            groups: (0..GROUPS).map(|_| Group::new()).collect(),
+            groups: (0..groups).map(|group| Group::new(first_state(group, alone))).collect(),
+            ids: (0..groups).map(first_id).collect(),
+            next_group: 100,
+            next_merge: 1,
+            gone: BTreeSet::new(),
             by: BTreeMap::new(),
-            leaders: (0..GROUPS).map(|_| Vec::new()).collect(),
+            leaders: (0..groups).map(|_| Vec::new()).collect(),
             streams: Vec::new(),
             clients: Vec::new(),
             watches: Vec::new(),
@@ -183,14 +264,16 @@ impl World {
                 home: None,
                 seen_marks: 0,
                 revision: 1,
-                last: vec![0; GROUPS],
-                position: vec![0; GROUPS],
-                mark: vec![1; GROUPS],
+                last: BTreeMap::new(),
+                map: BTreeMap::new(),
+                position: Vec::new(),
+                mark: BTreeMap::new(),
                 waiting: BTreeMap::new(),
                 progress: 1,
+                retired: BTreeSet::new(),
             });
         }
-        for group in 0..GROUPS {
+        for group in 0..groups {
             world.elect(group, true);
         }
         world
@@ -221,6 +304,24 @@ impl World {
         At { group, nth: self.leaders[group].len() - 1 }
     }
 
+    fn place(&self, group: GroupId) -> usize {
+        let found = self.ids.iter().position(|id| *id == group);
+        found.expect("nobody speaks of a group that was never born")
+    }
+
+    /// The group that has a key: of all that claim it the one whose range changed most.
+    fn owner(&self, key: &[u8]) -> usize {
+        let claims = self.groups.iter().map(|group| &group.newest().place).enumerate();
+        let claims = claims.filter(|(_, place)| place.range.contains(key));
+        let owner = claims.max_by_key(|(_, place)| place.version);
+        owner.expect("every key has a group").0
+    }
+
+    fn is_living(&self, group: usize) -> bool {
+        let place = &self.groups[group].newest().place;
+        self.owner(&place.range.start) == group
+    }
+
     fn is_real(&self, at: At) -> bool {
         self.real(at.group) == at
     }
@@ -243,7 +344,7 @@ impl World {
         }
         self.calm = true;
         self.now += 1;
-        for group in 0..GROUPS {
+        for group in 0..self.groups.len() {
             for at in self.alive(group) {
                 if !self.is_real(at) {
                     self.die(at);
@@ -255,7 +356,7 @@ impl World {
         }
         for turn in 0..CALM {
             self.now += 1;
-            let at = self.real(turn as usize % GROUPS);
+            let at = self.real(turn as usize % self.groups.len());
             match self.leader(at).alive {
                 true => self.act(at),
                 false => self.elect(at.group, false),
@@ -276,26 +377,35 @@ impl World {
     }
 
     fn step(&mut self) {
-        let group = self.random.below(GROUPS as u64) as usize;
+        let group = self.random.below(self.groups.len() as u64) as usize;
         match self.random.below(10_000) {
             0..1000 if self.now < STEPS * 4 / 5 => self.ask(),
             0..1000 => {}
             1000..1035 if self.failures && self.now < STEPS * 18 / 25 => {
                 // Home changes as often as all the others.
-                let group = [0, 0, 1, 2][self.random.below(4) as usize];
+                let other = self.random.below(self.groups.len() as u64) as usize;
+                let group = if self.chance(500) { 0 } else { other };
                 self.elect(group, false);
                 if self.chance(300) {
-                    let other = self.random.below(GROUPS as u64) as usize;
+                    let other = self.random.below(self.groups.len() as u64) as usize;
                     self.elect(other, false);
                 }
             }
             1035..1120 => {
-                for at in (0..GROUPS).flat_map(|group| self.alive(group)).collect::<Vec<_>>() {
+                for at in
+                    (0..self.groups.len()).flat_map(|group| self.alive(group)).collect::<Vec<_>>()
+                {
                     if !self.is_real(at) && self.chance(120) {
                         self.die(at);
                     }
                 }
             }
+            1120..1125 if self.may_split => self.split(),
+            1125..1132 if self.may_split => self.merge(),
+            1132..1150 if self.may_split && self.most == 2 => match self.chance(500) {
+                true => self.merge(),
+                false => self.split(),
+            },
             1120..1500 => {
                 let watch = self.random.below(self.watches.len() as u64) as usize;
                 self.watch(watch);
@@ -315,9 +425,65 @@ impl World {
         }
     }
 
+    /// Some group is to absorb its right neighbour.
+    fn merge(&mut self) {
+        let left = self.random.below(self.groups.len() as u64) as usize;
+        if !self.is_living(left) {
+            return;
+        }
+        let Some(edge) = self.groups[left].newest().place.range.end.clone() else { return };
+        let right = self.owner(&edge);
+        let Place { range, version } = self.groups[right].newest().place.clone();
+        if range.start != edge {
+            return;
+        }
+        let (number, since) = (self.next_merge, self.now);
+        self.next_merge += 1;
+        let at = self.real(left);
+        if self.leader(at).participant.is_some() {
+            let absorbing = false;
+            self.leader(at).driven = Some(Driven { number, version, since, absorbing });
+            let merge = Merge { number, right: self.ids[right] };
+            self.with_view(at, |participant, view| participant.begin(view, merge));
+            self.drive_shard(at);
+        }
+    }
+
+    /// Some group's range is to be split.
+    fn split(&mut self) {
+        let under_way = self.splitting.is_some_and(|groups| groups == self.groups.len());
+        let living = (0..self.groups.len()).filter(|group| self.is_living(*group)).count();
+        let many = living >= self.most || self.groups.len() >= BORN_MAX;
+        if many || under_way && !self.chance(200) {
+            return;
+        }
+        let at = letter(self.random.below(LETTERS));
+        let group = self.owner(&at);
+        let range = &self.groups[group].newest().place.range;
+        // A home without keys is of no use.
+        if range.start == at || group == 0 && at <= letter(0) {
+            return;
+        }
+        // Never used twice: an intent that came to nothing takes its number with it.
+        let child = GroupId(self.next_group);
+        self.next_group += 1;
+        let leader = self.real(group);
+        if let Some(alone) = &mut self.leader(leader).alone {
+            alone.splitting.get_or_insert((at, child, None));
+            self.splitting = Some(self.groups.len());
+        } else if let Some(participant) = &mut self.leader(leader).participant {
+            participant.change(RangeChange::Split { at, child });
+            self.splitting = Some(self.groups.len());
+            self.drive_shard(leader);
+        }
+    }
+
     /// A new leader: it may have the beginning of an old leader's tail, and may not have applied
     /// all that is committed.
     fn elect(&mut self, group: usize, first: bool) {
+        if self.gone.contains(&group) {
+            return;
+        }
         let committed = self.groups[group].log.len();
         let mut tail = Vec::new();
         if !first {
@@ -355,6 +521,13 @@ impl World {
         let participant = leader.participant.take();
         leader.sequencer = None;
         let taken = std::mem::take(&mut leader.taken);
+        let alone = leader.alone.take().unwrap_or_default();
+        for ticket in alone.writes.into_values() {
+            self.end(ticket, Ended::Unknown);
+        }
+        for ticket in alone.reads {
+            self.end(ticket, Ended::Refused(Error::LeaderChanged));
+        }
         for (ticket, proposed) in participant.map(|p| p.open_tickets()).unwrap_or_default() {
             let ended = match proposed {
                 true => Ended::Unknown,
@@ -382,7 +555,9 @@ impl World {
         if leader.applied < leader.base && coin < 600 {
             return self.apply(at);
         }
-        if at.group == 0 && self.chance(600) {
+        if leader.alone.is_some() {
+            self.act_alone(at);
+        } else if at.group == 0 && self.chance(600) {
             self.act_home(at);
         } else {
             self.act_shard(at);
@@ -413,10 +588,42 @@ impl World {
             }
             let made = &self.groups[at.group].made[place];
             self.outcome.voids += u64::from(matches!(made, Made::Void));
+            let (split, absorbed) = (matches!(made, Made::Split), matches!(made, Made::Absorbed));
             self.by.insert((at.group, place), entry.by);
+            let group = &self.groups[at.group];
+            let alone = |after: usize| group.kept[after].is_alone();
+            self.outcome.modes += u64::from(alone(place) != alone(place + 1));
+            if split {
+                self.give_birth(at.group, place);
+            }
+            if absorbed {
+                self.absorb(at.group, place);
+            }
         }
         let committed = self.groups[at.group].log.len();
         self.leader(at).base = committed;
+    }
+
+    /// A split is committed: its new group begins, and has a leader soon.
+    fn give_birth(&mut self, parent: usize, place: usize) {
+        let Logged::Split(Entry::Split { at, child, .. }) = &self.groups[parent].log[place] else {
+            return;
+        };
+        let child = *child;
+        self.ids.push(child);
+        let child = self.groups[parent].child(child, at);
+        self.outcome.splits += 1;
+        self.groups.push(child);
+        self.leaders.push(Vec::new());
+        self.elect(self.groups.len() - 1, true);
+    }
+
+    fn absorb(&mut self, left: usize, place: usize) {
+        let Some(Merge { right, .. }) = self.groups[left].kept[place].merging else { return };
+        let right = self.place(right);
+        self.outcome.merges += 1;
+        let [left, right] = self.groups.get_disjoint_mut([left, right]).expect("two groups");
+        left.absorb(right);
     }
 
     fn apply(&mut self, at: At) {
@@ -436,6 +643,7 @@ impl World {
                 Logged::Noop(term) if term == leader.term => self.begin(at),
                 Logged::Noop(_) => {}
                 Logged::Split(entry) => self.applied(at, &entry, made, tag),
+                Logged::Plain { .. } => self.applied_alone(at, made, tag),
             }
         }
     }
@@ -445,19 +653,29 @@ impl World {
         let kept = (*self.kept(at)).clone();
         let faults = self.faults;
         let term = self.leader(at).term;
-        self.leader(at).participant = Some(Participant::new(term, kept.seal, faults));
+        if kept.is_alone() {
+            self.leader(at).alone = Some(Alone { next: 1, ..Alone::default() });
+            return;
+        }
+        self.leader(at).participant = Some(Participant::new(term, 0, kept.seal, faults));
         if at.group == 0 {
-            let map = (0..GROUPS).map(id).zip(ranges()).collect();
-            self.leader(at).sequencer = Some(Sequencer::new(term, &map, kept, WINDOW, faults));
+            self.leader(at).sequencer = Some(Sequencer::new(term, kept, WINDOW, faults));
             self.drive_home(at);
         }
     }
 
-    fn kept(&self, at: At) -> std::rc::Rc<shard::split::entry::Kept> {
+    fn kept(&self, at: At) -> std::rc::Rc<Kept> {
         self.groups[at.group].kept[self.leaders[at.group][at.nth].applied].clone()
     }
 
     fn applied(&mut self, at: At, entry: &Entry, made: Made, tag: Option<i64>) {
+        let now_alone = self.kept(at).is_alone();
+        if self.leader(at).alone.is_some() && matches!(entry, Entry::Split { .. }) {
+            return self.leave_alone(at);
+        }
+        if now_alone && self.leader(at).participant.is_some() {
+            return self.become_alone(at);
+        }
         if let Some(participant) = &mut self.leader(at).participant {
             match (entry, tag) {
                 (Entry::Write { .. }, Some(tag)) => participant.written(
@@ -465,17 +683,224 @@ impl World {
                     match made {
                         Made::Done(response) => Written::Done(response),
                         Made::Void => Written::Void,
-                        Made::Refused | Made::Nothing => Written::Refused,
+                        _ => Written::Refused,
                     },
                 ),
                 (Entry::Branch { .. }, Some(tag)) => participant.branched(tag),
+                (Entry::Split { .. } | Entry::Freeze { .. } | Entry::Absorb { .. }, Some(tag)) => {
+                    participant.ranged(tag)
+                }
+                (Entry::Thaw { .. }, _) => participant.ranged(0),
                 _ => {}
             }
         }
+        let refused = matches!(entry, Entry::Absorb { .. }) && tag.is_some();
         self.drive_shard(at);
         if let Some(sequencer) = &mut self.leader(at).sequencer {
             sequencer.applied(entry);
+            if refused {
+                sequencer.reopen();
+            }
             self.drive_home(at);
+        }
+    }
+
+    // === a tenant on one group ===
+
+    /// The tenant's first split, of this leader's own, is applied.
+    fn leave_alone(&mut self, at: At) {
+        let kept = (*self.kept(at)).clone();
+        if kept.is_alone() {
+            if let Some(alone) = &mut self.leader(at).alone {
+                alone.splitting = None;
+            }
+            return;
+        }
+        let (faults, term) = (self.faults, self.leader(at).term);
+        let leader = self.leader(at);
+        let alone = leader.alone.take().unwrap_or_default();
+        leader.participant = Some(Participant::new(term, leader.number, kept.seal, faults));
+        leader.sequencer = Some(Sequencer::begun(term, kept, WINDOW, faults));
+        for ticket in alone.reads {
+            self.end(ticket, Ended::Refused(Error::StaleRange));
+        }
+        self.drive_home(at);
+    }
+
+    /// The last other group is absorbed.
+    fn become_alone(&mut self, at: At) {
+        let leader = self.leader(at);
+        leader.number = leader.participant.as_ref().map_or(0, Participant::number);
+        let participant = leader.participant.take().map(|role| role.open_tickets());
+        let sequencer = leader.sequencer.take().map(|role| role.open_tickets());
+        leader.alone = Some(Alone { next: 1, ..Alone::default() });
+        (leader.driven, leader.handing) = (None, None);
+        let reading = std::mem::take(&mut leader.reading).into_iter();
+        let reading: Vec<_> = reading.map(|reading| (reading.ticket, false)).collect();
+        leader.taken.clear();
+        leader.rounds.clear();
+        let open = participant.into_iter().chain(sequencer).flatten().chain(reading);
+        for (ticket, done) in open {
+            let refused = Ended::Refused(Error::StaleRange);
+            self.end(ticket, if done { Ended::Unknown } else { refused });
+        }
+        for stream in &mut self.streams {
+            stream.lost |= stream.shard == at || stream.home == at;
+        }
+        self.leader(at).stream = None;
+    }
+
+    fn applied_alone(&mut self, at: At, made: Made, tag: Option<i64>) {
+        let Some(alone) = &mut self.leader(at).alone else { return };
+        let Some(ticket) = tag.and_then(|tag| alone.writes.remove(&tag)) else { return };
+        match made {
+            Made::Done(response) => self.answer(ticket, Ok(response)),
+            Made::Failed(error) => self.end(ticket, Ended::Refused(error)),
+            Made::Lease(revision) => match self.clients[ticket as usize].ask {
+                Ask::Grant(lease) => self.granted(ticket, lease, revision),
+                _ => {
+                    let reply = LeaseRevokeResponse { header: header(revision) };
+                    self.end(ticket, Ended::Done(Reply::LeaseRevoke(reply)));
+                }
+            },
+            _ => self.end(ticket, Ended::Refused(Error::StaleRange)),
+        }
+    }
+
+    fn act_alone(&mut self, at: At) {
+        self.forget_absorbed(at);
+        let kept = self.kept(at);
+        let real = self.is_real(at);
+        let current = self.leaders[at.group][at.nth].applied == self.groups[at.group].log.len();
+        let term = self.leader(at).term;
+        let Some(alone) = &mut self.leader(at).alone else { return };
+        if let Some((key, child, tag @ None)) = &mut alone.splitting
+            && alone.writes.is_empty()
+        {
+            let (version, at_key, child) = (kept.place.version, key.clone(), *child);
+            *tag = Some(alone.next);
+            let by = Some((at, alone.next));
+            alone.next += 1;
+            let limit = match self.faults.has(Fault::SplitWithoutLimit) {
+                true => kept.limit,
+                false => kept.revision + WINDOW,
+            };
+            let split = Entry::Split { epoch: term, version, at: at_key, child, limit };
+            self.note(|| format!("{at:?} proposes {split:?}"));
+            self.leader(at).tail.push(Proposed { logged: Logged::Split(split), by });
+        }
+        if real && current {
+            let Some(alone) = &mut self.leader(at).alone else { return };
+            for ticket in std::mem::take(&mut alone.reads) {
+                self.answer_read(ticket, kept.revision, at);
+            }
+        }
+    }
+
+    fn ask_alone(&mut self, at: At, ticket: Ticket, request: Request) {
+        let version = self.kept(at).place.version;
+        let Some(alone) = &mut self.leader(at).alone else { return };
+        if alone.splitting.is_some() {
+            return self.end(ticket, Ended::Refused(Error::StaleRange));
+        }
+        let plain = |op| Plain::Txn(TxnRequest { success: vec![self::op(op)], ..none() });
+        let act = match request {
+            Request::Range(_) => return alone.reads.push(ticket),
+            Request::Put(put) => plain(Op::RequestPut(put)),
+            Request::DeleteRange(delete) => plain(Op::RequestDeleteRange(delete)),
+            Request::Txn(txn) => Plain::Txn(txn),
+            Request::LeaseGrant(grant) => Plain::Grant(grant.id),
+            Request::LeaseRevoke(revoke) => Plain::Revoke(revoke.id),
+            other => unreachable!("nobody asks for {other:?}"),
+        };
+        let tag = alone.next;
+        alone.next += 1;
+        alone.writes.insert(tag, ticket);
+        let (logged, by) = (Logged::Plain { version, act }, Some((at, tag)));
+        self.leader(at).tail.push(Proposed { logged, by });
+    }
+
+    // === merges ===
+
+    /// What a leader does for a merge, on either side.
+    fn drive_merge(&mut self, at: At) {
+        self.forget_absorbed(at);
+        let kept = self.kept(at);
+        let own = self.ids[at.group];
+        if let Some((number, left)) = kept.frozen
+            && self.chance(200)
+        {
+            let state = self.groups[self.place(left)].newest();
+            let gone = state.absorbed.contains(&own);
+            let under_way = state.merging.is_some_and(|merge| merge.number == number);
+            let clock = self.faults.has(Fault::ThawOnClock) && self.chance(100);
+            let leader = self.leader(at);
+            let Some(participant) = &mut leader.participant else { return };
+            if gone && !clock {
+                participant.leave();
+            } else if (!under_way || clock) && leader.told.insert(("thaw", number)) {
+                participant.thaw(number);
+            }
+        }
+        let Some(Merge { number, right }) = kept.merging else { return };
+        let (now, right) = (self.now, self.place(right));
+        let target = match self.chance(850) {
+            true => self.real(right),
+            false => {
+                let nth = self.random.below(self.leaders[right].len() as u64) as usize;
+                At { group: right, nth }
+            }
+        };
+        let answer = self.real(right);
+        let frozen = Some(self.kept(answer)).filter(|kept| kept.frozen == Some((number, own)));
+        let (speaks, asks) = (self.chance(200), self.chance(300));
+        let leader = self.leader(at);
+        let Some(participant) = &mut leader.participant else { return };
+        let driven = leader.driven.as_mut().filter(|driven| driven.number == number);
+        let patient = driven.as_ref().is_some_and(|driven| now < driven.since + MERGE_PATIENCE);
+        let Some(driven) = driven.filter(|_| patient) else {
+            if speaks && leader.told.insert(("abort", number)) {
+                participant.abort(number);
+            }
+            return;
+        };
+        if let Some(Kept { place, revision, .. }) = frozen.as_deref()
+            && speaks
+            && !driven.absorbing
+        {
+            driven.absorbing = true;
+            let (place, revision) = (place.clone(), *revision);
+            participant.change(RangeChange::Absorb { merge: number, place, revision });
+        } else if asks {
+            let version = driven.version;
+            let target = self.leader(target);
+            if let Some(participant) = &mut target.participant
+                && target.told.insert(("freeze", number))
+            {
+                participant.change(RangeChange::Freeze { merge: number, left: own, version });
+            }
+        }
+    }
+
+    /// What was absorbed is dropped once home's map does not list it.
+    fn forget_absorbed(&mut self, at: At) {
+        let listed = self.groups[0].newest().map.clone();
+        let absorbed = self.kept(at).absorbed.clone();
+        for right in absorbed.into_iter().filter(|right| !listed.contains_key(right)) {
+            if !self.chance(100) || !self.leader(at).told.insert(("gone", right.0)) {
+                continue;
+            }
+            let group = self.place(right);
+            for gone in self.alive(group) {
+                self.die(gone);
+            }
+            self.gone.insert(group);
+            let entry = Logged::Split(Entry::Gone { right });
+            let leader = self.leader(at);
+            match &mut leader.participant {
+                Some(participant) => participant.forget(right),
+                None => leader.tail.push(Proposed { logged: entry, by: None }),
+            }
         }
     }
 
@@ -486,6 +911,11 @@ impl World {
             return;
         }
         self.answer_seals(at);
+        self.drive_merge(at);
+        let gone = |role: &Participant| role.is_gone();
+        if self.leader(at).participant.as_ref().is_some_and(gone) {
+            return self.drive_shard(at);
+        }
         let fit = self.leader(at).stream.filter(|stream| {
             let stream = &self.streams[*stream];
             !stream.lost && self.leaders[0][stream.home.nth].alive
@@ -512,8 +942,18 @@ impl World {
     fn with_view(&mut self, at: At, act: impl FnOnce(&mut Participant, &View<'_>)) {
         let kept = self.kept(at);
         let Some(mut participant) = self.leader(at).participant.take() else { return };
-        let group = &self.groups[at.group];
-        act(&mut participant, &View { group, revision: kept.revision, seal: kept.seal });
+        let (group, revision) = (&self.groups[at.group], kept.revision);
+        act(
+            &mut participant,
+            &View {
+                group,
+                revision,
+                seal: kept.seal,
+                place: &kept.place,
+                frozen: kept.frozen.is_some(),
+                all: false,
+            },
+        );
         self.leader(at).participant = Some(participant);
     }
 
@@ -554,7 +994,7 @@ impl World {
         let term = self.leader(at).term;
         let Some(participant) = &mut self.leader(at).participant else { return };
         let number = participant.connect(epoch);
-        let id = StreamId { group: id(at.group), term, number };
+        let id = StreamId { group: self.ids[at.group], term, number };
         let (up, down) = Default::default();
         self.streams.push(Stream { id, shard: at, home, up, down, lost: false });
         self.leader(at).stream = Some(self.streams.len() - 1);
@@ -579,12 +1019,16 @@ impl World {
                     }
                 }
                 participant::Do::Propose { tag, entry } => {
+                    let Some(entry) = self.with_base(at, tag, entry) else { continue };
                     let logged = Logged::Split(entry);
                     self.leader(at).tail.push(Proposed { logged, by: Some((at, tag)) });
                 }
                 participant::Do::Answer { ticket, answer } => self.answer(ticket, answer),
                 participant::Do::Readable { ticket, revision } => {
                     self.answer_read(ticket, revision, at);
+                }
+                participant::Do::Elsewhere { ticket } => {
+                    self.end(ticket, Ended::Refused(Error::StaleRange));
                 }
                 participant::Do::Break => {
                     if let Some(stream) = self.leader(at).stream {
@@ -595,6 +1039,30 @@ impl World {
         }
     }
 
+    /// The entry that makes a tenant be on one group again says what was granted and shown.
+    fn with_base(&mut self, at: At, tag: i64, entry: Entry) -> Option<Entry> {
+        let Entry::Absorb { epoch, merge, place, revision, .. } = entry else { return Some(entry) };
+        if at.group != 0 || place.range.end.is_some() {
+            return Some(Entry::Absorb { epoch, merge, place, revision, base: None });
+        }
+        let without = self.faults.has(Fault::AbsorbWithoutBase);
+        let leader = self.leader(at);
+        let base = leader.sequencer.as_mut().and_then(Sequencer::close);
+        if base.is_none() {
+            // Not now.
+            if let Some(participant) = &mut leader.participant {
+                participant.ranged(tag);
+            }
+            if let Some(driven) = &mut leader.driven {
+                driven.absorbing = false;
+            }
+        }
+        base.map(|base| {
+            let base = (!without).then_some(base);
+            Entry::Absorb { epoch, merge, place, revision, base }
+        })
+    }
+
     fn answer_seals(&mut self, at: At) {
         let kept = self.kept(at);
         let asks = std::mem::take(&mut self.leader(at).seals);
@@ -603,9 +1071,10 @@ impl World {
                 self.leader(at).seals.push((home, epoch));
                 continue;
             }
+            let group = self.ids[at.group];
             if let Some(sequencer) = &mut self.leader(home).sequencer {
-                sequencer.sealed(id(at.group), kept.seal, kept.revision);
-                self.leader(home).unsealed.remove(&id(at.group));
+                sequencer.sealed(group, kept.seal, kept.revision);
+                self.leader(home).unsealed.remove(&group);
                 self.drive_home(home);
             }
         }
@@ -660,7 +1129,7 @@ impl World {
     fn ask_seals(&mut self, at: At) {
         let epoch = self.leader(at).term;
         for group in self.leader(at).unsealed.clone() {
-            let group = place(group);
+            let group = self.place(group);
             if !self.chance(500) {
                 continue;
             }
@@ -735,36 +1204,49 @@ impl World {
     /// Reads over several groups: each part at any replica that has applied enough.
     fn read_all(&mut self, at: At) {
         let reading = std::mem::take(&mut self.leader(at).reading);
-        for (ticket, revision, last, since) in reading {
-            let mut found: Vec<KeyValue> = Vec::new();
-            let Ask::Range(range) = &self.clients[ticket as usize].ask else { continue };
-            let range = range.clone();
+        for one in reading {
+            let Ask::Range(range) = &self.clients[one.ticket as usize].ask else { continue };
             let keys = KeyRange::parse(&range.key, &range.range_end);
+            let mut found: Vec<KeyValue> = Vec::new();
             let mut complete = true;
-            for group in 0..GROUPS {
-                let committed = self.groups[group].log.len();
-                let behind = [0, 0, 1, 2, 5][self.random.below(5) as usize].min(committed);
-                let applied = self.groups[group].kept[committed - behind].revision;
-                let least = last.get(&id(group)).copied().unwrap_or(0);
-                if applied < least && !self.faults.has(Fault::NoWaitForLast) {
+            for (group, has) in &one.map {
+                let known = &self.groups[self.place(*group)];
+                let committed = known.log.len();
+                let part = common(&keys, &has.range);
+                let lag =
+                    if self.calm { 0 } else { [0, 0, 1, 2, 5][self.random.below(5) as usize] };
+                let behind = lag.min(committed);
+                let Kept { revision: applied, place, .. } = &*known.kept[committed - behind];
+                let applied = *applied;
+                // A replica that has not absorbed its neighbour yet has nothing of it.
+                let inside = |part: &KeyRange| {
+                    let common = common(part, &place.range);
+                    common.as_ref() == Some(part) || place.version >= has.version
+                };
+                let least = one.last.get(group).copied().unwrap_or(0);
+                let late = applied < least && !self.faults.has(Fault::NoWaitForLast);
+                if late || !part.as_ref().is_none_or(inside) {
                     complete = false;
                     break;
                 }
-                found.extend(self.groups[group].at(applied).scan(&keys, Some(revision)));
+                if let Some(part) = part {
+                    found.extend(known.at(applied).scan(&part, Some(one.revision)));
+                }
             }
             // What it waits for may be void: after a while it is asked for anew.
-            if !complete && self.now > since + 150 {
+            if !complete && self.now > one.since + 150 {
                 if let Some(sequencer) = &mut self.leader(at).sequencer {
-                    sequencer.read(ticket);
+                    sequencer.read(one.ticket);
                 }
                 continue;
             }
             if !complete {
-                self.leader(at).reading.push((ticket, revision, last, since));
+                self.leader(at).reading.push(one);
                 continue;
             }
-            self.leader(at).taken.retain(|taken| *taken != ticket);
-            self.answer_range(ticket, revision, found);
+            self.leader(at).taken.retain(|taken| *taken != one.ticket);
+            found.sort_by(|a, b| a.key.cmp(&b.key));
+            self.answer_range(one.ticket, one.revision, found);
         }
     }
 
@@ -806,22 +1288,18 @@ impl World {
                 sequencer::Do::LeaseGranted { ticket, revision } => {
                     self.leader(at).taken.retain(|taken| *taken != ticket);
                     let Ask::Grant(lease) = self.clients[ticket as usize].ask else { continue };
-                    let (header, ttl) = (header(revision), 1000);
-                    let reply = LeaseGrantResponse { header, id: lease, ttl, ..Default::default() };
-                    self.leases.insert(lease);
-                    self.end(ticket, Ended::Done(Reply::LeaseGrant(reply)));
+                    self.granted(ticket, lease, revision);
                 }
-                sequencer::Do::Readable { ticket, revision, last } => {
-                    let now = self.now;
-                    self.leader(at).reading.push((ticket, revision, last, now));
+                sequencer::Do::Readable { ticket, revision, last, map } => {
+                    let since = self.now;
+                    let reading = Reading { ticket, revision, last, map, since };
+                    self.leader(at).reading.push(reading);
                 }
                 sequencer::Do::NotDone { ticket } => {
                     self.leader(at).taken.retain(|taken| *taken != ticket);
                     self.end(ticket, Ended::Refused(Error::LeaderChanged));
                 }
-                sequencer::Do::Marks { revision, last } => {
-                    self.leader(at).marks.push((revision, last));
-                }
+                sequencer::Do::Marks(marks) => self.leader(at).marks.push(marks),
                 sequencer::Do::StepDown => return self.die(at),
             }
         }
@@ -830,12 +1308,12 @@ impl World {
     // === clients ===
 
     fn ask(&mut self) {
-        let group = self.random.below(GROUPS as u64) as usize;
-        let one = key(group, self.random.below(KEYS));
+        let one = key(self.random.below(LETTERS), self.random.below(KEYS));
         let known: Vec<i64> = self.leases.iter().rev().take(4).copied().collect();
         let lease = if self.chance(350) { self.pick(&known).unwrap_or(0) } else { 0 };
         let value = Bytes::from(format!("v{}", self.next_value));
         self.next_value += 1;
+        let name = one.clone();
         let put = |key: &Bytes, lease: i64| PutRequest {
             key: key.clone(),
             value: value.clone(),
@@ -881,7 +1359,7 @@ impl World {
             }
             22 => {
                 let range_end = Bytes::from_static(&[0]);
-                let key = key(self.random.below(2) as usize, self.random.below(KEYS));
+                let key = key(self.random.below(4), self.random.below(KEYS));
                 let delete = DeleteRangeRequest { key, range_end, ..Default::default() };
                 return self.ask_home(Request::DeleteRange(delete), Ask::Delete, 0);
             }
@@ -897,15 +1375,25 @@ impl World {
                 return self.ask_home(Request::LeaseGrant(grant), Ask::Grant(lease), 0);
             }
         };
-        let ready = |at: &At| self.leaders[at.group][at.nth].participant.is_some();
+        // Now and then by a map of long ago.
+        let had = |group: &Group| group.kept[0].place.range.contains(&name);
+        let owner = self.owner(&name);
+        let old = self.chance(100).then(|| self.groups.iter().position(had)).flatten();
+        let group = old.unwrap_or(owner);
+        let ready = |at: &At| {
+            let leader = &self.leaders[at.group][at.nth];
+            leader.participant.is_some() || leader.alone.is_some()
+        };
         let able: Vec<At> = self.alive(group).into_iter().filter(ready).collect();
         let chosen = if self.chance(350) { self.pick(&able) } else { able.last().copied() };
         let Some(at) = chosen else { return };
-        let ticket = self.call(request, ask, named);
-        let Some(participant) = &mut self.leader(at).participant else { return };
+        let ticket = self.call(request.clone(), ask, named);
+        let Some(participant) = &mut self.leader(at).participant else {
+            return self.ask_alone(at, ticket, request);
+        };
         match txn {
             Some(txn) => participant.write(ticket, txn),
-            None => participant.read(ticket),
+            None => participant.read(ticket, KeyRange::single(&name)),
         }
         self.drive_shard(at);
     }
@@ -923,10 +1411,10 @@ impl World {
     }
 
     fn txn_over_groups(&mut self, value: &Bytes, lease: i64) -> TxnRequest {
-        let left_out = self.random.below(GROUPS as u64 + 2) as usize;
         let mut txn = none();
-        for group in (0..GROUPS).filter(|group| *group != left_out) {
-            let key = key(group, self.random.below(KEYS));
+        let letters: BTreeSet<u64> = (0..3).map(|_| self.random.below(LETTERS)).collect();
+        for letter in letters {
+            let key = key(letter, self.random.below(KEYS));
             if self.chance(600) {
                 let compare = self.compare(&key);
                 txn.compare.push(compare);
@@ -947,11 +1435,17 @@ impl World {
     }
 
     fn ask_home(&mut self, request: Request, ask: Ask, lease: i64) {
-        let ready = |at: &At| self.leaders[at.group][at.nth].sequencer.is_some();
+        let ready = |at: &At| {
+            let leader = &self.leaders[at.group][at.nth];
+            leader.sequencer.is_some() || leader.alone.is_some()
+        };
         let able: Vec<At> = self.alive(0).into_iter().filter(ready).collect();
         let chosen = if self.chance(350) { self.pick(&able) } else { able.last().copied() };
         let Some(at) = chosen else { return };
         let ticket = self.call(request.clone(), ask, lease);
+        if self.leader(at).alone.is_some() {
+            return self.ask_alone(at, ticket, request);
+        }
         self.leader(at).taken.push(ticket);
         let Some(sequencer) = &mut self.leader(at).sequencer else { return };
         match request {
@@ -974,6 +1468,13 @@ impl World {
         let leases = self.leases.clone();
         self.clients.push(Client { op, ask, open: true, leases, lease });
         ticket
+    }
+
+    fn granted(&mut self, ticket: Ticket, lease: i64, revision: i64) {
+        let (header, ttl) = (header(revision), 1000);
+        let reply = LeaseGrantResponse { header, id: lease, ttl, ..Default::default() };
+        self.leases.insert(lease);
+        self.end(ticket, Ended::Done(Reply::LeaseGrant(reply)));
     }
 
     fn end(&mut self, ticket: Ticket, outcome: Ended) {
@@ -1070,24 +1571,25 @@ impl World {
             Some(home) => !self.leader(home).alive || self.chance(30),
             None => true,
         };
-        if lost && !self.subscribe(which) {
-            return;
+        if lost {
+            // On one group nobody gives marks: then the log of home says what is complete.
+            self.watches[which].home = None;
+            self.subscribe(which);
         }
-        let Some(home) = self.watches[which].home else { return };
-        let marks = self.leaders[0][home.nth].marks.len();
-        let seen = self.watches[which].seen_marks;
-        let take = self.random.below((marks - seen) as u64 + 1) as usize;
-        for next in seen..seen + take {
-            let (revision, last) = self.leaders[0][home.nth].marks[next].clone();
+        if let Some(home) = self.watches[which].home {
+            let marks = self.leaders[0][home.nth].marks.len();
+            let seen = self.watches[which].seen_marks;
+            let take = self.random.below((marks - seen) as u64 + 1) as usize;
+            let new: Vec<Marks> = self.leaders[0][home.nth].marks[seen..seen + take].to_vec();
             let watch = &mut self.watches[which];
-            watch.revision = revision;
-            for (group, last) in last {
-                watch.last[place(group)] = last;
-            }
+            watch.seen_marks = seen + take;
+            new.into_iter().for_each(|marks| watch.take(marks));
         }
-        self.watches[which].seen_marks = seen + take;
-        for group in 0..GROUPS {
+        let groups = self.groups.len();
+        self.watches[which].position.resize(groups, 0);
+        for group in 0..self.groups.len() {
             let entries = self.random.below(7) as usize;
+            let id = self.ids[group];
             let watch = &mut self.watches[which];
             let known = &self.groups[group];
             for _ in 0..entries.min(known.log.len() - watch.position[group]) {
@@ -1096,39 +1598,47 @@ impl World {
                 }
                 watch.position[group] += 1;
             }
-            let applied = known.kept[watch.position[group]].revision;
-            watch.mark[group] = watch.mark[group].max(applied);
-            if applied >= watch.last[group] {
-                watch.mark[group] = watch.mark[group].max(watch.revision);
+            let Kept { revision: applied, place, .. } = &*known.kept[watch.position[group]];
+            let caught_up = watch.last.get(&id).is_some_and(|last| applied >= last);
+            if place.range == KeyRange::all() {
+                watch.place(id, place);
+            }
+            // What a log says of itself holds for the range that the group has there: one that was
+            // split says nothing of the keys that went, as long as the map does not know.
+            let has = watch.map.get(&id).map(|has| &has.range);
+            let speaks = has.is_some_and(|has| common(has, &place.range).as_ref() == Some(has))
+                || watch.retired.contains(&id);
+            let mark = watch.mark.entry(id).or_insert(1);
+            *mark = (*mark).max(if speaks { *applied } else { 1 });
+            *mark = (*mark).max(if caught_up { watch.revision } else { 1 });
+            if watch.position[group] == self.groups[group].log.len() {
+                watch.retired.remove(&id);
             }
         }
         self.release(which);
     }
 
-    fn subscribe(&mut self, which: usize) -> bool {
+    fn subscribe(&mut self, which: usize) {
         let open = |at: &At| {
             let sequencer = &self.leaders[0][at.nth].sequencer;
             sequencer.as_ref().is_some_and(Sequencer::is_open)
         };
         let able: Vec<At> = self.alive(0).into_iter().filter(open).collect();
         let chosen = if self.chance(400) { self.pick(&able) } else { able.last().copied() };
-        let Some(at) = chosen else { return false };
-        let Some(sequencer) = &self.leaders[0][at.nth].sequencer else { return false };
-        let (revision, last) = sequencer.marks();
+        let Some(at) = chosen else { return };
+        let Some(sequencer) = &self.leaders[0][at.nth].sequencer else { return };
+        let marks = sequencer.marks();
         let seen_marks = self.leaders[0][at.nth].marks.len();
         let watch = &mut self.watches[which];
-        (watch.home, watch.seen_marks, watch.revision) = (Some(at), seen_marks, revision);
-        for (group, last) in last {
-            watch.last[place(group)] = last;
-        }
-        true
+        (watch.home, watch.seen_marks) = (Some(at), seen_marks);
+        watch.take(marks);
     }
 
     /// Whole revisions go out once every group's mark has reached them.
     fn release(&mut self, which: usize) {
         let now = self.now;
         let watch = &mut self.watches[which];
-        let ready = watch.mark.iter().copied().min().unwrap_or(0);
+        let ready = watch.ready();
         let later = watch.waiting.split_off(&(ready + 1));
         let out = std::mem::replace(&mut watch.waiting, later);
         let progress = watch.progress;
@@ -1153,9 +1663,12 @@ impl World {
             self.wrong(format!("{stuck} requests were never answered, the first is {ticket}"));
         }
         let leases = self.groups[0].newest().leases.clone();
-        for group in 0..GROUPS {
-            let last = self.groups[group].newest().revision;
-            for kv in self.groups[group].at(last).scan(&KeyRange::all(), None) {
+        for group in 0..self.groups.len() {
+            if !self.is_living(group) {
+                continue;
+            }
+            let Kept { revision, place, .. } = self.groups[group].newest().clone();
+            for kv in self.groups[group].at(revision).scan(&place.range, None) {
                 if kv.lease != 0 && !leases.contains(&kv.lease) {
                     let key = String::from_utf8_lossy(&kv.key).into_owned();
                     self.wrong(format!(
