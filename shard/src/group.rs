@@ -287,6 +287,11 @@ impl Group {
         self.shared.withheld.store(withheld, Ordering::Release);
     }
 
+    /// Stands a recovery in the log that is not applied yet? Whoever speaks meanwhile is left behind.
+    pub(crate) fn is_recovering(&self) -> bool {
+        self.recovering > self.machine.state().membership_version
+    }
+
     /// For other threads.
     pub fn shared(&self) -> &Arc<Shared> {
         &self.shared

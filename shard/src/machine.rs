@@ -322,7 +322,7 @@ impl Machine {
         if current {
             applied.answers.reserve(batch.commands.len());
             for command in &batch.commands {
-                let answer = match self.apply_command(command, &mut applied.effects) {
+                let answer = match self.apply_command(command, term, &mut applied.effects) {
                     // Nothing was written yet, and nobody else has the value.
                     Err(EngineError::Value(_)) if self.state.members.len() <= 1 => {
                         Err(Error::DamagedValue)
@@ -348,6 +348,7 @@ impl Machine {
     fn apply_command(
         &mut self,
         command: &Command,
+        term: u64,
         effects: &mut Vec<Effect>,
     ) -> Result<Answer, EngineError> {
         use command::Body;
@@ -380,7 +381,7 @@ impl Machine {
             }
             Body::MemberUpdate(request) => Ok(self.apply_member_update(request, effects)),
             Body::Charter(charter) => Ok(self.apply_charter(charter, effects)),
-            Body::Recovery(recovery) => Ok(self.apply_recovery(recovery, effects)),
+            Body::Recovery(recovery) => Ok(self.apply_recovery(recovery, term, effects)),
         }
     }
 

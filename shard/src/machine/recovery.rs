@@ -22,6 +22,7 @@ impl Machine {
     pub(super) fn apply_recovery(
         &mut self,
         recovery: &Recovery,
+        term: u64,
         effects: &mut Vec<Effect>,
     ) -> Answer {
         let replica = recovery.replica;
@@ -43,6 +44,7 @@ impl Machine {
         state.members = vec![survivor];
         state.conf_state = ConfState { voters: vec![replica], ..Default::default() };
         state.membership_version = recovery.membership_version;
+        state.recovered_term = term;
         state.revision = (state.revision + RECOVERY_REVISIONS).max(recovery.revision);
         state.compacted = state.revision;
         effects.push(Effect::Compacted { revision: state.revision });

@@ -225,11 +225,17 @@ impl Node {
         }
     }
 
-    /// Tells a replica that was removed so, and says whether it was.
-    pub(super) fn tell_removed(&mut self, id: GroupId, from: NodeId, replica: u64) -> bool {
+    /// Tells a replica that was removed, or left behind, so, and says whether it was.
+    pub(super) fn tell_removed(
+        &mut self,
+        id: GroupId,
+        from: NodeId,
+        replica: u64,
+        term: u64,
+    ) -> bool {
         let Some(group) = self.groups.get(&id) else { return false };
         let state = group.machine.state();
-        let removed = state.removed.contains(&replica);
+        let removed = state.is_left_behind(replica, term);
         if removed {
             let membership_version = state.membership_version;
             let retired = state.retired.contains(&replica);

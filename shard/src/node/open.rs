@@ -35,6 +35,7 @@ use proto::etcd::Member;
 use proto::{GroupId, NamespaceId, TenantId, id};
 use raft::eraftpb;
 
+use super::recovery::recovering;
 use super::{Checkpoints, Node, NodeConfig, NodeError};
 use crate::charter;
 use crate::disk::Disk;
@@ -448,6 +449,8 @@ impl Node {
         let mut group = Group::new(self.config.node, GroupId(key.group), core, machine);
         group.seed_anew = seed_anew;
         group.withhold(waits);
+        // It was written, and is committed, but was not applied yet.
+        group.recovering = if waits { 0 } else { recovering(&group) };
         group.held = held;
         Ok(Ok(group))
     }

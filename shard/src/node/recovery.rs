@@ -11,11 +11,14 @@
 //! together. *Crash before: nothing has happened; after: the next start applies it.* From its apply
 //! on the replica is the only member, and elects itself.
 //!
-//! Who is lost and comes back is no member: it hears so, or its node reads it in the ledger. Nothing
-//! it says is stepped. Two of them could still elect each other before they hear it: therefore a
-//! replica that was on disk at the start takes no part before its node has looked into the ledger
+//! Until that apply nobody is heard. Who is lost and comes back is no member: it hears so, or its node
+//! reads it in the ledger. Nothing it says is stepped. Those who are lost may have had members of whom
+//! this replica knows nothing: whoever speaks in a term before the recovery's is one of them. Two of
+//! them could still elect each other before they hear it: therefore a replica that was on disk at
+//! the start takes no part before its node has looked into the ledger
 //! ([`NodeConfig::withhold`](super::NodeConfig::withhold)).
 
+use prost::Message as _;
 use proto::GroupId;
 use proto::cluster::group::{Batch, Command, Recovery, command};
 use raft::eraftpb::EntryType;
@@ -92,6 +95,8 @@ impl Node {
     pub(super) fn go_alone(&mut self, id: GroupId) {
         self.transfers.forget(id);
         let Some(group) = self.groups.get_mut(&id) else { return };
+        let (own, voters) = (group.core.key().replica, &group.machine.state().conf_state.voters);
+        assert_eq!(*voters, [own], "others come after a recovery, by a snapshot that has it");
         group.core.go_alone();
         group.heard.clear();
         let term = group.core.term();
@@ -99,6 +104,17 @@ impl Node {
         // What is watched here may have been read elsewhere, further on.
         self.outputs.push(Output::Replaced { group: id });
     }
+}
+
+/// Version of the members in a recovery that a log holds and that is not applied yet, 0 without one.
+pub(super) fn recovering(group: &Group) -> u64 {
+    let unapplied = group.core.unapplied().unwrap_or_default();
+    let batches = unapplied.into_iter().filter_map(|entry| Batch::decode(entry.data).ok());
+    let version = |command: Command| match command.body {
+        Some(command::Body::Recovery(recovery)) => Some(recovery.membership_version),
+        _ => None,
+    };
+    batches.flat_map(|batch| batch.commands).filter_map(version).max().unwrap_or(0)
 }
 
 /// Why a replica cannot go on alone, if it cannot.
@@ -115,6 +131,8 @@ fn unfit(group: &Group) -> Option<&'static str> {
         Some("it was not released yet")
     } else if group.seed_anew || group.machine.state().applied_index == 0 {
         Some("it has no rows")
+    } else if group.machine.state().member_of(own).is_none() {
+        Some("it is no member")
     } else if leaves.into_iter().any(|change| change.removes(own)) {
         Some("it was being removed")
     } else {

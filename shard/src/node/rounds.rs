@@ -27,6 +27,8 @@ use crate::store::{Moved, Store, layout};
 /// a program that knows only 1 must not take for nothing; all others are written as 1. Format 3 is
 /// a recovery.
 pub(super) const BATCH_FORMAT: u32 = 3;
+/// For who asks without a term.
+pub(super) const NO_TERM: u64 = u64::MAX;
 /// Bytes of large values of applied entries that are kept for followers, per group.
 const HELD_BYTES: u64 = 16 << 20;
 /// Rest after all extents were looked at that could move.
@@ -229,7 +231,7 @@ impl Node {
             Some(peer_message::Body::NotMember(word)) => self.step_not_member(word),
             Some(peer_message::Body::Beats(beats)) => self.step_beats(from, &beats)?,
             Some(peer_message::Body::AmMember(ask)) => {
-                self.tell_removed(GroupId(ask.group), from, ask.replica);
+                self.tell_removed(GroupId(ask.group), from, ask.replica, NO_TERM);
             }
             None => {}
         }
@@ -240,7 +242,7 @@ impl Node {
     pub(super) fn hear_raft(&mut self, from: NodeId, raft: GroupMessage) -> Result<(), NodeError> {
         let id = GroupId(raft.group);
         let Some(message) = &raft.message else { return Ok(()) };
-        if self.tell_removed(id, from, message.from) {
+        if self.tell_removed(id, from, message.from, message.term) {
             return Ok(());
         }
         let Some(group) = self.groups.get_mut(&id) else { return Ok(()) };
@@ -254,7 +256,7 @@ impl Node {
     pub(super) fn step_raft(&mut self, id: GroupId, raft: GroupMessage) -> Result<(), NodeError> {
         let Some(message) = raft.message else { return Ok(()) };
         let Some(group) = self.groups.get_mut(&id) else { return Ok(()) };
-        let is_out = group.stopped.is_some() || group.shared.is_withheld();
+        let is_out = group.stopped.is_some() || group.shared.is_withheld() || group.is_recovering();
         if message.to != group.core.key().replica || is_out {
             return Ok(());
         }

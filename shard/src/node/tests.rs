@@ -7,7 +7,7 @@ use proto::cluster::group::charter::Standing;
 use proto::cluster::group::{
     Batch, ChangeReplica, Charter, Command, SetCharter, change_replica, command,
 };
-use proto::cluster::raft::{Entry, GroupMessage, Message, PeerMessage, peer_message};
+use proto::cluster::raft::{Entry, GroupMessage, Message, NotMember, PeerMessage, peer_message};
 use proto::etcd::{LeaseGrantRequest, LeaseTimeToLiveRequest, Member, PutRequest};
 use proto::group::{GroupError, Reply, Request, request_to};
 use proto::{Error, GroupId, NamespaceId, NodeId, TenantId, limits};
@@ -68,6 +68,13 @@ impl Driven {
     }
 
     fn open(disks: Disks, births: &[Birth], withhold: bool) -> Driven {
+        let mut driven = Driven::open_still(disks, births, withhold);
+        driven.settle();
+        driven
+    }
+
+    /// Before its first round.
+    fn open_still(disks: Disks, births: &[Birth], withhold: bool) -> Driven {
         let config = NodeConfig {
             node: NodeId(1),
             cluster: 7,
@@ -97,7 +104,7 @@ impl Driven {
         let engine = disks.engine.clone();
         let opened =
             Node::open(config, engine, log.clone(), &recovered, births, pages, 1000).unwrap();
-        let mut driven = Driven {
+        Driven {
             node: opened.node,
             log,
             disks,
@@ -106,18 +113,23 @@ impl Driven {
             now_ms: 1000,
             tickets: 0,
             answers: BTreeMap::new(),
-        };
-        driven.settle();
-        driven
+        }
     }
 
     /// The node after an end without warning, which takes what was not synced.
     fn killed(self, withhold: bool) -> Driven {
+        let mut driven = self.killed_still(withhold);
+        driven.settle();
+        driven
+    }
+
+    /// The same before its first round.
+    fn killed_still(self, withhold: bool) -> Driven {
         let disks = self.disks.clone();
         drop(self);
         disks.log.crash(&mut |_| 0);
         disks.pages.crash(&mut |_| 0);
-        Driven::open(disks, &[], withhold)
+        Driven::open_still(disks, &[], withhold)
     }
 
     /// Closes rounds until nothing is left to be done.
@@ -443,6 +455,108 @@ fn who_is_lost_and_comes_back_is_told_so_and_not_heard() {
     });
     assert!(told, "{:?}", driven.sent);
     assert!(!driven.is_stored(b"x"));
+}
+
+/// A message of a replica that the survivor may know or not.
+fn said(kind: MessageType, from: u64, to: u64, term: u64) -> Input {
+    let message = Message {
+        kind: kind as u32,
+        to,
+        from,
+        term,
+        log_term: term,
+        index: 1000,
+        commit: 5,
+        ..Default::default()
+    };
+    let raft = GroupMessage { group: GROUP.0, message: Some(message) };
+    let message = PeerMessage { body: Some(peer_message::Body::Raft(raft)) };
+    Input::Peer { from: NodeId(from), message }
+}
+
+/// What a member may say without having been asked.
+const UNASKED: [MessageType; 4] = [
+    MessageType::MsgAppend,
+    MessageType::MsgHeartbeat,
+    MessageType::MsgRequestVote,
+    MessageType::MsgRequestPreVote,
+];
+
+#[test]
+fn members_whom_only_the_lost_knew_are_told_so_and_not_heard() {
+    for kind in UNASKED {
+        let mut driven = survivor();
+        // It was behind: meanwhile the others had replaced the third one by a replica on node 4.
+        let before = driven.node.group(GROUP).unwrap().shared().term();
+        driven.recover(VERSION, 0);
+        driven.sent.clear();
+        let term = driven.node.group(GROUP).unwrap().shared().term();
+        for old in [before, before + 1, term - 2] {
+            driven.node.step(driven.now_ms, said(kind, 4, 1, old)).unwrap();
+            driven.settle();
+        }
+        let to_4: Vec<_> = driven.sent.iter().filter(|(to, _)| *to == NodeId(4)).collect();
+        assert_eq!(to_4.len(), 3, "{kind:?}: {to_4:?}");
+        let is_word = |message: &PeerMessage| {
+            matches!(&message.body, Some(peer_message::Body::NotMember(word))
+                if word.replica == 4 && word.membership_version == VERSION)
+        };
+        assert!(to_4.iter().all(|(_, message)| is_word(message)), "{kind:?}: {to_4:?}");
+        assert!(driven.node.group(GROUP).unwrap().is_leader());
+        assert_eq!(driven.node.group(GROUP).unwrap().shared().term(), term);
+        // Whoever came after the recovery has heard of its term, and may not be known here yet.
+        driven.node.step(driven.now_ms, said(MessageType::MsgAppend, 99, 1, term + 1)).unwrap();
+        driven.settle();
+        assert_eq!(driven.node.group(GROUP).unwrap().shared().term(), term + 1);
+    }
+}
+
+#[test]
+fn nobody_is_heard_while_a_recovery_is_written_and_not_applied() {
+    for is_killed in [false, true] {
+        let mut driven = survivor();
+        driven.node.step(driven.now_ms, wish(VERSION, 0)).unwrap();
+        if is_killed {
+            for output in driven.node.round(driven.now_ms).unwrap() {
+                if let Output::Persist(mut persist) = output {
+                    let extents = driven.node.store().extents().clone();
+                    persist.write(&driven.log, &extents, 1 << 20).unwrap();
+                    driven.log.sync().unwrap();
+                }
+            }
+            driven = driven.killed_still(false);
+        }
+        // Two that are lost have elected each other meanwhile, again and again.
+        let term = 10 << 20;
+        let entries = vec![put_entry(term, 7, "x"), put_entry(term, 8, "y")];
+        driven.node.step(driven.now_ms, append(term, (6, 6), entries, 8)).unwrap();
+        driven.settle();
+        driven.pass(1000);
+        assert_eq!(driven.state().membership_version, VERSION, "killed: {is_killed}");
+        assert!(driven.put(GROUP, b"v").is_ok());
+        assert!(!driven.is_stored(b"x") && driven.is_stored(b"c"));
+    }
+}
+
+#[test]
+fn who_was_left_behind_does_not_hear_the_others_and_goes_when_it_is_told() {
+    let mut driven = survivor();
+    let before = driven.state();
+    let sent = driven.sent.len();
+    // Node 2 has gone on, and its node brings the group to node 1 anew: that is another replica.
+    let anew = 4 + limits::RECOVERY_STEP;
+    for kind in UNASKED {
+        driven.node.step(driven.now_ms, said(kind, 2, anew, 8 << 20)).unwrap();
+        driven.settle();
+    }
+    assert_eq!((driven.state(), driven.sent.len()), (before, sent));
+    let word =
+        NotMember { group: GROUP.0, replica: 1, membership_version: VERSION, ..Default::default() };
+    let message = PeerMessage { body: Some(peer_message::Body::NotMember(word)) };
+    driven.node.step(driven.now_ms, Input::Peer { from: NodeId(2), message }).unwrap();
+    driven.settle();
+    assert!(driven.node.group(GROUP).is_none_or(|group| group.shared().is_stopped()));
+    assert!(driven.put(GROUP, b"v").is_err());
 }
 
 #[test]
