@@ -95,7 +95,9 @@ like "and that nothing was changed" 'nothing was changed' "$(cat "$TMP/told")"
 same "nothing was" null "$(shown .group.recovery)"
 refused "a node that is gone cannot be chosen" 'cannot go on' atoll group recover "$GROUP" --choose n2 --accept-loss
 
-holds "it is recovered" atoll group recover "$GROUP" --accept-loss
+refused "a node that was heard of a moment ago may only be slow" 'may only be slow' \
+  atoll group recover "$GROUP" --accept-loss
+eventually 90 "it is recovered" atoll group recover "$GROUP" --accept-loss
 written() { at 1 put after "$1"; }
 eventually 20 "it can be written to" written 1
 AFTER=$(revision)
@@ -167,15 +169,19 @@ for i in 3 4 5; do rm -rf "$TMP/n$i.data"; done
 refused "it says how far the replica is" 'accept-loss' atoll recover-ledger --data-dir "$TMP/n1.data"
 refused "a folder of nothing is refused" 'no data directory' atoll recover-ledger --data-dir "$TMP/nothing"
 holds "the ledger goes on with one node" atoll recover-ledger --data-dir "$TMP/n1.data" --accept-loss
+refused "not twice" 'only voter already' atoll recover-ledger --data-dir "$TMP/n1.data" --accept-loss
 # They do not say that they serve: the default tenant's group lost its majority as well.
 start 1
+eventually 40 "the node that went on answers" atoll tenant list
+refused "not on another node as well" 'n1 runs and answers' \
+  atoll recover-ledger --data-dir "$TMP/n2.data" --accept-loss
 start 2
 eventually 40 "placement answers" atoll tenant list
 same "it knows the tenant" acme "$(atoll tenant show acme -w json | jq -r '.tenants[0].name')"
 recoverable() { told || true; grep -q 'n1 would go on' "$TMP/told"; }
 if ! has_voters 1; then
   eventually 60 "its group can be recovered as well" recoverable
-  holds "and is" atoll group recover "$GROUP" --accept-loss
+  eventually 90 "and is" atoll group recover "$GROUP" --accept-loss
 fi
 eventually 30 "the tenant can be written to" written 4
 holds "above all before" test "$(revision)" -gt "$LAST"
