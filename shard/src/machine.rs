@@ -21,6 +21,7 @@ pub mod effect;
 mod keys;
 pub mod leases;
 mod ranges;
+pub mod recovery;
 mod split;
 pub mod state;
 mod sweep;
@@ -401,7 +402,7 @@ impl Machine {
                     applied.answers.push(Settled::Split(entry, written));
                     continue;
                 }
-                let answer = match self.apply_command(command, &mut applied.effects) {
+                let answer = match self.apply_command(command, term, &mut applied.effects) {
                     // Nothing was written yet, and nobody else has the value.
                     Err(EngineError::Value(_)) if self.state.members.len() <= 1 => {
                         Err(Error::DamagedValue)
@@ -427,6 +428,7 @@ impl Machine {
     fn apply_command(
         &mut self,
         command: &Command,
+        term: u64,
         effects: &mut Vec<Effect>,
     ) -> Result<Answer, EngineError> {
         use command::Body;
@@ -459,6 +461,7 @@ impl Machine {
             }
             Body::MemberUpdate(request) => Ok(self.apply_member_update(request, effects)),
             Body::Charter(charter) => Ok(self.apply_charter(charter, effects)),
+            Body::Recovery(recovery) => Ok(self.apply_recovery(recovery, term, effects)),
             Body::Split(_) => unreachable!("it is applied before"),
         }
     }
@@ -593,6 +596,7 @@ fn touches_data(body: &command::Body) -> bool {
             | Body::Publish(_)
             | Body::MemberUpdate(_)
             | Body::Charter(_)
+            | Body::Recovery(_)
             | Body::Split(_)
     )
 }

@@ -77,6 +77,8 @@ pub enum Effect {
     },
     /// Names, addresses or roles of members changed.
     Members,
+    /// This replica is the only member from here on.
+    Alone,
     /// The keys from `at` on go to a new group, which begins with this.
     Split {
         /// Its first key.

@@ -73,6 +73,7 @@ impl Machine {
             start: at.clone(),
             end: range.end,
             split: None,
+            recovered_term: 0,
             charter: self.state.charter,
         })
     }

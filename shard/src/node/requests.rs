@@ -377,6 +377,8 @@ impl Node {
             replicas: members::statuses(group),
             retired: state.retired.clone(),
             charter: Some(state.charter),
+            last_term: group.core.last_term(),
+            is_hollow: group.seed_anew || state.applied_index == 0,
             place: Some(place_of(group)),
         }
     }

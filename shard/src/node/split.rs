@@ -1073,10 +1073,6 @@ impl Node {
 }
 
 impl Group {
-    /// debug
-    pub fn tell_role(&self) -> String {
-        format!("{:?} {:?}", self.role, self.parting)
-    }
     /// Is a change of members under way?
     fn has_change_under_way(&self) -> bool {
         self.machine.state().members.iter().any(|member| member.is_learner)
