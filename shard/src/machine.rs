@@ -36,7 +36,7 @@ use proto::etcd::{
     Member, ResponseHeader, alarm_request::AlarmAction,
 };
 use proto::group::{Reply, Request, cost};
-use proto::{Error, GroupId};
+use proto::{Error, GroupId, KeyRange};
 
 use crate::charter;
 use crate::engine::EngineError;
@@ -57,6 +57,8 @@ pub struct Published {
     applied: AtomicU64,
     shelf: AtomicU64,
     range_version: AtomicU64,
+    /// Start and end of the range.
+    range: RwLock<(Bytes, Option<Bytes>)>,
     size_bytes: AtomicI64,
     charter: PublishedCharter,
     counts: RwLock<Counts>,
@@ -134,6 +136,12 @@ impl Published {
     /// Version of the range that the group serves.
     pub fn range_version(&self) -> u64 {
         self.range_version.load(Ordering::Acquire)
+    }
+
+    /// The range, of the version that was read before or a later one.
+    pub fn range(&self) -> KeyRange {
+        let (start, end) = self.range.read().clone();
+        KeyRange { start, end }
     }
 }
 
@@ -289,7 +297,10 @@ impl Machine {
     fn publish(&self) {
         let published = &self.published;
         published.shelf.store(self.state.shelf, Ordering::Release);
-        published.range_version.store(self.state.range_version, Ordering::Release);
+        if published.range_version() != self.state.range_version {
+            *published.range.write() = (self.state.start.clone(), self.state.end.clone());
+            published.range_version.store(self.state.range_version, Ordering::Release);
+        }
         published.compacted.store(self.state.compacted, Ordering::Release);
         published.size_bytes.store(self.state.size, Ordering::Relaxed);
         published.applied.store(self.state.applied_index, Ordering::Release);

@@ -16,6 +16,8 @@ use crate::store::view::{self, Found};
 pub struct RevisionEvents {
     /// The revision.
     pub revision: i64,
+    /// The group's revision before it: those between are other groups' of the tenant.
+    pub after: i64,
     /// The events.
     pub events: Vec<ChangeEvent>,
 }

@@ -102,13 +102,14 @@ impl Machine {
             return Ok(answer);
         }
         let revision = changes.begin + 1;
-        self.state.revision = revision;
+        let after = std::mem::replace(&mut self.state.revision, revision);
         self.count(revision, &changes)?;
         if changes.list.iter().any(|change| change.overwritten.is_some()) {
             self.store.put_raw(layout::twice_key(self.shelf(), revision), Bytes::new());
         }
         self.store.note(self.shelf(), revision, Arc::from(changes.list));
-        effects.push(Effect::Events(Arc::new(RevisionEvents { revision, events: changes.events })));
+        let events = changes.events;
+        effects.push(Effect::Events(Arc::new(RevisionEvents { revision, after, events })));
         Ok(answer)
     }
 
