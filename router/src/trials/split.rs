@@ -303,3 +303,296 @@ async fn hashes_are_added_and_a_lease_has_the_keys_of_all_groups() {
     let hash = maintenance.hash_kv(hash).await.unwrap().into_inner();
     assert_eq!((hash.hash, hash.hash_revision), (3 * 77, 4));
 }
+
+// --- watches
+
+fn all() -> etcd::WatchCreateRequest {
+    etcd::WatchCreateRequest { key: b("\0"), range_end: b("\0"), ..Default::default() }
+}
+
+fn range_of(key: &str, end: &str) -> etcd::WatchCreateRequest {
+    etcd::WatchCreateRequest { key: b(key), range_end: b(end), ..Default::default() }
+}
+
+const PROGRESS: RequestUnion = RequestUnion::ProgressRequest(etcd::WatchProgressRequest {});
+
+impl WatchStream {
+    /// The revisions of the next events, up to `last`.
+    async fn hears(&mut self, last: i64) -> Vec<i64> {
+        let mut heard = Vec::new();
+        while heard.last() != Some(&last) {
+            heard.extend(revisions(&self.next().await));
+        }
+        heard
+    }
+}
+
+async fn delete_all(house: &House) -> i64 {
+    let request =
+        etcd::DeleteRangeRequest { key: b("\0"), range_end: b("\0"), ..Default::default() };
+    let response = house.kv().delete_range(with(request, ACME)).await.unwrap().into_inner();
+    response.header.unwrap().revision
+}
+
+#[tokio::test]
+async fn a_watch_over_groups_hears_whole_revisions_in_order() {
+    let house = split().await;
+    let mut watch = house.watch_with(ACME).await.unwrap();
+    let created = watch.create(all()).await;
+    assert_eq!(header(&created).revision, 1);
+    let mut last = 1;
+    for key in ["z", "a", "n", "b", "u"] {
+        last = put_in(&house, key, "1").await;
+    }
+    assert_eq!(watch.hears(last).await, [2, 3, 4, 5, 6]);
+    let last = delete_all(&house).await;
+    let response = watch.next().await;
+    assert_eq!((revisions(&response), header(&response).revision), (vec![last; 5], last));
+    let keys: Vec<_> = response.events.iter().map(|it| it.kv.clone().unwrap().key).collect();
+    assert_eq!(keys, ["a", "b", "n", "u", "z"], "in the order of the groups");
+}
+
+#[tokio::test]
+async fn history_over_groups_is_merged_too() {
+    let house = split().await;
+    for key in ["z", "a", "n", "b", "u"] {
+        put_in(&house, key, "1").await;
+    }
+    let mut watch = house.watch_with(ACME).await.unwrap();
+    watch.create(etcd::WatchCreateRequest { start_revision: 3, ..range_of("a", "v") }).await;
+    assert_eq!(watch.hears(6).await, [3, 4, 5, 6]);
+    let none = etcd::watch_create_request::FilterType::Noput as i32;
+    let deletes = etcd::WatchCreateRequest { filters: vec![none], ..range_of("a", "\0") };
+    watch.create(deletes).await;
+    let cancel = RequestUnion::CancelRequest(etcd::WatchCancelRequest { watch_id: 0 });
+    watch.send(cancel).await;
+    assert!(watch.next().await.canceled);
+    put_in(&house, "a", "2").await;
+    let last = delete_all(&house).await;
+    let response = watch.next().await;
+    assert_eq!((response.watch_id, revisions(&response)), (1, vec![last; 5]));
+}
+
+#[tokio::test]
+async fn events_wait_for_a_group_that_lags_and_those_of_other_watches_do_not() {
+    let house = split().await;
+    let mut watch = house.watch_with(ACME).await.unwrap();
+    watch.create(all()).await;
+    watch.create(range_of("a", "m")).await;
+    house.fake.hold(76, true);
+    let first = put_in(&house, "z", "1").await;
+    let second = put_in(&house, "a", "2").await;
+    let alone = watch.next().await;
+    assert_eq!((alone.watch_id, revisions(&alone)), (1, vec![second]));
+    assert!(watch.is_quiet().await, "the last group may have something earlier");
+    house.fake.hold(76, false);
+    assert_eq!(watch.hears(second).await, [first, second]);
+}
+
+#[tokio::test]
+async fn what_waits_waits_for_home_as_well() {
+    let house = split().await;
+    let mut watch = house.watch_with(ACME).await.unwrap();
+    watch.create(all()).await;
+    house.fake.mute(HOME, true);
+    let last = put_in(&house, "a", "1").await;
+    assert!(watch.is_quiet().await);
+    house.fake.mute(HOME, false);
+    assert_eq!(watch.hears(last).await, [last]);
+}
+
+#[tokio::test]
+async fn progress_over_groups_is_behind_all_events() {
+    let house = split().await;
+    let mut watch = house.watch_with(ACME).await.unwrap();
+    watch.create(range_of("u", "v")).await;
+    watch.create(range_of("a", "z")).await;
+    // Of a key that nobody here watches, and a group that has no watch.
+    let last = put_in(&house, "z", "1").await;
+    watch.send(PROGRESS).await;
+    let progress = watch.next().await;
+    assert_eq!((progress.watch_id, header(&progress).revision), (-1, last));
+    house.fake.hold(76, true);
+    let first = put_in(&house, "u", "2").await;
+    let last = put_in(&house, "n", "3").await;
+    watch.send(PROGRESS).await;
+    assert!(watch.is_quiet().await);
+    house.fake.hold(76, false);
+    let mut heard = [Vec::new(), Vec::new()];
+    let progress = loop {
+        let response = watch.next().await;
+        match usize::try_from(response.watch_id) {
+            Ok(id) => heard[id].extend(revisions(&response)),
+            Err(_) => break response,
+        }
+    };
+    assert_eq!((heard, header(&progress).revision), ([vec![first], vec![first, last]], last));
+}
+
+#[tokio::test]
+async fn progress_of_a_watch_in_one_group_follows_the_others_revisions() {
+    let interval = Duration::from_millis(100);
+    let config = RouterConfig { watch_progress_interval: interval, ..Default::default() };
+    let house = house_with(config).await;
+    house.fake.split(HOME, "m", 75);
+    house.router.place(over(TWO));
+    let mut watch = house.watch_with(ACME).await.unwrap();
+    watch.create(etcd::WatchCreateRequest { progress_notify: true, ..watch_of("a") }).await;
+    let last = put_in(&house, "z", "1").await;
+    loop {
+        let progress = watch.next().await;
+        assert_eq!((progress.watch_id, progress.events.len()), (0, 0));
+        if header(&progress).revision == last {
+            break;
+        }
+    }
+    watch.send(PROGRESS).await;
+    while watch.next().await.watch_id != -1 {}
+}
+
+#[tokio::test]
+async fn a_watch_goes_on_over_splits_and_merges() {
+    let house = house().await;
+    house.router.place(over(WHOLE));
+    let mut watch = house.watch_with(ACME).await.unwrap();
+    watch.create(all()).await;
+    watch.create(range_of("n", "z")).await;
+    let (mut expected, mut whole, mut part) = (Vec::new(), Vec::new(), Vec::new());
+    let mut version = 1;
+    for step in 0..9 {
+        // Some things happen before the router hears of it, some after.
+        match step % 3 {
+            1 => {
+                house.fake.split(HOME, "m", 75);
+                house.fake.split(75, "t", 76);
+                version += 2;
+            }
+            2 => {
+                house.fake.absorb(75, 76);
+                house.fake.absorb(HOME, 75);
+                version += 2;
+            }
+            _ => {}
+        }
+        let places: &[(&str, u64, u64)] = match step % 3 {
+            1 => &[("", HOME, version - 1), ("m", 75, version), ("t", 76, version)],
+            _ => &[("", HOME, version)],
+        };
+        if step % 2 == 0 {
+            house.router.place(over(places));
+        }
+        let channel = house.kv();
+        let puts = tokio::spawn(async move {
+            let mut kv = channel;
+            let mut last = 0;
+            for key in ["u", "a", "n", "v"] {
+                let response = kv.put(with(put(key, "1"), ACME)).await.unwrap().into_inner();
+                last = response.header.unwrap().revision;
+            }
+            last
+        });
+        if step % 2 == 1 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            house.router.place(over(places));
+        }
+        let last = puts.await.unwrap();
+        expected.extend(last - 3..=last);
+        while whole.last() != Some(&last) || part.last() != Some(&last) {
+            let response = watch.next().await;
+            let heard = if response.watch_id == 0 { &mut whole } else { &mut part };
+            heard.extend(revisions(&response));
+        }
+    }
+    assert_eq!(whole, expected);
+    let others = expected.iter().copied().filter(|revision| (revision - 2) % 4 != 1);
+    assert_eq!(part, others.collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_split_that_only_home_tells_of_is_followed() {
+    let house = split().await;
+    let mut watch = house.watch_with(ACME).await.unwrap();
+    watch.create(all()).await;
+    let first = put_in(&house, "p", "1").await;
+    assert_eq!(watch.hears(first).await, [first]);
+    house.fake.split(75, "p", 77);
+    // The map stays as it was: what goes by it waits, what goes by home does not.
+    let last = put_in(&house, "a", "2").await;
+    assert_eq!(watch.hears(last).await, [last]);
+    let watched = house.fake.watched();
+    assert!(watched.iter().any(|spec| spec.group == GroupId(77)));
+}
+
+#[tokio::test]
+async fn a_closed_hub_of_one_group_goes_unnoticed() {
+    let house = split().await;
+    let mut watch = house.watch_with(ACME).await.unwrap();
+    watch.create(all()).await;
+    let mut heard = Vec::new();
+    let mut last = 1;
+    for round in 0..4 {
+        put_in(&house, "a", "1").await;
+        house.fake.close_hubs();
+        put_in(&house, "n", "2").await;
+        last = put_in(&house, "u", "3").await;
+        if round % 2 == 0 {
+            heard.extend(watch.hears(last).await);
+        }
+    }
+    heard.extend(watch.hears(last).await);
+    assert_eq!(heard, (2..=last).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn what_is_compacted_at_one_group_ends_the_watch() {
+    let house = split().await;
+    let first = put_in(&house, "a", "1").await;
+    let last = put_in(&house, "z", "2").await;
+    let compact = etcd::CompactionRequest { revision: last, physical: false };
+    house.kv().compact(with(compact, ACME)).await.unwrap();
+    let mut watch = house.watch_with(ACME).await.unwrap();
+    watch.create(etcd::WatchCreateRequest { start_revision: first, ..all() }).await;
+    let canceled = watch.next().await;
+    assert!(canceled.canceled && canceled.events.is_empty());
+    assert_eq!((canceled.compact_revision, header(&canceled).revision), (last, 0));
+    assert!(watch.is_quiet().await);
+    until(|| house.fake.open_watches() == 0).await;
+}
+
+#[tokio::test]
+async fn locks_and_elections_work_over_groups() {
+    let house = house().await;
+    // Between the contenders for one name.
+    house.fake.split(HOME, "e/4", 75);
+    house.fake.split(75, "l/4", 76);
+    house.router.place(over(&[("", HOME, 2), ("e/4", 75, 3), ("l/4", 76, 3)]));
+    let mut leases = LeaseClient::new(house.channel.clone());
+    for id in [0x11, 0x77] {
+        leases.lease_grant(with(etcd::LeaseGrantRequest { ttl: 60, id }, ACME)).await.unwrap();
+    }
+    let lock = |lease| with(v3lockpb::LockRequest { name: b("l"), lease }, ACME);
+    let mut locks = LockClient::new(house.channel.clone());
+    let first = locks.lock(lock(0x77)).await.unwrap().into_inner();
+    let mut other = locks.clone();
+    let second = tokio::spawn(async move { other.lock(lock(0x11)).await });
+    until(|| house.fake.open_watches() == 1).await;
+    locks.unlock(with(v3lockpb::UnlockRequest { key: first.key }, ACME)).await.unwrap();
+    assert_eq!(second.await.unwrap().unwrap().into_inner().key, "l/11");
+
+    let mut elections = ElectionClient::new(house.channel.clone());
+    let name = || with(v3electionpb::LeaderRequest { name: b("e") }, ACME);
+    let run = |lease: i64| {
+        with(v3electionpb::CampaignRequest { name: b("e"), lease, value: b("v") }, ACME)
+    };
+    let mut observed = elections.observe(name()).await.unwrap().into_inner();
+    until(|| house.fake.open_watches() == 2).await;
+    let won = elections.campaign(run(0x77)).await.unwrap().into_inner().leader.unwrap();
+    assert_eq!(observed.message().await.unwrap().unwrap().kv.unwrap().key, "e/77");
+    let mut other = elections.clone();
+    let second = tokio::spawn(async move { other.campaign(run(0x11)).await });
+    until(|| house.fake.open_watches() == 2).await;
+    let resign = with(v3electionpb::ResignRequest { leader: Some(won) }, ACME);
+    elections.resign(resign).await.unwrap();
+    second.await.unwrap().unwrap();
+    assert_eq!(observed.message().await.unwrap().unwrap().kv.unwrap().key, "e/11");
+}
