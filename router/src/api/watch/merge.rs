@@ -423,6 +423,7 @@ impl Merge {
         part.mark = part.mark.max(last);
         if merged {
             watch.hold(at, events);
+            self.keep_promise(key);
             self.moved(key, out);
             self.poke(out);
         } else {
@@ -452,6 +453,7 @@ impl Merge {
             return out.push(Output::Watch(output));
         }
         for key in self.holding.iter().copied().collect::<Vec<_>>() {
+            self.keep_promise(key);
             self.moved(key, out);
         }
         self.poke(out);
@@ -563,28 +565,33 @@ impl Merge {
         self.ask_hubs();
     }
 
-    /// Raises the marks of parts that have had all that home's last answer asks for.
+    /// Raises the marks of all that waits for something and has had what home's last answer asks for.
     fn keep_promises(&mut self, out: &mut Vec<Output>) {
-        let Some((revision, lasts)) = &self.span else { return };
-        let everybody = self.round.is_some();
-        let keys: Vec<u64> = match everybody {
-            true => self.watches.keys().copied().collect(),
-            false => self.holding.iter().copied().collect(),
+        let keys: Vec<u64> = match self.round {
+            Some(_) => self.watches.keys().copied().collect(),
+            None => self.holding.iter().copied().collect(),
         };
-        let mut risen = Vec::new();
         for key in keys {
-            let Some(watch) = self.watches.get_mut(&key) else { continue };
-            for part in &mut watch.parts {
-                let has = lasts.get(&part.group).is_some_and(|last| part.mark >= *last);
-                if has && part.mark < *revision {
-                    part.mark = *revision;
-                    risen.push(key);
-                }
+            if self.keep_promise(key) {
+                self.moved(key, out);
             }
         }
-        for key in risen {
-            self.moved(key, out);
+    }
+
+    /// Raises the marks of a watch's parts that have had everything up to their groups' `last`.
+    fn keep_promise(&mut self, key: u64) -> bool {
+        let (Some((revision, lasts)), Some(watch)) = (&self.span, self.watches.get_mut(&key))
+        else {
+            return false;
+        };
+        let mut risen = false;
+        for part in watch.parts.iter_mut().filter(|part| part.mark < *revision) {
+            if lasts.get(&part.group).is_some_and(|last| part.mark >= *last) {
+                part.mark = *revision;
+                risen = true;
+            }
         }
+        risen
     }
 
     fn end_round(&mut self, out: &mut Vec<Output>) {
@@ -642,3 +649,6 @@ impl Merge {
 fn revision_of(event: &Arc<WatchEvent>) -> i64 {
     event.kv.as_ref().map_or(0, |kv| kv.mod_revision)
 }
+
+#[cfg(test)]
+mod tests;
