@@ -133,10 +133,10 @@ impl<'a> Gathering<'a> {
         });
         let ends = parts.first().map(|part| &part.range.start) == Some(&range.start)
             && parts.last().map(|part| &part.range.end) == Some(&range.end);
-        if !range.is_empty() && !(joined && ends) {
-            return Err(GroupError::not_done(Error::StaleRange, None));
+        if range.is_empty() || (joined && ends) {
+            return Ok(parts);
         }
-        Ok(parts)
+        Err(GroupError::not_done(Error::StaleRange, None))
     }
 
     async fn range(&self, span: &Span, request: &RangeRequest) -> Result<Reply, GroupError> {

@@ -14,7 +14,7 @@ use super::{
 const HOME: u64 = 71;
 
 /// The map with acme's ranges, by (start, group, version).
-fn over(places: &[(&str, u64, u64)]) -> PlacementMap {
+pub(super) fn over(places: &[(&str, u64, u64)]) -> PlacementMap {
     let home = etcd_of("acme", 7, 1).home();
     let ends = places.iter().skip(1).map(|(start, ..)| Some(b(start))).chain([None]);
     let place = |((start, group, version), end): (&(&str, u64, u64), Option<Bytes>)| {

@@ -361,7 +361,7 @@ impl Merge {
     pub(super) fn found(&mut self, group: GroupId, out: &mut Vec<Output>) {
         self.groups.entry(group).or_default().lost = false;
         for key in self.watches.keys().copied().collect::<Vec<_>>() {
-            self.open(key, |part| part.group == group && !part.parked);
+            self.open(key, |part| part.group == group);
         }
         self.poke(out);
     }

@@ -247,12 +247,11 @@ impl Upstream {
         self.merge.lost(group, &mut self.outputs);
     }
 
-    fn open(&mut self, group: GroupId) -> &mut Hub {
+    fn open(&mut self, group: GroupId) {
         let (outputs, queue) = mpsc::channel(limits::WATCH_STREAM_DEPTH);
         let control = self.caller.door().groups.watch(group, Arc::new(Sink { outputs }));
         let pause = self.hubs.get(&group).map_or(RETRY.0, |hub| hub.pause);
-        let hub = Hub { state: State::Open { control, queue }, pause };
-        self.hubs.entry(group).insert_entry(hub).into_mut()
+        self.hubs.insert(group, Hub { state: State::Open { control, queue }, pause });
     }
 
     /// Asks what the merge wants to know.
@@ -261,13 +260,10 @@ impl Upstream {
             match ask {
                 Ask::Reset => self.hubs.clear(),
                 Ask::Create(spec) => {
-                    let hub = match self.hubs.contains_key(&spec.group) {
-                        true => self.hubs.get_mut(&spec.group),
-                        false => Some(self.open(spec.group)),
-                    };
-                    if let Some(Hub { state: State::Open { control, .. }, .. }) = hub {
-                        control.create(spec);
+                    if !self.hubs.contains_key(&spec.group) {
+                        self.open(spec.group);
                     }
+                    self.with(spec.group, |control| control.create(spec));
                 }
                 Ask::Cancel(group, key) => self.with(group, |control| control.cancel(key)),
                 Ask::Progress(group) => self.with(group, |control| control.progress()),
