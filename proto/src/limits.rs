@@ -29,3 +29,6 @@ pub const RECOVERY_REVISIONS: i64 = 1_000_000_000;
 pub const WATCH_STREAM_DEPTH: usize = 1024;
 /// Revisions that one catch-up response may hold (etcd's watchBatchMaxRevs).
 pub const WATCH_BATCH_REVISIONS: usize = 1000;
+/// Bytes of events that one watch over several groups holds back before its parts that run ahead
+/// wait: several responses, and little beside what a stream's queue may hold.
+pub const WATCH_HELD_BYTES: usize = 4 * 1024 * 1024;

@@ -3,13 +3,13 @@
 
 use std::ops::ControlFlow;
 
-use proto::etcd::{HashKvResponse, ResponseHeader};
+use proto::etcd::{HashKvResponse, LeaseTimeToLiveResponse, ResponseHeader};
 use proto::group::{GroupError, Reply, Request};
 use proto::{Error, KeyRange};
 
 use crate::engine::EngineError;
 use crate::group::Shared;
-use crate::machine::{NO_SHELF, txn};
+use crate::machine::{NO_SHELF, leases, txn};
 use crate::node::Reading;
 use crate::read;
 use crate::store::Store;
@@ -82,6 +82,10 @@ pub fn read(
                 read_at = at;
                 hash(&view.at(at), &published.shelves().range, compacted, header).map(Ok)
             }
+            Request::LeaseTimeToLive(ask) => {
+                read_at = current;
+                attached(store, shared, ask.id, header).map(Ok)
+            }
             _ => return Err(GroupError::refused(Error::KeyNotFound)),
         };
         // What was compacted while we read may be missing from the answer, and so may rows that a
@@ -103,6 +107,20 @@ pub fn read(
         };
     }
     Err(GroupError::refused(Error::Compacted))
+}
+
+/// The keys that are attached to a lease in this group: the group's part of an answer that home
+/// completes, which has the lease.
+fn attached(
+    store: &Store,
+    shared: &Shared,
+    lease: i64,
+    header: ResponseHeader,
+) -> Result<Reply, EngineError> {
+    let keys = leases::attached(store, shared.published.shelves().own, lease)?;
+    let header = Some(header);
+    let part = LeaseTimeToLiveResponse { header, id: lease, keys, ..Default::default() };
+    Ok(Reply::LeaseTimeToLive(part))
 }
 
 /// Lowest revision that a reading transaction reads at.

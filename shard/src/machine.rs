@@ -40,7 +40,7 @@ use proto::etcd::{
     Member, ResponseHeader, alarm_request::AlarmAction,
 };
 use proto::group::{Reply, Request, cost};
-use proto::{Error, GroupId};
+use proto::{Error, GroupId, KeyRange};
 
 use crate::charter;
 use crate::engine::EngineError;
@@ -158,6 +158,11 @@ impl Published {
     /// Version of the range that the group serves.
     pub fn range_version(&self) -> u64 {
         self.range_version.load(Ordering::Acquire)
+    }
+
+    /// The range, of the version that was read before or a later one.
+    pub fn range(&self) -> KeyRange {
+        self.shelves.load().range.clone()
     }
 }
 

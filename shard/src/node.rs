@@ -290,6 +290,13 @@ pub enum Output {
         /// Which group.
         group: GroupId,
     },
+    /// The group has fewer keys than before: watches of the others end.
+    Ranged {
+        /// Which group.
+        group: GroupId,
+        /// Its revision.
+        revision: i64,
+    },
     /// Write a checkpoint into the engine.
     Checkpoint(Arc<Checkpoint>),
     /// Names or addresses of members changed.

@@ -551,6 +551,11 @@ impl Worker {
                         view.feed.behind(view.shared.published.revision());
                     }
                 }
+                Output::Ranged { group, revision } => {
+                    if let Some(view) = handle.parts.groups.read().get(&group) {
+                        view.feed.ranged(revision);
+                    }
+                }
                 Output::Checkpoint(checkpoint) => {
                     let _ = self.checkpoint.send(checkpoint);
                 }

@@ -119,7 +119,11 @@ impl Caller {
     /// Asks until there is an answer; the caller sets the time.
     pub(super) async fn run(self, request: GroupRequest) -> Result<Reply, GroupError> {
         let id = GroupId(request.group);
-        let mut needs = Needs::of(request.body.as_ref());
+        let mut needs = match request.read_at {
+            // A replica that has applied enough says as much as the leader.
+            Some(_) => Needs::Confirmed,
+            None => Needs::of(request.body.as_ref()),
+        };
         let mut search = Search::default();
         loop {
             let view = self.handle.group(id);

@@ -26,14 +26,21 @@ impl Machine {
     /// them from then on, with all other rows than versions on `shelf`. Its rows belong to the next
     /// checkpoint, like the states of both; nobody may read before that is durable.
     ///
-    /// The caller has set this group's new range version. It fills in what only it knows of the new
-    /// group: where its log begins, its voters and the numbers of its replicas.
-    pub fn split_off(&mut self, at: &Bytes, shelf: Shelf) -> Result<State, EngineError> {
+    /// Both have `version`, which readers on other threads see with the new range or after it. The
+    /// caller fills in what only it knows of the new group: where its log begins, its voters and the
+    /// numbers of its replicas.
+    pub fn split_off(
+        &mut self,
+        at: &Bytes,
+        version: u64,
+        shelf: Shelf,
+    ) -> Result<State, EngineError> {
         let range = self.state.range();
         assert!(*at > range.start && range.contains(at), "a cut leaves keys on both sides");
         let left = self.count_below(at)?;
         // Readers look at this once more when they have read: before the counts change.
         self.state.end = Some(at.clone());
+        self.state.range_version = version;
         self.set_shelves(Arc::new(self.state.shelves()));
         self.publish();
         self.store.shared(self.state.versions(), at);

@@ -101,9 +101,9 @@ impl Machine {
     /// the whole log entry is applied.
     fn follow_kept(&mut self, entry: &Entry) {
         let Some(kept) = &self.kept else { return };
-        self.state.range_version = kept.place.version;
         self.state.revision = kept.revision;
-        if matches!(entry, Entry::Absorb { .. }) {
+        if matches!(entry, Entry::Absorb { .. } | Entry::Thaw { .. }) {
+            self.state.range_version = kept.place.version;
             self.state.start = kept.place.range.start.clone();
             self.state.end = kept.place.range.end.clone();
         }

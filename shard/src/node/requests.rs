@@ -132,7 +132,9 @@ impl Node {
     /// A part of a read over several groups: home has named the revision.
     fn read_part(&mut self, id: GroupId, ticket: Ticket, at: ReadAt, body: &Request) {
         let Some(group) = self.groups.get_mut(&id) else { return };
-        if !matches!(body, Request::Range(_) | Request::HashKv(_)) {
+        let is_part =
+            matches!(body, Request::Range(_) | Request::HashKv(_) | Request::LeaseTimeToLive(_));
+        if !is_part {
             return self.answer(ticket, Err(GroupError::refused(Error::KeyNotFound)));
         }
         if group.machine.state().revision < at.last {

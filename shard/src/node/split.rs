@@ -533,7 +533,7 @@ impl Node {
         let shelf = self.take_shelf();
         let Some(group) = self.groups.get_mut(&id) else { return Ok(()) };
         let child = kept.group;
-        let mut state = group.machine.split_off(at, shelf)?;
+        let mut state = group.machine.split_off(at, kept.place.version, shelf)?;
         let own = group.machine.state();
         let ids = |learners: bool| {
             let chosen = own.members.iter().filter(|member| member.is_learner == learners);
@@ -543,10 +543,11 @@ impl Node {
         state.conf_state.voters = ids(false);
         state.conf_state.learners = ids(true);
         state.membership_version = 1;
-        state.range_version = kept.place.version;
         state.split = Some(wire::kept_out(&kept));
+        let revision = own.revision;
         let is_member = own.members.iter().any(|member| member.id == self.config.node.0);
         let is_here = self.groups.contains_key(&child) || self.tombstones.contains_key(&child.0);
+        self.outputs.push(Output::Ranged { group: id, revision });
         if !is_member || is_here {
             self.dropped.insert(shelf);
             return Ok(());

@@ -788,6 +788,11 @@ impl World {
                 }
                 self.note(&format!("n{from} restored from a snapshot"));
             }
+            Output::Ranged { group, .. } => {
+                let process = self.hosts[host].process.as_mut();
+                let hub = process.and_then(|process| process.hubs.get_mut(&group));
+                hub.into_iter().for_each(|hub| hub.ranged());
+            }
             Output::Checkpoint(checkpoint) => {
                 let life = self.hosts[host].life;
                 if let Some(process) = &mut self.hosts[host].process {
