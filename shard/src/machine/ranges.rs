@@ -10,6 +10,9 @@
 //! replica is brought by a snapshot, which measures anew. Together they are right: what is
 //! superseded is subtracted by the group that has the key, and neither falls below 0.
 
+#[cfg(test)]
+mod tests;
+
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
