@@ -13,17 +13,27 @@ use raft::eraftpb::MessageType;
 
 use super::*;
 use crate::disk::sim::SimDisk;
+use crate::engine::Engine;
 use crate::engine::memory::MemoryEngine;
 use crate::extents::ExtentsConfig;
 use crate::log::LogConfig;
+use crate::machine::state::State;
+use crate::store::layout;
 
 const GROUP: GroupId = GroupId(40);
 const OTHER: GroupId = GroupId(41);
+/// It is cut out of one of the others.
+const CHILD: GroupId = GroupId(42);
 const TICK_MS: u64 = 100;
+const LARGE_BYTES: usize = 8 << 10;
 
 struct Driven {
     node: Node,
     log: Arc<Log>,
+    births: Vec<Birth>,
+    engine: MemoryEngine,
+    /// Of the log, and of large values.
+    disks: (SimDisk, SimDisk),
     now_ms: u64,
     tickets: Ticket,
     answers: BTreeMap<Ticket, Result<Answer, GroupError>>,
@@ -48,6 +58,16 @@ impl Driven {
     }
 
     fn with(births: &[Birth]) -> Driven {
+        let disks = (SimDisk::new(), SimDisk::new());
+        Driven::open(births.to_vec(), MemoryEngine::default(), disks, 1000)
+    }
+
+    fn open(
+        births: Vec<Birth>,
+        engine: MemoryEngine,
+        disks: (SimDisk, SimDisk),
+        now_ms: u64,
+    ) -> Driven {
         let config = NodeConfig {
             node: NodeId(1),
             cluster: 7,
@@ -58,15 +78,15 @@ impl Driven {
             quota_bytes: 0,
             min_lease_ttl_s: 1,
             block_keys: 64,
-            large_bytes: 1 << 20,
+            large_bytes: LARGE_BYTES,
             checkpoint: CheckpointPolicy::default(),
             transfer: TransferPolicy::default(),
         };
-        let (log, recovered) =
-            Log::open(Arc::new(SimDisk::new()), 1, LogConfig::default()).unwrap();
+        let log = Log::open(Arc::new(disks.0.clone()), 1, LogConfig::default());
+        let (log, recovered) = log.unwrap();
         let log = Arc::new(log);
         let pages = Pages {
-            disk: Arc::new(SimDisk::new()),
+            disk: Arc::new(disks.1.clone()),
             config: ExtentsConfig {
                 file_pages: 64,
                 grow_pages: 64,
@@ -74,13 +94,21 @@ impl Driven {
                 ..Default::default()
             },
         };
-        let engine = Arc::new(MemoryEngine::default());
+        let below = Arc::new(engine.clone());
         let opened =
-            Node::open(config, engine, log.clone(), &recovered, births, pages, 1000).unwrap();
+            Node::open(config, below, log.clone(), &recovered, &births, pages, now_ms).unwrap();
         let (tickets, answers, sent) = (0, BTreeMap::new(), Vec::new());
-        let mut driven = Driven { node: opened.node, log, now_ms: 1000, tickets, answers, sent };
+        let node = opened.node;
+        let mut driven =
+            Driven { node, log, births, engine, disks, now_ms, tickets, answers, sent };
         driven.settle();
         driven
+    }
+
+    /// The process ends, and begins anew.
+    fn restart(self) -> Driven {
+        let Driven { births, engine, disks, now_ms, .. } = self;
+        Driven::open(births, engine, disks, now_ms)
     }
 
     /// Closes rounds until nothing is left to be done.
@@ -92,7 +120,7 @@ impl Driven {
                 match output {
                     Output::Persist(mut persist) => {
                         let extents = self.node.store().extents().clone();
-                        let appended = persist.write(&self.log, &extents, 1 << 20).unwrap();
+                        let appended = persist.write(&self.log, &extents, LARGE_BYTES).unwrap();
                         inputs.push(Input::Persisted { id: persist.id, sync_ms: 0, appended });
                     }
                     Output::Answer { ticket, answer } => {
@@ -266,4 +294,155 @@ fn after_a_start_replicas_ask_for_votes_in_turn_before_a_timeout() {
         }
     }
     assert_eq!(asked, BTreeMap::from([(42, 2), (44, 6)]));
+}
+
+impl Driven {
+    fn put_at(&mut self, group: GroupId, key: &str, value: &[u8]) {
+        let (key, value) = (key.to_owned().into(), value.to_vec().into());
+        let put = Request::Put(PutRequest { key, value, ..Default::default() });
+        assert!(self.ask(group, put).is_ok());
+    }
+
+    /// What an entry in the log of `parent` does.
+    fn split(&mut self, parent: GroupId, at: &'static str, child: GroupId) {
+        let shelf = self.node.take_shelf();
+        let group = self.node.groups.get_mut(&parent).unwrap();
+        let state = group.machine.split_off(&at.into(), shelf).unwrap();
+        let (applied_index, applied_term) = open::BIRTH;
+        let charter = crate::charter::first(child, TenantId(child.0), NamespaceId(1));
+        let state = State { applied_index, applied_term, charter, ..state };
+        self.node.changed.insert(parent);
+        self.node.expect(ReplicaKey { group: child.0, replica: 1 }, state);
+        self.pass(1000);
+    }
+
+    fn leave(&mut self, group: GroupId) {
+        self.node.step(self.now_ms, Input::Deaths(vec![group])).unwrap();
+        self.settle();
+    }
+
+    /// The keys that a group has, each read as a whole.
+    fn keys(&self, group: GroupId) -> BTreeSet<Bytes> {
+        let machine = self.node.group(group).unwrap().machine();
+        let view = machine.view();
+        let mut keys = BTreeSet::new();
+        view.scan(&machine.shelves().range, &mut |key, found| {
+            assert!(!view.value(&found.row).unwrap().is_empty());
+            keys.insert(key);
+            std::ops::ControlFlow::Continue(())
+        })
+        .unwrap();
+        keys
+    }
+
+    /// Keys of all versions in the engine, by shelf.
+    fn on_disk(&self) -> BTreeMap<Shelf, BTreeSet<Bytes>> {
+        let mut found: BTreeMap<Shelf, BTreeSet<Bytes>> = BTreeMap::new();
+        for shelf in (1..self.node.next_shelf).map(Shelf) {
+            let (from, to) = layout::versions_bounds(shelf);
+            for row in self.engine.scan(&from, &to) {
+                let key = layout::version_user_key(&row.unwrap().0).unwrap();
+                found.entry(shelf).or_default().insert(key);
+            }
+        }
+        found
+    }
+
+    /// Shelves on which the engine has any row.
+    fn used(&self) -> BTreeSet<Shelf> {
+        let used = (1..self.node.next_shelf).map(Shelf).filter(|shelf| {
+            layout::SHELF_KINDS.iter().any(|kind| {
+                let (from, to) = layout::shelf_bounds(*kind, *shelf);
+                self.engine.scan(&from, &to).next().is_some()
+            })
+        });
+        used.collect()
+    }
+}
+
+/// GROUP was split, and both sides were written to before and since, small and large.
+fn split() -> Driven {
+    let mut driven = Driven::new();
+    let large = vec![7; 2 * LARGE_BYTES];
+    driven.put_at(OTHER, "a", b"v");
+    for key in ["a", "b", "c", "x", "y", "z"] {
+        driven.put_at(GROUP, key, b"v");
+    }
+    driven.put_at(GROUP, "b", &large);
+    driven.put_at(GROUP, "y", &large);
+    driven.split(GROUP, "m", CHILD);
+    for (group, key) in [(CHILD, "w"), (GROUP, "d"), (CHILD, "v"), (GROUP, "a")] {
+        driven.put_at(group, key, &large);
+    }
+    driven
+}
+
+#[test]
+fn whoever_leaves_takes_its_rows_and_nobody_elses() {
+    for (leaves, stays) in [(GROUP, CHILD), (CHILD, GROUP)] {
+        // The process ends: not, before the rest is on disk, or before anything is dropped.
+        for dies in 0..3 {
+            let mut driven = split();
+            let shared = driven.node.group(GROUP).unwrap().machine().shelves().versions;
+            let kept = driven.keys(stays);
+            assert!(kept.len() >= 4);
+            if dies == 1 {
+                driven.pass(20_000);
+            }
+            driven.leave(leaves);
+            if dies > 0 {
+                driven = driven.restart();
+            }
+            driven.pass(20_000);
+            assert_eq!(driven.keys(stays), kept, "{leaves:?} leaves, dies {dies}");
+            assert_eq!(
+                driven.on_disk().get(&shared),
+                Some(&kept),
+                "{leaves:?} leaves, dies {dies}"
+            );
+            driven.node.store().audit().unwrap();
+            assert!(driven.node.dropped.is_empty());
+            // The past is still told: by whoever stays.
+            let machine = driven.node.group(stays).unwrap().machine();
+            let (shelves, to) = (machine.shelves().clone(), machine.state().revision);
+            let (history, _) = driven.node.store().history(&shelves, 2, to, 100).unwrap();
+            let told: BTreeSet<_> =
+                history.values().flat_map(|list| list.iter().map(|c| c.key.clone())).collect();
+            assert_eq!(told, kept);
+            driven.leave(stays);
+            driven.pass(20_000);
+            let other = driven.node.group(OTHER).unwrap().machine().shelf();
+            assert_eq!(driven.used(), BTreeSet::from([other]));
+            driven.node.store().audit().unwrap();
+        }
+    }
+}
+
+#[test]
+fn what_a_group_has_on_a_shelf_that_it_shares_is_found_after_a_restart() {
+    let mut driven = split();
+    let (left, right) = (driven.keys(GROUP), driven.keys(CHILD));
+    for _ in 0..2 {
+        driven = driven.restart();
+        driven.pass(20_000);
+        assert_eq!((driven.keys(GROUP), driven.keys(CHILD)), (left.clone(), right.clone()));
+        assert!(driven.node.dropped.is_empty(), "nothing was given up");
+    }
+    let compact =
+        |revision| Request::Compact(proto::etcd::CompactionRequest { revision, physical: true });
+    let revision = driven.node.group(CHILD).unwrap().machine().state().revision;
+    let shelf = driven.node.group(GROUP).unwrap().machine().shelf();
+    let packed =
+        |driven: &Driven| driven.node.store().packed_below(shelf, i64::MAX, 100).unwrap().len();
+    assert!(driven.ask(CHILD, compact(revision)).is_ok());
+    assert!(driven.node.group(CHILD).unwrap().machine().shelves().past.is_empty());
+    assert!(packed(&driven) > 0, "its parent still reads them");
+    driven.put_at(GROUP, "a", b"v");
+    driven.pass(20_000);
+    let revision = driven.node.group(GROUP).unwrap().machine().state().revision;
+    assert!(driven.ask(GROUP, compact(revision)).is_ok());
+    driven.pass(20_000);
+    assert_eq!(packed(&driven), 1, "what the compacted revision changed can be watched");
+    let driven = driven.restart();
+    assert_eq!((driven.keys(GROUP), driven.keys(CHILD)), (left, right));
 }

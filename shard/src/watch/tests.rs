@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use proto::cluster::group::{Batch, Command, command};
 use proto::etcd::PutRequest;
-use proto::group::{WatchControl, WatchOutput, WatchSink, WatchSpec};
+use proto::group::{WatchControl, WatchEvent, WatchOutput, WatchSink, WatchSpec};
+use proto::mvccpb::{Event, KeyValue};
 use proto::{GroupId, KeyRange, NamespaceId, TenantId};
 
 use super::feed::Feed;
@@ -20,9 +21,10 @@ use crate::engine::memory::MemoryEngine;
 use crate::extents::{Extents, ExtentsConfig, Named};
 use crate::group::large::Placed;
 use crate::machine::Machine;
-use crate::machine::effect::Effect;
+use crate::machine::effect::{ChangeEvent, Effect, RevisionEvents};
 use crate::machine::state::State;
 use crate::store::Store;
+use crate::store::layout::Shelf;
 
 /// Long enough for anything that is to happen.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -181,6 +183,35 @@ fn what_happens_is_told_in_order_and_the_past_comes_from_history() {
     (0..50).for_each(|_| replica.put("a"));
     assert_eq!(past.revisions(56), (3..=56).collect::<Vec<_>>());
     assert_eq!(now.revisions(56), (7..=56).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_group_that_was_split_off_tells_its_past_and_goes_on_with_gaps() {
+    let threads = threads(&store(), 1);
+    let mut parent = Replica::new(&threads, 1);
+    // Even revisions are the left side's.
+    ["a", "x"].iter().cycle().take(40).for_each(|key| parent.put(key));
+    let state = parent.machine.split_off(&"m".into(), Shelf(2)).unwrap();
+    parent.put("b");
+    let child = Machine::open(GroupId(2), threads.store().clone(), state, 1000).unwrap();
+    let feed = Feed::start(&threads, child.published().clone());
+    let mut child = Replica { machine: child, feed, index: 0 };
+    let (past, left, now) = (Sink::new(1000), Sink::new(1000), Sink::new(1000));
+    let _past = child.watch(past.clone(), 6);
+    let _left = parent.watch(left.clone(), 6);
+    let _now = child.watch(now.clone(), 42);
+    child.put("y");
+    parent.put("b");
+    let odd = (7..=41).step_by(2);
+    assert_eq!(past.revisions(42), odd.chain([42]).collect::<Vec<_>>());
+    assert_eq!(left.revisions(43), (6..=40).step_by(2).chain([42, 43]).collect::<Vec<_>>());
+    assert_eq!(now.revisions(42), [42]);
+    // The revisions between are other groups'.
+    let kv = KeyValue { key: "z".into(), mod_revision: 60, ..Default::default() };
+    let event = Event { kv: Some(kv), ..Default::default() };
+    let event = ChangeEvent { event: WatchEvent::new(event), previous: None };
+    child.feed.events(Arc::new(RevisionEvents { revision: 60, after: 42, events: vec![event] }));
+    assert_eq!((past.revisions(60), now.revisions(60)), (vec![60], vec![60]));
 }
 
 #[test]
