@@ -59,17 +59,18 @@ impl Driven {
 
     fn with(births: &[Birth]) -> Driven {
         let disks = (SimDisk::new(), SimDisk::new());
-        Driven::open(births.to_vec(), MemoryEngine::default(), disks, 1000)
+        Driven::open(NodeId(1), births.to_vec(), MemoryEngine::default(), disks, 1000)
     }
 
     fn open(
+        node: NodeId,
         births: Vec<Birth>,
         engine: MemoryEngine,
         disks: (SimDisk, SimDisk),
         now_ms: u64,
     ) -> Driven {
         let config = NodeConfig {
-            node: NodeId(1),
+            node,
             cluster: 7,
             incarnation: 1,
             seed: 1,
@@ -82,7 +83,7 @@ impl Driven {
             checkpoint: CheckpointPolicy::default(),
             transfer: TransferPolicy::default(),
         };
-        let log = Log::open(Arc::new(disks.0.clone()), 1, LogConfig::default());
+        let log = Log::open(Arc::new(disks.0.clone()), node.0, LogConfig::default());
         let (log, recovered) = log.unwrap();
         let log = Arc::new(log);
         let pages = Pages {
@@ -107,8 +108,8 @@ impl Driven {
 
     /// The process ends, and begins anew.
     fn restart(self) -> Driven {
-        let Driven { births, engine, disks, now_ms, .. } = self;
-        Driven::open(births, engine, disks, now_ms)
+        let Driven { node, births, engine, disks, now_ms, .. } = self;
+        Driven::open(node.config.node, births, engine, disks, now_ms)
     }
 
     /// Closes rounds until nothing is left to be done.
@@ -387,13 +388,13 @@ fn whoever_leaves_takes_its_rows_and_nobody_elses() {
             let kept = driven.keys(stays);
             assert!(kept.len() >= 4);
             if dies == 1 {
-                driven.pass(20_000);
+                driven.pass(8000);
             }
             driven.leave(leaves);
             if dies > 0 {
                 driven = driven.restart();
             }
-            driven.pass(20_000);
+            driven.pass(8000);
             assert_eq!(driven.keys(stays), kept, "{leaves:?} leaves, dies {dies}");
             assert_eq!(
                 driven.on_disk().get(&shared),
@@ -410,7 +411,7 @@ fn whoever_leaves_takes_its_rows_and_nobody_elses() {
                 history.values().flat_map(|list| list.iter().map(|c| c.key.clone())).collect();
             assert_eq!(told, kept);
             driven.leave(stays);
-            driven.pass(20_000);
+            driven.pass(8000);
             let other = driven.node.group(OTHER).unwrap().machine().shelf();
             assert_eq!(driven.used(), BTreeSet::from([other]));
             driven.node.store().audit().unwrap();
@@ -424,7 +425,7 @@ fn what_a_group_has_on_a_shelf_that_it_shares_is_found_after_a_restart() {
     let (left, right) = (driven.keys(GROUP), driven.keys(CHILD));
     for _ in 0..2 {
         driven = driven.restart();
-        driven.pass(20_000);
+        driven.pass(8000);
         assert_eq!((driven.keys(GROUP), driven.keys(CHILD)), (left.clone(), right.clone()));
         assert!(driven.node.dropped.is_empty(), "nothing was given up");
     }
@@ -438,11 +439,61 @@ fn what_a_group_has_on_a_shelf_that_it_shares_is_found_after_a_restart() {
     assert!(driven.node.group(CHILD).unwrap().machine().shelves().past.is_empty());
     assert!(packed(&driven) > 0, "its parent still reads them");
     driven.put_at(GROUP, "a", b"v");
-    driven.pass(20_000);
+    driven.pass(8000);
     let revision = driven.node.group(GROUP).unwrap().machine().state().revision;
     assert!(driven.ask(GROUP, compact(revision)).is_ok());
-    driven.pass(20_000);
+    driven.pass(8000);
     assert_eq!(packed(&driven), 1, "what the compacted revision changed can be watched");
     let driven = driven.restart();
     assert_eq!((driven.keys(GROUP), driven.keys(CHILD)), (left, right));
+}
+
+#[test]
+fn a_snapshot_has_what_the_group_has_and_nothing_else() {
+    let mut sender = split();
+    let add = proto::etcd::MemberAddRequest { peer_ur_ls: vec!["u".into()], is_learner: true };
+    let Ok(Reply::MemberAdd(added)) = sender.ask(CHILD, Request::MemberAdd(add)) else {
+        panic!("a learner can be added");
+    };
+    let id = added.member.unwrap().id;
+    let comes = Birth { replica: id, members: Vec::new(), ..birth(CHILD) };
+    let disks = (SimDisk::new(), SimDisk::new());
+    let mut receiver =
+        Driven::open(NodeId(id), vec![comes], MemoryEngine::default(), disks, sender.now_ms);
+    let happened = |driven: &Driven| {
+        let machine = driven.node.group(CHILD).unwrap().machine();
+        let (shelves, to) = (machine.shelves().clone(), machine.state().revision);
+        let (history, _) = driven.node.store().history(&shelves, 2, to, 100).unwrap();
+        let told = |list: &Arc<[crate::store::changes::Change]>| {
+            list.iter().map(|c| (c.key.clone(), c.deleted, c.previous)).collect::<Vec<_>>()
+        };
+        history.iter().map(|(revision, list)| (*revision, told(list))).collect::<Vec<_>>()
+    };
+    for _ in 0..200 {
+        for (from, to) in [(1, true), (id, false)] {
+            let (one, other) = match to {
+                true => (&mut sender, &mut receiver),
+                false => (&mut receiver, &mut sender),
+            };
+            one.pass(TICK_MS);
+            for message in std::mem::take(&mut one.sent) {
+                let input = Input::Peer { from: NodeId(from), message };
+                other.node.step(other.now_ms, input).unwrap();
+            }
+            other.settle();
+        }
+    }
+    assert_eq!(receiver.keys(CHILD), sender.keys(CHILD));
+    assert_eq!(happened(&receiver), happened(&sender));
+    let machine = receiver.node.group(CHILD).unwrap().machine();
+    let state = machine.state();
+    let sent = sender.node.group(CHILD).unwrap().machine().state();
+    assert!(machine.shelves().is_alone());
+    assert_eq!(
+        (state.keys, state.range(), state.revision),
+        (sent.keys, sent.range(), sent.revision)
+    );
+    assert_eq!(machine.published().counts().read().total(), state.keys);
+    let on_disk: Vec<_> = receiver.on_disk().into_values().collect();
+    assert_eq!(on_disk, [receiver.keys(CHILD)]);
 }
