@@ -269,7 +269,7 @@ impl Machine {
         self.fed = state.revision;
         self.state = state;
         self.restore_kept()?;
-        self.set_shelves(shelves);
+        self.shelves_changed();
         self.published.set_charter(&self.state.charter);
         self.publish();
         Ok(())
@@ -330,9 +330,11 @@ impl Machine {
         &self.shelves
     }
 
-    fn set_shelves(&mut self, shelves: Arc<Shelves>) {
-        self.shelves = shelves.clone();
-        self.published.shelves.store(shelves);
+    /// To be called when the state says something else of them.
+    fn shelves_changed(&mut self) {
+        self.shelves = Arc::new(self.state.shelves());
+        self.published.shelves.store(self.shelves.clone());
+        self.published.counts.write().set_shelves(self.shelves.clone());
     }
 
     /// Leases and their granted TTLs.

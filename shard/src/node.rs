@@ -30,6 +30,8 @@ mod pulses;
 mod recovery;
 mod requests;
 mod rounds;
+#[cfg(test)]
+mod shared_rows;
 mod slow;
 mod snapshots;
 mod split;

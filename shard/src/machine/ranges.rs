@@ -5,13 +5,15 @@
 //! there at once: its counts, which are the blocks above the cut, and the keys that are attached to
 //! leases. What changed before the split it finds on its parent's shelf.
 //!
-//! Sizes are not known by key. Each side gets as much of the parent's as it has of the live keys;
-//! that may be wrong by what values differ in length, and by the history of each side, until a
-//! replica is brought by a snapshot, which measures anew. Together they are right: what is
-//! superseded is subtracted by the group that has the key, and neither falls below 0.
+//! Sizes are not known by key. Each side gets as much of the parent's as it has of the live keys,
+//! which is wrong as far as values differ in length and one side has more history. What is superseded
+//! is subtracted by the side that has the key, so both together stay right until one of them would
+//! fall below 0, where it stays; a replica that is brought by a snapshot measures anew.
+
+#[cfg(test)]
+mod tests;
 
 use std::ops::ControlFlow;
-use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -41,10 +43,10 @@ impl Machine {
         // Readers look at this once more when they have read: before the counts change.
         self.state.end = Some(at.clone());
         self.state.range_version = version;
-        self.set_shelves(Arc::new(self.state.shelves()));
+        self.shelves_changed();
         self.publish();
         self.store.shared(self.state.versions(), at);
-        let moved = self.published.counts().write().split(at, left, self.shelves.clone());
+        let moved = self.published.counts().write().split(at, left);
         let keys = moved.values().map(|live| i64::from(*live)).sum();
         for (first, live) in moved {
             self.store.put_raw(layout::counts_key(shelf, &first), counts::row(live));

@@ -13,7 +13,6 @@
 //! what the node knows, which has all groups.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use super::Machine;
 use crate::engine::EngineError;
@@ -86,8 +85,7 @@ impl Machine {
         let over = self.state.past.extract_if(.., |past| past.to_revision < swept);
         let over: Vec<Shelf> = over.map(|past| Shelf(past.shelf)).collect();
         if !over.is_empty() {
-            self.set_shelves(Arc::new(self.state.shelves()));
-            self.published.counts().write().set_shelves(self.shelves.clone());
+            self.shelves_changed();
         }
         over
     }

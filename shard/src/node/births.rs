@@ -84,12 +84,13 @@ impl Node {
         }
         let key = ReplicaKey { group: id.0, replica: birth.replica };
         let state = first_state(birth, self.take_shelf(), false);
-        self.conceived(Newborn { key, state, frozen: false });
+        self.expect(key, state);
     }
 
-    /// A replica comes with the next checkpoint.
-    pub(super) fn conceived(&mut self, newborn: Newborn) {
-        self.newborns.push(newborn);
+    /// A replica with this first state lives as soon as the next checkpoint is durable. What it has
+    /// of rows is its own from now on.
+    pub(super) fn expect(&mut self, key: ReplicaKey, state: State) {
+        self.newborns.push(Newborn { key, state, frozen: false });
         self.checkpoints.forced = true;
         self.checkpoints.first_write_ms.get_or_insert(self.now_ms);
     }

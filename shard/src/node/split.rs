@@ -46,7 +46,6 @@ use proto::group::{GroupError, Reply, Request};
 use proto::mvccpb::KeyValue;
 use proto::{Error, GroupId, KeyRange, NodeId};
 
-use super::births::Newborn;
 use super::open::BIRTH;
 use super::requests::place_of;
 use super::{Answer, Node, NodeError, Output, Reading};
@@ -553,7 +552,7 @@ impl Node {
             return Ok(());
         }
         let key = ReplicaKey { group: child.0, replica: self.config.node.0 };
-        self.conceived(Newborn { key, state, frozen: false });
+        self.expect(key, state);
         Ok(())
     }
 

@@ -22,15 +22,16 @@ use crate::extents::ExtentsConfig;
 use crate::log::LogConfig;
 
 pub(super) const GROUP: GroupId = GroupId(40);
-const OTHER: GroupId = GroupId(41);
-const TICK_MS: u64 = 100;
+pub(super) const OTHER: GroupId = GroupId(41);
+pub(super) const TICK_MS: u64 = 100;
+pub(super) const LARGE_BYTES: usize = 8 << 10;
 
 pub(super) struct Driven {
     pub(super) node: Node,
     log: Arc<Log>,
-    disks: Disks,
+    pub(super) disks: Disks,
     /// What was said to other nodes.
-    sent: Vec<(NodeId, PeerMessage)>,
+    pub(super) sent: Vec<(NodeId, PeerMessage)>,
     /// Groups whose watches were told to look at history.
     replaced: Vec<GroupId>,
     pub(super) now_ms: u64,
@@ -40,14 +41,14 @@ pub(super) struct Driven {
 
 /// What a node leaves behind when it ends.
 #[derive(Clone, Default)]
-struct Disks {
+pub(super) struct Disks {
     log: Arc<SimDisk>,
     pages: Arc<SimDisk>,
-    engine: Arc<MemoryEngine>,
+    pub(super) engine: Arc<MemoryEngine>,
 }
 
 /// Each group has a tenant with its number.
-fn birth(group: GroupId) -> Birth {
+pub(super) fn birth(group: GroupId) -> Birth {
     birth_of(group, 1)
 }
 
@@ -70,15 +71,22 @@ impl Driven {
     }
 
     fn open(disks: Disks, births: &[Birth], withhold: bool) -> Driven {
-        let mut driven = Driven::open_still(disks, births, withhold);
+        let mut driven = Driven::open_still(NodeId(1), disks, births, withhold);
+        driven.settle();
+        driven
+    }
+
+    /// Another node, which was never used.
+    pub(super) fn fresh(node: NodeId, births: &[Birth]) -> Driven {
+        let mut driven = Driven::open_still(node, Disks::default(), births, false);
         driven.settle();
         driven
     }
 
     /// Before its first round.
-    fn open_still(disks: Disks, births: &[Birth], withhold: bool) -> Driven {
+    fn open_still(node: NodeId, disks: Disks, births: &[Birth], withhold: bool) -> Driven {
         let config = NodeConfig {
-            node: NodeId(1),
+            node,
             cluster: 7,
             incarnation: 1,
             seed: 1,
@@ -87,12 +95,12 @@ impl Driven {
             quota_bytes: 0,
             min_lease_ttl_s: 1,
             block_keys: 64,
-            large_bytes: 1 << 20,
+            large_bytes: LARGE_BYTES,
             withhold,
             checkpoint: CheckpointPolicy::default(),
             transfer: TransferPolicy::default(),
         };
-        let (log, recovered) = Log::open(disks.log.clone(), 1, LogConfig::default()).unwrap();
+        let (log, recovered) = Log::open(disks.log.clone(), node.0, LogConfig::default()).unwrap();
         let log = Arc::new(log);
         let pages = Pages {
             disk: disks.pages.clone(),
@@ -119,7 +127,7 @@ impl Driven {
     }
 
     /// The node after an end without warning, which takes what was not synced.
-    fn killed(self, withhold: bool) -> Driven {
+    pub(super) fn killed(self, withhold: bool) -> Driven {
         let mut driven = self.killed_still(withhold);
         driven.settle();
         driven
@@ -127,11 +135,11 @@ impl Driven {
 
     /// The same before its first round.
     fn killed_still(self, withhold: bool) -> Driven {
-        let disks = self.disks.clone();
+        let (node, disks) = (self.node.config.node, self.disks.clone());
         drop(self);
         disks.log.crash(&mut |_| 0);
         disks.pages.crash(&mut |_| 0);
-        Driven::open_still(disks, &[], withhold)
+        Driven::open_still(node, disks, &[], withhold)
     }
 
     /// Closes rounds until nothing is left to be done.
@@ -143,7 +151,7 @@ impl Driven {
                 match output {
                     Output::Persist(mut persist) => {
                         let extents = self.node.store().extents().clone();
-                        let appended = persist.write(&self.log, &extents, 1 << 20).unwrap();
+                        let appended = persist.write(&self.log, &extents, LARGE_BYTES).unwrap();
                         self.log.sync().unwrap();
                         inputs.push(Input::Persisted { id: persist.id, sync_ms: 0, appended });
                     }
@@ -187,7 +195,7 @@ impl Driven {
         ticket
     }
 
-    fn ask(&mut self, group: GroupId, body: Request) -> Result<Reply, Error> {
+    pub(super) fn ask(&mut self, group: GroupId, body: Request) -> Result<Reply, Error> {
         let ticket = self.begin(group, body);
         self.settle();
         match self.answers.remove(&ticket).expect("it is answered") {

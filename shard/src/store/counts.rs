@@ -142,9 +142,9 @@ impl Counts {
         live.map(|_| KeyRange { start: first.clone(), end: Some(at.clone()) })
     }
 
-    /// The group has only the keys below `at` from now on, which `shelves` say, too. Gives the blocks
-    /// of the others, by first key. `left` live keys are in the part that [`Counts::crossing`] names.
-    pub fn split(&mut self, at: &Bytes, left: u32, shelves: Arc<Shelves>) -> BTreeMap<Bytes, u32> {
+    /// The group has only the keys below `at` from now on. Gives the blocks of the others, by first
+    /// key. `left` live keys are in the part that [`Counts::crossing`] names.
+    pub fn split(&mut self, at: &Bytes, left: u32) -> BTreeMap<Bytes, u32> {
         if let Some(crossing) = self.crossing(at)
             && let Some(live) = self.blocks.get_mut(&crossing.start)
         {
@@ -161,11 +161,10 @@ impl Counts {
         }
         let moved = self.blocks.split_off(at);
         self.dirty.extend(moved.keys().cloned());
-        self.shelves = shelves;
         moved
     }
 
-    /// The rows that the group counts are those now.
+    /// Where the rows stand that are counted.
     pub fn set_shelves(&mut self, shelves: Arc<Shelves>) {
         self.shelves = shelves;
     }

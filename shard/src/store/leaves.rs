@@ -482,6 +482,45 @@ mod tests {
     }
 
     #[test]
+    fn two_groups_of_a_shelf_write_in_no_order() {
+        let leaves = Leaves::default();
+        see(&leaves, "a", 5, &[("a", 1), ("x", 2)], None);
+        leaves.shared(SHELF, &key("m"));
+        assert_eq!(read(&leaves, "a", 5), Err("end true".into()), "it reached over the cut");
+        see(&leaves, "n", 5, &[("x", 2)], None);
+        leaves.wrote(SHELF, b"b", 9, &found(9, "v").row);
+        leaves.wrote(SHELF, b"x", 7, &found(7, "v").row);
+        // The left side was written to above what this reader saw, though not last.
+        see(&leaves, "a", 8, &[("a", 1)], Some("m"));
+        assert_eq!(read(&leaves, "a", 10), Err("n true".into()));
+        see(&leaves, "a", 9, &[("a", 1), ("b", 9)], Some("m"));
+        assert_eq!(read(&leaves, "a", 9), rows(&[("a", 1), ("b", 9)]));
+        assert_eq!(read(&leaves, "n", 7), rows(&[("x", 7)]));
+        // So it is when too much was written to be remembered.
+        for revision in 10..10 + RECENT_MAX as i64 {
+            leaves.wrote(SHELF, b"c", 10_000 + revision, &found(10_000 + revision, "v").row);
+            leaves.wrote(SHELF, b"y", revision, &found(revision, "v").row);
+        }
+        leaves.wrote(SHELF, b"y", 9000, &found(9000, "v").row);
+        let oldest = 10_000 + 10 + RECENT_MAX as i64 / 2;
+        assert!(matches!(
+            leaves.find(SHELF, &key("c"), oldest - 100),
+            Place::Gap { open: None, .. }
+        ));
+    }
+
+    #[test]
+    fn a_leaf_of_two_groups_is_as_new_as_the_newest_of_its_changes() {
+        let leaves = Leaves::default();
+        leaves.shared(SHELF, &key("m"));
+        see(&leaves, "a", 5, &[("a", 1), ("x", 2)], None);
+        leaves.wrote(SHELF, b"b", 9, &found(9, "v").row);
+        leaves.wrote(SHELF, b"x", 7, &found(7, "v").row);
+        assert_eq!(read(&leaves, "a", 8), Err("end false".into()));
+        assert_eq!(read(&leaves, "a", 9), rows(&[("a", 1), ("b", 9), ("x", 7)]));
+    }
+
+    #[test]
     fn leaves_do_not_overlap() {
         let leaves = Leaves::default();
         see(&leaves, "c", 5, &[("c", 1)], Some("e"));

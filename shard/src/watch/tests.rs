@@ -24,6 +24,7 @@ use crate::machine::Machine;
 use crate::machine::effect::{ChangeEvent, Effect, RevisionEvents};
 use crate::machine::state::State;
 use crate::store::Store;
+use crate::store::layout::Shelf;
 
 /// Long enough for anything that is to happen.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -90,7 +91,8 @@ impl Replica {
 
     fn watch(&self, sink: Arc<Sink>, start_revision: i64) -> Box<dyn WatchControl> {
         let control = self.feed.open(sink);
-        control.create(spec(1, start_revision));
+        let range = self.machine.published().range();
+        control.create(WatchSpec { range, ..spec(1, start_revision) });
         control
     }
 }
@@ -191,6 +193,35 @@ fn what_happens_is_told_in_order_and_the_past_comes_from_history() {
     (0..50).for_each(|_| replica.put("a"));
     assert_eq!(past.revisions(56), (3..=56).collect::<Vec<_>>());
     assert_eq!(now.revisions(56), (7..=56).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_group_that_was_split_off_tells_its_past_and_goes_on_with_gaps() {
+    let threads = threads(&store(), 1);
+    let mut parent = Replica::new(&threads, 1);
+    // Even revisions are the left side's.
+    ["a", "x"].iter().cycle().take(40).for_each(|key| parent.put(key));
+    let state = parent.machine.split_off(&"m".into(), 2, Shelf(2)).unwrap();
+    parent.put("b");
+    let child = Machine::open(GroupId(2), threads.store().clone(), state, 1000).unwrap();
+    let feed = Feed::start(&threads, child.published().clone());
+    let mut child = Replica { machine: child, feed, index: 0 };
+    let (past, left, now) = (Sink::new(1000), Sink::new(1000), Sink::new(1000));
+    let _past = child.watch(past.clone(), 6);
+    let _left = parent.watch(left.clone(), 6);
+    let _now = child.watch(now.clone(), 42);
+    child.put("y");
+    parent.put("b");
+    let odd = (7..=41).step_by(2);
+    assert_eq!(past.revisions(42), odd.chain([42]).collect::<Vec<_>>());
+    assert_eq!(left.revisions(43), (6..=40).step_by(2).chain([42, 43]).collect::<Vec<_>>());
+    assert_eq!(now.revisions(42), [42]);
+    // The revisions between are other groups'.
+    let kv = KeyValue { key: "z".into(), mod_revision: 60, ..Default::default() };
+    let event = Event { kv: Some(kv), ..Default::default() };
+    let event = ChangeEvent { event: WatchEvent::new(event), place: 0, previous: None };
+    child.feed.events(Arc::new(RevisionEvents { revision: 60, after: 42, events: vec![event] }));
+    assert_eq!((past.revisions(60), now.revisions(60)), (vec![60], vec![60]));
 }
 
 #[test]
@@ -400,7 +431,11 @@ fn happened(key: &str, revision: i64, after: i64) -> RevisionEvents {
     let key = key.to_owned().into();
     let kv = KeyValue { key, mod_revision: revision, ..Default::default() };
     let event = WatchEvent::new(Event { kv: Some(kv), ..Default::default() });
-    RevisionEvents { revision, after, events: vec![ChangeEvent { event, previous: None }] }
+    RevisionEvents {
+        revision,
+        after,
+        events: vec![ChangeEvent { event, place: 0, previous: None }],
+    }
 }
 
 fn over(key: u64, start: &str, end: &str) -> WatchSpec {
