@@ -56,7 +56,7 @@ use crate::machine::{Machine, SPLIT_FORMAT, leases};
 use crate::split::entry::{Entry, Kept};
 use crate::split::evaluate::Rows;
 use crate::split::faults::Faults;
-use crate::split::footprint::{Footprint, common};
+use crate::split::footprint::Footprint;
 use crate::split::participant::{self, Participant, RangeChange, Replica, Written};
 use crate::split::sequencer::{self, Sequencer, WINDOW};
 use crate::split::stream::{Place, StreamId, TxId};
@@ -382,7 +382,7 @@ impl Node {
         let inside = |place: &Place| {
             let past = footprint.past.iter().map(|(keys, _)| keys);
             let mut keys = footprint.reads.iter().chain(&footprint.writes).chain(past);
-            keys.all(|keys| common(keys, &place.range).as_ref() == Some(keys))
+            keys.all(|keys| keys.is_within(&place.range))
         };
         let fits = self.groups.get(&id).and_then(|group| group.machine.kept());
         match fits.is_some_and(|kept| inside(&kept.place)) {

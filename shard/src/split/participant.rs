@@ -33,7 +33,7 @@ use proto::{Error, GroupId, KeyRange};
 use super::entry::{Entry, Merge};
 use super::evaluate::{Change, Outcome, Prediction, Revisions, Rows, evaluate};
 use super::faults::{Fault, Faults};
-use super::footprint::{Footprint, common};
+use super::footprint::Footprint;
 use super::stream::{Branch, Down, Granted, Place, TxId, Up, Vote, Wanted};
 
 /// Names a waiting request to whoever drives the participant.
@@ -636,7 +636,7 @@ impl Participant {
 
     /// Whoever asks for keys that are not this group's is to ask elsewhere.
     fn turn_away(&mut self, place: &Place) {
-        let inside = |keys: &KeyRange| common(keys, &place.range).as_ref() == Some(keys);
+        let inside = |keys: &KeyRange| keys.is_within(&place.range);
         let fits = |footprint: &Footprint| {
             let past = footprint.past.iter().map(|(keys, _)| keys);
             footprint.reads.iter().chain(&footprint.writes).chain(past).all(inside)
@@ -756,9 +756,7 @@ impl Participant {
         for (read, revision, _) in ready {
             match read {
                 // The group may have lost the keys since it was asked.
-                Read::Rows(ticket, keys)
-                    if common(&keys, &replica.place().range).as_ref() != Some(&keys) =>
-                {
+                Read::Rows(ticket, keys) if !keys.is_within(&replica.place().range) => {
                     self.out.push(Do::Elsewhere { ticket });
                 }
                 Read::Rows(ticket, _) => {

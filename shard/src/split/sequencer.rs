@@ -29,7 +29,7 @@ use proto::{Error, GroupId, KeyRange};
 use super::entry::{Decision, Entry, Kept, note_place};
 use super::evaluate::{Change, Revisions, Rows, evaluate};
 use super::faults::{Fault, Faults};
-use super::footprint::{Footprint, common};
+use super::footprint::Footprint;
 use super::participant::Ticket;
 use super::stream::{Branch, Down, Granted, Place, StreamId, TxId, Up, Vote};
 
@@ -282,7 +282,7 @@ impl Rows for Ballots<'_> {
         };
         let mut found: BTreeMap<Bytes, KeyValue> = BTreeMap::new();
         for (part, revision, rows) in &self.past {
-            if *revision == at && common(part, range).is_some() {
+            if *revision == at && part.common(range).is_some() {
                 let inside = rows.iter().filter(|kv| range.contains(&kv.key));
                 found.extend(inside.map(|kv| (kv.key.clone(), kv.clone())));
             }

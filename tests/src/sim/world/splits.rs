@@ -19,7 +19,7 @@ use proto::{GroupId, KeyRange, NodeId, id};
 use shard::access;
 use shard::machine::effect::RevisionEvents;
 use shard::node::{Answer, Input};
-use shard::split::footprint::{Footprint, common};
+use shard::split::footprint::Footprint;
 
 use super::{Event, FAULTS_MS, Waiting, World};
 use crate::check::history::{History, OpId};
@@ -119,7 +119,7 @@ impl Splits {
     fn only(&self, keys: &[KeyRange]) -> Option<&Placed> {
         let has = |place: &usize| {
             let range = self.range_of(*place);
-            keys.iter().all(|keys| common(keys, &range).as_ref() == Some(keys))
+            keys.iter().all(|keys| keys.is_within(&range))
         };
         (0..self.map.len()).find(has).map(|place| &self.map[place])
     }
@@ -380,7 +380,7 @@ impl World {
         let mut asks = Vec::new();
         for (place, last) in parts {
             let range = KeyRange { start: place.start, end: place.end };
-            let Some(both) = common(&keys, &range) else { continue };
+            let Some(both) = keys.common(&range) else { continue };
             let (key, range_end) = (both.start, both.end.unwrap_or_else(|| "\0".into()));
             let key = if key.is_empty() { Bytes::from_static(b"\0") } else { key };
             let body = RangeRequest { key, range_end, ..gather.request.clone() };
