@@ -1,12 +1,14 @@
 //! `atoll tenant | namespace | node | group | op | env`: from words to commands, from answers to
 //! tables. Whatever was refused ends the program with 1 and one line that says why.
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use placement::command::{
-    GroupView, NodeView, OperatorView, ShortView, Standing, StatusView, TenantView,
+    GroupDetail, GroupLoad, GroupView, NodeView, OperatorView, RecoveryView, ReplicaView,
+    ShortView, Standing, StatusView, TenantView,
 };
 use placement::record::{NodeState, OperatorState, TenantState};
 use placement::{Answer, Command};
@@ -230,6 +232,32 @@ pub(crate) enum NodeVerb {
 pub(crate) enum GroupVerb {
     /// List all groups.
     List,
+    /// Show all that is known of one: its replicas, how far each is, what works on it.
+    Show {
+        /// Its id.
+        group: u64,
+    },
+    /// Show the groups that make the most work.
+    Top {
+        /// So many of them, 0 for all.
+        #[arg(long, default_value_t = 20)]
+        limit: usize,
+        /// Show them anew every so often, for example 2s, until interrupted.
+        #[arg(long, value_parser = time, value_name = "TIME")]
+        watch: Option<Duration>,
+    },
+    /// Have a group that lost most of its replicas for good go on with one that is left. Without
+    /// --accept-loss it only says which one that is and what is lost, and ends with 1.
+    Recover {
+        /// Its id.
+        group: u64,
+        /// Name or id of the node whose replica goes on [default: the one with the newest log].
+        #[arg(long, value_name = "NODE")]
+        choose: Option<String>,
+        /// Do it: what only the others had is lost.
+        #[arg(long)]
+        accept_loss: bool,
+    },
 }
 
 /// What to do about operators.
@@ -322,6 +350,12 @@ impl From<GroupVerb> for Command {
     fn from(verb: GroupVerb) -> Command {
         match verb {
             GroupVerb::List => Command::GroupList,
+            GroupVerb::Show { group } => Command::GroupShow { group },
+            GroupVerb::Top { limit, watch: _ } => Command::GroupTop { limit },
+            GroupVerb::Recover { group, choose, accept_loss } => {
+                let choose = choose.unwrap_or_default();
+                Command::GroupRecover { group, choose, accept_loss }
+            }
         }
     }
 }
@@ -345,6 +379,31 @@ pub(crate) fn ask(way: &Way, command: &Command) -> Result<Answer, String> {
 /// Carries a command out and prints what comes back.
 pub(crate) fn run(way: &Way, command: Command) -> Result<(), String> {
     print(way, &ask(way, &command)?)
+}
+
+/// Carries a command about groups out; one that only says what it would do ends with 1.
+pub(crate) fn group(way: &Way, verb: GroupVerb) -> Result<(), String> {
+    let watch = match &verb {
+        GroupVerb::Top { watch, .. } => *watch,
+        _ => None,
+    };
+    let command = verb.into();
+    loop {
+        let answer = ask(way, &command)?;
+        if watch.is_some() && way.is_for_people() && std::io::stdout().is_terminal() {
+            // On a terminal each list takes the place of the one before.
+            print!("\x1b[H\x1b[2J");
+        }
+        print(way, &answer)?;
+        if let Answer::Recovery(view) = &answer {
+            let id = view.group;
+            return Err(format!(
+                "nothing was changed: atoll group recover {id} --accept-loss does it"
+            ));
+        }
+        let Some(pause) = watch else { return Ok(()) };
+        std::thread::sleep(pause);
+    }
 }
 
 /// Prints how everything is; the exit code says it to scripts.
@@ -381,6 +440,9 @@ fn lines(answer: &Answer) -> Vec<String> {
         Answer::Tenants(views) => tenants(views),
         Answer::Nodes(views) => nodes(views),
         Answer::Groups(views) => groups(views),
+        Answer::Group(view) => group_lines(view),
+        Answer::Loads(views) => loads(views),
+        Answer::Recovery(view) => recovery(view),
         Answer::Operators(views) => operators(views),
         Answer::Status(view) => whole(view),
         Answer::Balance(view) => rebalance::balance(view),
@@ -421,6 +483,9 @@ fn whole(view: &StatusView) -> Vec<String> {
     };
     let mut listed: Vec<String> =
         view.without_quorum.iter().map(|view| short(view, "has no quorum")).collect();
+    if let Some(first) = view.without_quorum.first() {
+        listed.push(format!("atoll group recover {} says what is left of it", first.group));
+    }
     listed.extend(view.quarantined.iter().map(|view| {
         format!("group {} of {} on {}: {}", view.group, view.of, view.node, view.reason)
     }));
@@ -559,6 +624,139 @@ fn groups(views: &[GroupView]) -> Vec<String> {
         table.row(vec![view.id.to_string(), view.of.clone(), nodes]);
     }
     table.lines()
+}
+
+fn group_lines(view: &GroupDetail) -> Vec<String> {
+    let load = view.load.as_ref();
+    let keys = match &view.end {
+        None if view.start.is_empty() => "all".to_owned(),
+        end => format!("from {} to {}", view.start, end.as_deref().unwrap_or("the end")),
+    };
+    let load = load.map_or("-".to_owned(), |load| {
+        let (requests, cpu) = (load.requests_per_s, percent(load.cpu_us_per_s));
+        format!("{requests} requests/s, {}/s written, {cpu} CPU", size(load.write_bytes_per_s))
+    });
+    let mut lines = Vec::new();
+    for (what, value) in [
+        ("group", view.id.to_string()),
+        ("of", format!("{} (tenant {}, namespace {})", view.of, view.tenant, view.namespace)),
+        ("cluster", format!("{:x}", view.cluster_id)),
+        ("keys", format!("{keys}: {} live", view.keys)),
+        ("leader", view.leader.clone().unwrap_or("nobody".to_owned())),
+        ("term", view.term.to_string()),
+        ("revision", format!("{}, compacted up to {}", view.revision, view.compacted)),
+        ("members' version", view.membership_version.to_string()),
+        ("load", load),
+        ("waiting commands", view.pending.to_string()),
+    ] {
+        lines.push(format!("{what:<18}{value}"));
+    }
+    for prefix in &view.stretches {
+        lines.push(format!("{:<18}keys {prefix}", "rule for"));
+    }
+    if view.dead {
+        lines.push("Its rows are being removed.".to_owned());
+    }
+    if view.wanted > 0 {
+        lines.push(format!("It is to have {} voters again.", view.wanted));
+    }
+    if let Some(recovery) = &view.recovery {
+        let (node, ago) = (format!("{:x}", recovery.node), since(recovery.at_ms));
+        lines.push(format!("It was recovered {ago} ago from node {node}."));
+    }
+    lines.push(String::new());
+    lines.extend(replicas(&view.replicas));
+    if !view.operators.is_empty() {
+        lines.push(String::new());
+        lines.extend(operators(&view.operators));
+    }
+    lines
+}
+
+fn replicas(views: &[ReplicaView]) -> Vec<String> {
+    let head = [
+        "NODE",
+        "REPLICA",
+        "ROLE",
+        "TERM",
+        "LOG",
+        "OF TERM",
+        "COMMITTED",
+        "APPLIED",
+        "REVISION",
+        "SIZE",
+        "VERSION",
+        "STANDS",
+    ];
+    let mut table = Table::new(&head);
+    for view in views {
+        let role = match (view.leads, view.learner) {
+            (true, _) => "leader",
+            (_, true) => "learner",
+            _ => "voter",
+        };
+        let known = view.membership_version > 0 || view.last_index > 0;
+        let told = |number: String| if known { number } else { "-".to_owned() };
+        table.row(vec![
+            view.node.clone(),
+            format!("{:x}", view.replica),
+            role.to_owned(),
+            told(view.term.to_string()),
+            told(view.last_index.to_string()),
+            told(view.last_term.to_string()),
+            told(view.committed.to_string()),
+            told(view.applied.to_string()),
+            told(view.revision.to_string()),
+            told(size(view.size)),
+            told(view.membership_version.to_string()),
+            if view.trouble.is_empty() { "well".to_owned() } else { view.trouble.clone() },
+        ]);
+    }
+    table.lines()
+}
+
+/// Share of a core.
+fn percent(us_per_s: u64) -> String {
+    format!("{}.{}%", us_per_s / 10_000, us_per_s / 1_000 % 10)
+}
+
+fn loads(views: &[GroupLoad]) -> Vec<String> {
+    let head = ["GROUP", "OF", "LEADER", "CPU", "REQUESTS/S", "WRITTEN/S", "SIZE", "NODES"];
+    let mut table = Table::new(&head);
+    for view in views {
+        table.row(vec![
+            view.group.to_string(),
+            view.of.clone(),
+            view.leader.clone().unwrap_or("-".to_owned()),
+            percent(view.cpu_us_per_s),
+            view.requests_per_s.to_string(),
+            size(view.write_bytes_per_s),
+            size(view.size),
+            view.nodes.join(","),
+        ]);
+    }
+    table.lines()
+}
+
+fn recovery(view: &RecoveryView) -> Vec<String> {
+    let (id, of) = (view.group, &view.of);
+    let mut lines = vec![
+        format!("Group {id} of {of}: {} of {} voters are well.", view.well, view.all),
+        String::new(),
+    ];
+    lines.extend(replicas(&view.replicas));
+    lines.extend([
+        String::new(),
+        format!("{} would go on: {}.", view.chosen, view.why),
+        view.loss.clone(),
+        format!(
+            "The revision would be {} or more, and all history before it compacted, so that every              watch and every list begins anew.",
+            view.revision
+        ),
+        "The others would be left behind for good, also if they come back. A node that is only          away: start it instead. One that still runs where this one cannot see it: stop it first."
+            .to_owned(),
+    ]);
+    lines
 }
 
 fn operators(views: &[OperatorView]) -> Vec<String> {

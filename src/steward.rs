@@ -12,14 +12,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use placement::record::{Node, Replica};
-use placement::view::{self, Duties, Wanted};
+use placement::view::{self, Duties, Survivor, Wanted};
 use placement::{Ledger, Office};
 use proto::cluster::group::DescribeRequest;
 use proto::group::{Reply, Request, request_to};
 use proto::{GroupId, NodeId, id};
 use router::Router;
 use shard::local::LocalGroups;
-use shard::node::{Answer, Birth, Input};
+use shard::node::{Answer, Birth, Input, Recover};
 use shard::transport::Peers;
 use shard::worker::NodeHandle;
 use tokio::sync::watch;
@@ -35,6 +35,9 @@ const RETRY: Duration = Duration::from_millis(200);
 const LOOK: Duration = Duration::from_millis(500);
 /// After a look the steward rests so many times as long as the look took, but no longer than [`LOOK`].
 const LOOK_REST: u32 = 4;
+/// How long replicas that were on disk wait for placement's word at most: without placement they
+/// take part all the same.
+const PLACEMENT_PATIENCE: Duration = Duration::from_secs(15);
 /// Looks between two copies of the ledger.
 const LOOKS_PER_COPY: u32 = 4;
 /// Looks between two rounds of what time alone asks for.
@@ -68,6 +71,7 @@ impl Steward {
         tokio::spawn(self.roll_call.clone().run(ledger.clone()));
         let steward = Arc::new(self);
         tokio::spawn(steward.clone().settle());
+        tokio::spawn(steward.clone().release());
         steward.look(&mut ledger).await;
     }
 
@@ -133,6 +137,48 @@ impl Steward {
         }
     }
 
+    /// Lets the replicas that were on disk take part, but for those that the ledger has left behind:
+    /// two of them could elect each other before they hear of it. It is asked until none waits.
+    async fn release(self: Arc<Self>) {
+        let begun = Instant::now();
+        loop {
+            let waiting: Vec<GroupId> = self.withheld();
+            if waiting.is_empty() {
+                return;
+            }
+            let free = |ledger: &Ledger| {
+                let node = NodeId(self.node.id);
+                let has = self.replicas();
+                let may = |id: &GroupId| {
+                    let view = self.handle.group(*id);
+                    let version = view.map_or(0, |view| view.shared.membership_version());
+                    has(*id).is_some_and(|r| view::may_take_part(ledger, *id, node, r, version))
+                };
+                waiting.iter().copied().filter(may).collect::<Vec<_>>()
+            };
+            match self.office.look(free).await {
+                Ok(free) => self.handle.input(Input::Release(free)),
+                Err(error) if begun.elapsed() >= PLACEMENT_PATIENCE => {
+                    tracing::warn!(%error, "placement does not answer: replicas go by what they know");
+                    return self.handle.input(Input::Release(waiting));
+                }
+                Err(error) => tracing::debug!(%error, "replicas wait for placement"),
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    /// The groups whose replicas here wait for placement's word.
+    fn withheld(&self) -> Vec<GroupId> {
+        let mut waiting = Vec::new();
+        self.handle.each_group(|id, view| {
+            if view.shared.is_withheld() {
+                waiting.push(id);
+            }
+        });
+        waiting
+    }
+
     fn leads(&self, group: GroupId) -> bool {
         let view = self.handle.group(group);
         view.is_some_and(|view| view.shared.leader() == Some(self.node.id))
@@ -180,16 +226,16 @@ impl Steward {
             self.handle.input(Input::Deaths(duties.dead));
         }
         is_done &= self.leave(ledger).await;
-        if duties.wanted.is_empty() {
+        if duties.wanted.is_empty() && duties.recoveries.is_empty() {
             return is_done;
         }
-        // What is followed may be old: a replica is begun only on what placement says now.
+        // What is followed may be old: a replica is begun, or goes on alone, only on what placement
+        // says now.
         let newest = |ledger: &Ledger| {
             let known = ledger.nodes.get(&self.node.id).map(|known| known.directory);
-            let wanted = view::duties(ledger, node, self.replicas()).wanted;
-            (known, wanted)
+            (known, view::duties(ledger, node, self.replicas()))
         };
-        let Ok((known, wanted)) = self.office.look(newest).await else { return false };
+        let Ok((known, duties)) = self.office.look(newest).await else { return false };
         // A founder that has not said yet who it is: it will, in a moment.
         if known == Some(0) {
             return false;
@@ -200,7 +246,10 @@ impl Steward {
             );
             return false;
         }
-        let births: Vec<Birth> = wanted.into_iter().map(birth).collect();
+        for survivor in duties.recoveries {
+            self.handle.input(Input::Recover(recover(survivor)));
+        }
+        let births: Vec<Birth> = duties.wanted.into_iter().map(birth).collect();
         if !births.is_empty() {
             self.handle.input(Input::Births(births));
         }
@@ -272,6 +321,15 @@ impl Steward {
         if let Err(error) = self.office.keep(ledger, now_ms()).await {
             tracing::debug!(%error, "placement does not answer");
         }
+    }
+}
+
+fn recover(survivor: Survivor) -> Recover {
+    Recover {
+        group: survivor.group,
+        replica: survivor.replica,
+        membership_version: survivor.membership_version,
+        revision: survivor.revision,
     }
 }
 

@@ -576,7 +576,7 @@ impl Held {
 }
 
 /// How a node's CPU time is shared out to its groups.
-enum CpuShare {
+pub(crate) enum CpuShare {
     /// The node tells what it spends for each.
     Told,
     /// It tells what the process spends, in microseconds a second: each group has a share by its
@@ -587,7 +587,8 @@ enum CpuShare {
 // === impl CpuShare ===
 
 impl CpuShare {
-    fn of(node: &NodeReport) -> CpuShare {
+    /// By what a node tells.
+    pub(crate) fn of(node: &NodeReport) -> CpuShare {
         match node.groups.values().any(|group| group.cpu_us_per_s > 0) {
             true => CpuShare::Told,
             false => CpuShare::ByWork {
@@ -597,7 +598,8 @@ impl CpuShare {
         }
     }
 
-    fn cpu(&self, group: &GroupReport) -> u64 {
+    /// Microseconds a second of a group there.
+    pub(crate) fn cpu(&self, group: &GroupReport) -> u64 {
         match self {
             CpuShare::Told => group.cpu_us_per_s,
             CpuShare::ByWork { cpu, all } => {

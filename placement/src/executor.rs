@@ -113,6 +113,10 @@ impl Office {
 
     async fn step(&self, ledger: &Ledger, operator: &Operator, now_ms: u64) {
         let step = operators::next_step(ledger, operator);
+        if let Step::Recover(node) = step {
+            tracing::debug!(operator = operator.id, group = operator.group, node, "waits");
+            return;
+        }
         let group = ledger.groups.get(&operator.group);
         let (Some(group), Step::Add(_) | Step::Promote(_) | Step::Remove(_)) = (group, &step)
         else {
@@ -194,7 +198,9 @@ pub fn change(ledger: &Ledger, group: &Group, step: &Step) -> Request {
         Step::Add(node) => (Kind::Add, *node, 0),
         Step::Promote(which) => (Kind::Promote, which.node, which.replica),
         Step::Remove(which) => (Kind::Remove, which.node, which.replica),
-        Step::Lead(_) | Step::Done | Step::Void => unreachable!("the members stay as they are"),
+        Step::Lead(_) | Step::Recover(_) | Step::Done | Step::Void => {
+            unreachable!("the members stay as they are")
+        }
     };
     let known = ledger.nodes.get(&node);
     let member = Member {

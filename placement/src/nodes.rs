@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use proto::id;
+use proto::limits::RECOVERY_STEP;
 
 use crate::command::{Answer, NodeView, Refusal, refused};
 use crate::health::Health;
@@ -71,6 +72,8 @@ pub fn found(
         membership_version: 1,
         told: FIRST_VERSION,
         dead: false,
+        wanted: 0,
+        recovery: None,
     };
     let change = Change::default()
         .put(Record::Meta(meta))
@@ -90,12 +93,22 @@ pub fn report(
     retired: &[u64],
 ) -> Option<Change> {
     let known = ledger.groups.get(&group)?;
-    if version <= known.membership_version {
+    // While a recovery is under way nobody else's word counts: they are about to be left behind.
+    let is_old = known.recovering().is_some_and(|recovery| version < recovery.version);
+    if version <= known.membership_version || is_old {
         return None;
     }
+    let before = operators::voters(known).count();
+    let now = replicas.iter().filter(|replica| !replica.learner).count();
+    let wanted = if version - known.membership_version >= RECOVERY_STEP {
+        known.wanted.max(before | 1)
+    } else {
+        known.wanted
+    };
     let mut group = Group::clone(known);
     group.replicas = replicas.to_vec();
     group.membership_version = version;
+    group.wanted = if now < wanted { wanted } else { 0 };
     let gone = ledger.nodes.values().filter(|node| retired.contains(&node.id));
     let gone = gone.filter(|node| node.state != NodeState::Draining);
     let change = Change::default().put(Record::Group(group));

@@ -33,8 +33,9 @@ use crate::command::{Answer, Command, Refusal};
 use crate::inventory::Inventory;
 use crate::ledger::{Change, Ledger};
 use crate::record::{END, META_KEY, Node, NodeState, PREFIX, Replica};
+use crate::recovery::{self, Wish};
 use crate::tenants::{self, Planned};
-use crate::{check, nodes, operators, pins, plans, status};
+use crate::{check, groups, nodes, operators, pins, plans, status};
 
 /// Tries before a change that always meets another one is given up.
 const TRIES: usize = 20;
@@ -269,6 +270,12 @@ impl Office {
                 Ok(Answer::Status(Box::new(status)))
             }
             Command::GroupList => self.look(tenants::groups).await,
+            Command::GroupShow { group } => {
+                self.look(|ledger| groups::show(ledger, inventory, *group, now_ms)).await?
+            }
+            Command::GroupTop { limit } => {
+                self.look(|ledger| groups::top(ledger, inventory, *limit, now_ms)).await
+            }
             Command::OperatorList => self.look(|ledger| operators::show(ledger, None)).await?,
             Command::OperatorShow { id } => {
                 self.look(|ledger| operators::show(ledger, Some(*id))).await?
@@ -437,11 +444,17 @@ fn plan(ledger: &Ledger, command: &Command, inventory: &Inventory, now_ms: u64) 
         Command::RebalancePause => plans::pause(ledger, now_ms),
         Command::RebalanceResume => plans::resume(ledger),
         Command::OperatorCancel { id } => operators::cancel(ledger, *id),
+        Command::GroupRecover { group, choose, accept_loss } => {
+            let wish = Wish { group: *group, choose, accept_loss: *accept_loss };
+            recovery::recover(ledger, inventory, &wish, now_ms)
+        }
         Command::TenantList
         | Command::TenantShow { .. }
         | Command::NamespaceList { .. }
         | Command::NodeList
         | Command::Status
+        | Command::GroupShow { .. }
+        | Command::GroupTop { .. }
         | Command::OperatorList
         | Command::OperatorShow { .. }
         | Command::RebalanceShow

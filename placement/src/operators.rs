@@ -6,6 +6,7 @@
 //! the step was made for.
 //!
 //! ```text
+//!   a recovery that was ordered    -> the replica goes on alone, and its node sees to it
 //!   a replica that is lost         -> remove it
 //!   a learner that is wanted       -> promote it        (refused until it has caught up)
 //!   a learner that is not          -> remove it
@@ -49,6 +50,8 @@ pub enum Step {
     Remove(Replica),
     /// Have the node lead, and that is all.
     Lead(u64),
+    /// Wait until the node's replica has gone on without the others.
+    Recover(u64),
     /// Nothing: the group is where it is to be.
     Done,
     /// Nothing: the group is no more.
@@ -60,6 +63,9 @@ pub fn next_step(ledger: &Ledger, operator: &Operator) -> Step {
     let Some(group) = ledger.groups.get(&operator.group).filter(|group| !group.dead) else {
         return Step::Void;
     };
+    if let Some(recovery) = group.recovering() {
+        return Step::Recover(recovery.node);
+    }
     if let Some(lost) = lost(group, operator) {
         return Step::Remove(lost.clone());
     }
@@ -276,6 +282,10 @@ pub fn move_tenant(ledger: &Ledger, name: &str, to: &[String], now_ms: u64) -> P
         let operator = begin(&mut meta, group, target, Priority::User, why, now_ms);
         if next_step(ledger, &operator) != Step::Done {
             views.push(view(ledger, &operator));
+            if group.wanted > 0 {
+                // Somebody says how many there are to be from now on.
+                change = change.put(Record::Group(Group { wanted: 0, ..Group::clone(group) }));
+            }
             change = displaced.into_iter().fold(change, Change::put);
             change = change.put(Record::Operator(operator));
         }
@@ -402,6 +412,7 @@ pub(crate) fn view(ledger: &Ledger, operator: &Operator) -> OperatorView {
         Step::Promote(replica) => format!("let {} catch up and vote", name(&replica.node)),
         Step::Remove(replica) => format!("remove {}", name(&replica.node)),
         Step::Lead(node) => format!("hand over to {}", name(&node)),
+        Step::Recover(node) => format!("{} goes on alone", name(&node)),
         Step::Done | Step::Void => "finish".to_owned(),
     };
     OperatorView {
@@ -437,7 +448,7 @@ pub(crate) mod tests {
                 found.expect("it is a replica").learner = false;
             }
             Step::Remove(which) => replicas.retain(|r| r.replica != which.replica),
-            Step::Lead(_) | Step::Done | Step::Void => return ledger.clone(),
+            Step::Lead(_) | Step::Recover(_) | Step::Done | Step::Void => return ledger.clone(),
         }
         let version = group.membership_version + 1;
         let change = nodes::report(ledger, group.id, version, &replicas, &[]);

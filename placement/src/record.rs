@@ -258,6 +258,36 @@ pub struct Group {
     /// Its rows are to be removed everywhere.
     #[serde(default)]
     pub dead: bool,
+    /// Voters that it had before most of them were lost, and is to have again; 0 if it has them.
+    #[serde(default)]
+    pub wanted: usize,
+    /// The last time that one of its replicas was to go on alone.
+    #[serde(default)]
+    pub recovery: Option<Recovery>,
+}
+
+/// A replica goes on without the others, because most of them are lost. See `recovery.rs`.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Recovery {
+    /// The node of the one that goes on.
+    #[serde(with = "hex")]
+    pub node: u64,
+    /// Its number.
+    #[serde(with = "hex")]
+    pub replica: u64,
+    /// Version of the members from then on: it is done when the group reports it.
+    pub version: u64,
+    /// The group's revision from then on, at least.
+    pub revision: i64,
+    /// When it was ordered, in milliseconds since 1970.
+    pub at_ms: u64,
+}
+
+impl Group {
+    /// The recovery that was ordered and is not reported yet.
+    pub fn recovering(&self) -> Option<&Recovery> {
+        self.recovery.as_ref().filter(|recovery| recovery.version > self.membership_version)
+    }
 }
 
 /// A node that a group began on. Its replica has the node's number.
@@ -651,6 +681,8 @@ mod tests {
             membership_version: 3,
             told: 2,
             dead: false,
+            wanted: 3,
+            recovery: Some(Recovery { node: 7, replica: 7, version: 9, revision: 8, at_ms: 5 }),
         };
         let shared = NamespaceKind::Shared { prefix: "/registry/events/".into() };
         let tenant = Tenant {
@@ -690,6 +722,7 @@ mod tests {
             panic!("a group")
         };
         assert_eq!(group.told, 0, "it does not know whose it is");
+        assert_eq!((group.wanted, group.recovery), (0, None));
     }
 
     #[test]

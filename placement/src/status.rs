@@ -33,6 +33,7 @@ pub fn of(ledger: &Ledger, inventory: &Inventory, now_ms: u64) -> StatusView {
         let (well, all) = health.count(group);
         let repair = holder(ledger, group.id).filter(|o| o.priority == Priority::Repair);
         let wanted = repair.map_or(all, |operator| operator.target.len().max(all));
+        let wanted = wanted.max(group.wanted);
         let short = ShortView { group: group.id, of: owner(ledger, group), well, wanted };
         // What has not been heard of yet is not missing.
         if well < wanted && is_known(&health, inventory, group, now_ms) {

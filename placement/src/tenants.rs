@@ -97,6 +97,8 @@ fn new_group(
         // It is born with what a new tenant is; what an older one was made since it must be told.
         told: FIRST_VERSION,
         dead: false,
+        wanted: 0,
+        recovery: None,
     })
 }
 

@@ -6,7 +6,7 @@ use proto::map::{PlacementMap, RouterPlace, Standing, Target, VirtualEtcd};
 use proto::{GroupId, NamespaceId, NodeId, TenantId};
 
 use crate::ledger::Ledger;
-use crate::record::{Founder, Group, NamespaceKind, Replica, Tenant, TenantState};
+use crate::record::{Founder, Group, NamespaceKind, Recovery, Replica, Tenant, TenantState};
 
 /// A replica that a node is to have.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,6 +32,21 @@ pub struct Duties {
     pub wanted: Vec<Wanted>,
     /// Groups whose rows are to go.
     pub dead: Vec<GroupId>,
+    /// Replicas here that are to go on alone.
+    pub recoveries: Vec<Survivor>,
+}
+
+/// A replica that is to go on without the others.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Survivor {
+    /// The group.
+    pub group: GroupId,
+    /// The replica.
+    pub replica: u64,
+    /// Version of the members from then on.
+    pub membership_version: u64,
+    /// The revision from then on, at least.
+    pub revision: i64,
 }
 
 /// The map.
@@ -86,6 +101,16 @@ fn etcds(tenant: &Tenant) -> impl Iterator<Item = VirtualEtcd> {
 pub fn duties(ledger: &Ledger, node: NodeId, has: impl Fn(GroupId) -> Option<u64>) -> Duties {
     let mut duties = Duties::default();
     for group in ledger.groups.values() {
+        if let Some(recovery) = group.recovering().filter(|recovery| recovery.node == node.0)
+            && has(GroupId(group.id)) == Some(recovery.replica)
+        {
+            duties.recoveries.push(Survivor {
+                group: GroupId(group.id),
+                replica: recovery.replica,
+                membership_version: recovery.version,
+                revision: recovery.revision,
+            });
+        }
         let here = group.replicas.iter().find(|replica| replica.node == node.0);
         match here {
             _ if group.dead && has(GroupId(group.id)).is_some() => {
@@ -105,6 +130,24 @@ pub fn duties(ledger: &Ledger, node: NodeId, has: impl Fn(GroupId) -> Option<u64
         }
     }
     duties
+}
+
+/// May a replica that was on disk when its node started take part in its group? Not one that the
+/// group has left behind, and none but the chosen one while a recovery is under way. Of groups that
+/// the ledger does not know placement has nothing to say.
+pub fn may_take_part(
+    ledger: &Ledger,
+    group: GroupId,
+    node: NodeId,
+    replica: u64,
+    version: u64,
+) -> bool {
+    let Some(group) = ledger.groups.get(&group.0) else { return true };
+    let chosen = |r: &Recovery| (r.node, r.replica) == (node.0, replica);
+    let listed = group.replicas.iter().find(|known| known.node == node.0);
+    group.recovering().is_none_or(chosen)
+        && listed.is_none_or(|listed| listed.replica <= replica)
+        && !is_gone(group, node, replica, version)
 }
 
 /// Was a replica on `node` removed without a word to it? `version` is of the members that it
@@ -139,6 +182,43 @@ fn founders(group: &Group, replica: &Replica) -> Vec<Member> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::Meta;
+
+    #[test]
+    fn who_was_left_behind_takes_no_part_when_it_comes_back() {
+        let replica = |node| Replica { node, replica: node, learner: false };
+        let group = |replicas: &[u64], version, recovery| Group {
+            id: 3,
+            tenant: 1,
+            namespace: 1,
+            cluster_id: 7,
+            founders: Vec::new(),
+            replicas: replicas.iter().map(|node| replica(*node)).collect(),
+            membership_version: version,
+            told: 1,
+            dead: false,
+            wanted: 0,
+            recovery,
+        };
+        let order = || Some(Recovery { node: 1, replica: 1, version: 90, revision: 0, at_ms: 0 });
+        let may = |group: Group, node: u64, replica| {
+            let mut ledger = Ledger { meta: None::<Meta>, ..Ledger::default() };
+            ledger.groups.insert(group.id, group.into());
+            may_take_part(&ledger, GroupId(3), NodeId(node), replica, 4)
+        };
+        let whole = || group(&[1, 2, 3], 4, None);
+        assert!(may(whole(), 1, 1) && may(whole(), 2, 2));
+        let ordered = || group(&[1, 2, 3], 4, order());
+        assert!(may(ordered(), 1, 1), "the chosen one");
+        assert!(!may(ordered(), 2, 2) && !may(ordered(), 1, 7), "it is under way");
+        let done = || group(&[1], 90, order());
+        assert!(may(done(), 1, 1) && !may(done(), 2, 2) && !may(done(), 3, 3));
+        // The node has the group again, under another number.
+        let mut again = group(&[1, 2], 95, order());
+        again.replicas[1].replica = 80;
+        assert!(!may(again.clone(), 2, 2) && may(again, 2, 80));
+        assert!(may_take_part(&Ledger::default(), GroupId(3), NodeId(2), 2, 4), "not of placement");
+    }
 
     #[test]
     fn a_replica_that_was_removed_before_it_heard_a_word_is_gone() {
@@ -152,6 +232,8 @@ mod tests {
             replicas: vec![replica(1), replica(2)],
             membership_version: 4,
             dead: false,
+            wanted: 0,
+            recovery: None,
             told: 1,
         };
         let gone = |node, replica, version| is_gone(&group, NodeId(node), replica, version);

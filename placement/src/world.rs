@@ -115,6 +115,8 @@ impl World {
             membership_version: 1,
             dead: false,
             told: FIRST_VERSION,
+            wanted: 0,
+            recovery: None,
         };
         self.ledger.tenants.insert(id, tenant.into());
         self.ledger.groups.insert(group, record.into());

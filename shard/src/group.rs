@@ -76,6 +76,7 @@ pub struct Shared {
     replica: u64,
     membership_version: AtomicU64,
     stopped: AtomicBool,
+    withheld: AtomicBool,
     /// Milliseconds of the node's clock when the leader was lost, 0 while there is one.
     leaderless_since_ms: AtomicU64,
 }
@@ -111,9 +112,14 @@ impl Shared {
         self.stopped.store(true, Ordering::Release);
     }
 
+    /// Does the replica wait for a word before it takes part?
+    pub fn is_withheld(&self) -> bool {
+        self.withheld.load(Ordering::Acquire)
+    }
+
     /// May the replica be asked, and watched? Not while it waits for its first snapshot.
     pub fn is_usable(&self) -> bool {
-        !self.is_stopped() && self.published.applied() > 0
+        !self.is_stopped() && !self.is_withheld() && self.published.applied() > 0
     }
 
     /// Raft's term.
@@ -236,6 +242,8 @@ pub struct Group {
     pub(crate) parting: Option<Parting>,
     /// Nodes of replicas that spoke to this one before it knew the members.
     pub(crate) heard: BTreeMap<u64, NodeId>,
+    /// Version of the members in a recovery that stands in the log and is not applied yet, or was.
+    pub(crate) recovering: u64,
 }
 
 impl Group {
@@ -250,6 +258,7 @@ impl Group {
             replica: core.key().replica,
             membership_version: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
+            withheld: AtomicBool::new(false),
             leaderless_since_ms: AtomicU64::new(1),
         });
         let checkpointed = machine.state().applied_index;
@@ -279,9 +288,20 @@ impl Group {
             role: None,
             parting: None,
             heard: BTreeMap::new(),
+            recovering: 0,
         };
         group.publish_membership();
         group
+    }
+
+    /// Has the replica take no part, or take part again.
+    pub(crate) fn withhold(&self, withheld: bool) {
+        self.shared.withheld.store(withheld, Ordering::Release);
+    }
+
+    /// Stands a recovery in the log that is not applied yet? Whoever speaks meanwhile is left behind.
+    pub(crate) fn is_recovering(&self) -> bool {
+        self.recovering > self.machine.state().membership_version
     }
 
     /// For other threads.
@@ -292,6 +312,11 @@ impl Group {
     /// The machine.
     pub fn machine(&self) -> &Machine {
         &self.machine
+    }
+
+    /// Index and term of the last entry in its log.
+    pub fn last_entry(&self) -> (u64, u64) {
+        (self.core.last_index(), self.core.last_term())
     }
 
     /// Does this replica lead, as far as it knows?

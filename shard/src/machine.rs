@@ -22,6 +22,7 @@ mod keys;
 pub mod leases;
 mod ranges;
 mod split;
+pub mod recovery;
 pub mod state;
 mod sweep;
 pub mod txn;
@@ -374,7 +375,7 @@ impl Machine {
                     applied.answers.push(Settled::Split(entry, written));
                     continue;
                 }
-                let answer = match self.apply_command(command, &mut applied.effects) {
+                let answer = match self.apply_command(command, term, &mut applied.effects) {
                     // Nothing was written yet, and nobody else has the value.
                     Err(EngineError::Value(_)) if self.state.members.len() <= 1 => {
                         Err(Error::DamagedValue)
@@ -400,6 +401,7 @@ impl Machine {
     fn apply_command(
         &mut self,
         command: &Command,
+        term: u64,
         effects: &mut Vec<Effect>,
     ) -> Result<Answer, EngineError> {
         use command::Body;
@@ -433,6 +435,7 @@ impl Machine {
             Body::MemberUpdate(request) => Ok(self.apply_member_update(request, effects)),
             Body::Charter(charter) => Ok(self.apply_charter(charter, effects)),
             Body::Split(_) => unreachable!("it is applied before"),
+            Body::Recovery(recovery) => Ok(self.apply_recovery(recovery, term, effects)),
         }
     }
 
@@ -567,5 +570,6 @@ fn touches_data(body: &command::Body) -> bool {
             | Body::MemberUpdate(_)
             | Body::Charter(_)
             | Body::Split(_)
+            | Body::Recovery(_)
     )
 }

@@ -26,6 +26,7 @@ mod births;
 mod members;
 mod open;
 mod pulses;
+mod recovery;
 mod requests;
 mod rounds;
 mod slow;
@@ -58,6 +59,7 @@ use crate::store::layout::Shelf;
 
 pub use open::{Birth, Opened, Pages, Refused};
 pub(crate) use split::{Parting, Role};
+pub use recovery::Recover;
 
 /// Settings of a node.
 #[derive(Clone, Debug)]
@@ -82,6 +84,9 @@ pub struct NodeConfig {
     pub block_keys: u32,
     /// Values from this length on stand in extents (`group/large.rs`).
     pub large_bytes: usize,
+    /// Replicas that were on disk take no part before [`Input::Release`] names them: they may have
+    /// been left behind meanwhile. The system group's, who would have to say so, do not wait.
+    pub withhold: bool,
     /// When checkpoints are taken.
     pub checkpoint: CheckpointPolicy,
     /// How snapshots are sent.
@@ -178,6 +183,10 @@ pub enum Input {
     /// Replicas are to come to this node: see [`Birth`]. Those that are here, were here, or are on
     /// their way are left as they are.
     Births(Vec<Birth>),
+    /// Replicas here that may take part: see [`NodeConfig::withhold`].
+    Release(Vec<GroupId>),
+    /// A replica here is to go on without the others: see [`Recover`].
+    Recover(Recover),
     /// Groups that are no more, or no more here: their replicas go.
     Deaths(Vec<GroupId>),
     /// The nodes that have replicas of the groups of split tenants, as placement says.

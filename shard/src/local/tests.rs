@@ -72,6 +72,7 @@ fn node_config(node: u64) -> NodeConfig {
         min_lease_ttl_s: 1,
         block_keys: 64,
         large_bytes: 8192,
+        withhold: false,
         checkpoint: CheckpointPolicy::default(),
         transfer: TransferPolicy::default(),
     }

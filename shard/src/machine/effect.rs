@@ -82,6 +82,8 @@ pub enum Effect {
         /// What it keeps.
         kept: Box<Kept>,
     },
+    /// This replica is the only member from here on.
+    Alone,
     /// Placement has said something else of the group than before.
     Charter {
         /// What clients could do before.

@@ -84,6 +84,9 @@ pub struct State {
     /// What placement has said of the group.
     #[prost(message, required, tag = "24")]
     pub charter: Charter,
+    /// Term of the last recovery; 0 if there was none. Nobody who was left behind has heard of it.
+    #[prost(uint64, tag = "25")]
+    pub recovered_term: u64,
 }
 
 /// Changes that were made before the group was split off.
@@ -132,6 +135,14 @@ impl State {
         let is_first = |m: &&Member| m.id == replica && self.replica_of(m.id) == replica;
         let first = || self.members.iter().find(is_first).map(|m| m.id);
         placed.map(|place| place.node).or_else(first)
+    }
+
+    /// Is a replica that speaks in this term no member, or none any more? Of one that was added
+    /// elsewhere this replica may not have heard yet; but not of one in a term before the last
+    /// recovery: those who were lost may have had members of whom nobody here knows.
+    pub fn is_left_behind(&self, replica: u64, term: u64) -> bool {
+        self.removed.contains(&replica)
+            || (term < self.recovered_term && self.node_of(replica).is_none())
     }
 
     /// The member whose replica this is.

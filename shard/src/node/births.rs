@@ -128,7 +128,7 @@ impl Node {
             if state.applied_index == BIRTH.0 {
                 self.records.push(birth_record(key, &state));
             }
-            match self.open_replica(key, Judged::newborn(state), BTreeMap::new())? {
+            match self.open_replica(key, Judged::newborn(state), BTreeMap::new(), false)? {
                 Ok(mut group) => {
                     // The one that had better lead it.
                     let term = group.core.term();

@@ -32,9 +32,10 @@ use bytes::Bytes;
 use prost::Message;
 use proto::cluster::raft::ConfState;
 use proto::etcd::Member;
-use proto::{GroupId, NamespaceId, TenantId};
+use proto::{GroupId, NamespaceId, TenantId, id};
 use raft::eraftpb;
 
+use super::recovery::recovering;
 use super::{Checkpoints, Node, NodeConfig, NodeError};
 use crate::charter;
 use crate::disk::Disk;
@@ -231,8 +232,10 @@ impl Node {
         let mut refused = Vec::new();
         for (key, found) in judged {
             let held = held.remove(&key).unwrap_or_default();
+            let was_here = recovered.replicas.contains_key(&key);
+            let waits = node.config.withhold && was_here && key.group != id::SYSTEM_GROUP.0;
             let opened = match found {
-                Ok(found) => node.open_replica(key, found, held)?,
+                Ok(found) => node.open_replica(key, found, held, waits)?,
                 Err(reason) => Err(reason),
             };
             match opened {
@@ -391,6 +394,7 @@ impl Node {
         key: ReplicaKey,
         judged: Judged,
         held: BTreeMap<u64, Vec<Slot>>,
+        waits: bool,
     ) -> Result<Result<Group, String>, NodeError> {
         let Judged { state, restored_from, seed_anew, found } = judged;
         for slot in held.values().flatten() {
@@ -440,13 +444,16 @@ impl Node {
         }
         let (ticks, seed) = (self.config.election_ticks, self.config.seed);
         let mut core = Core::open(key, storage, applied.0, ticks, seed);
-        if !seed_anew && state.conf_state.voters == [key.replica] {
+        if !seed_anew && !waits && state.conf_state.voters == [key.replica] {
             core.campaign();
         }
         let machine =
             Machine::open(GroupId(key.group), self.store.clone(), state, self.config.block_keys)?;
         let mut group = Group::new(self.config.node, GroupId(key.group), core, machine);
         group.seed_anew = seed_anew;
+        group.withhold(waits);
+        // It was written, and is committed, but was not applied yet.
+        group.recovering = if waits { 0 } else { recovering(&group) };
         group.held = held;
         Ok(Ok(group))
     }

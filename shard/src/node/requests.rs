@@ -378,6 +378,8 @@ impl Node {
             retired: state.retired.clone(),
             charter: Some(state.charter),
             place: Some(place_of(group)),
+            last_term: group.core.last_term(),
+            is_hollow: group.seed_anew || state.applied_index == 0,
         }
     }
 }

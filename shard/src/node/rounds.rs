@@ -24,9 +24,11 @@ use crate::room::Room;
 use crate::store::{Moved, Store, layout};
 
 /// Newest format of a log entry's batch that this program reads. Format 2 may hold a charter, which
-/// a program that knows only 1 must not take for nothing; all others are written as 1. Format 4
-/// holds a split tenant's entries.
-const BATCH_FORMAT: u32 = machine::SPLIT_FORMAT;
+/// a program that knows only 1 must not take for nothing; all others are written as 1. Format 3 is
+/// a recovery. Format 4 holds a split tenant's entries.
+pub(super) const BATCH_FORMAT: u32 = machine::SPLIT_FORMAT;
+/// For who asks without a term.
+pub(super) const NO_TERM: u64 = u64::MAX;
 /// Bytes of large values of applied entries that are kept for followers, per group.
 const HELD_BYTES: u64 = 16 << 20;
 /// Rest after all extents were looked at that could move.
@@ -61,6 +63,8 @@ impl Node {
             }
             Input::CheckpointWritten => self.checkpoint_written()?,
             Input::Deaths(groups) => self.leaving.extend(groups),
+            Input::Recover(wish) => self.recover(&wish),
+            Input::Release(groups) => groups.into_iter().for_each(|id| self.release(id)),
             Input::Births(births) => births.iter().for_each(|birth| self.conceive(birth)),
             Input::Unreachable { node } => {
                 // To other groups it makes no difference.
@@ -175,7 +179,7 @@ impl Node {
         let mut lost = Vec::new();
         for id in self.pulse() {
             let Some(group) = self.groups.get_mut(&id) else { continue };
-            if group.stopped.is_some() {
+            if group.stopped.is_some() || group.shared.is_withheld() {
                 continue;
             }
             group.core.tick(resting);
@@ -235,7 +239,7 @@ impl Node {
             Some(peer_message::Body::Split(said)) => self.step_split(from, said),
             Some(peer_message::Body::Beats(beats)) => self.step_beats(from, &beats)?,
             Some(peer_message::Body::AmMember(ask)) => {
-                self.tell_removed(GroupId(ask.group), from, ask.replica);
+                self.tell_removed(GroupId(ask.group), from, ask.replica, NO_TERM);
             }
             None => {}
         }
@@ -246,7 +250,7 @@ impl Node {
     pub(super) fn hear_raft(&mut self, from: NodeId, raft: GroupMessage) -> Result<(), NodeError> {
         let id = GroupId(raft.group);
         let Some(message) = &raft.message else { return Ok(()) };
-        if self.tell_removed(id, from, message.from) {
+        if self.tell_removed(id, from, message.from, message.term) {
             return Ok(());
         }
         let Some(group) = self.groups.get_mut(&id) else { return Ok(()) };
@@ -260,7 +264,8 @@ impl Node {
     pub(super) fn step_raft(&mut self, id: GroupId, raft: GroupMessage) -> Result<(), NodeError> {
         let Some(message) = raft.message else { return Ok(()) };
         let Some(group) = self.groups.get_mut(&id) else { return Ok(()) };
-        if message.to != group.core.key().replica || group.stopped.is_some() {
+        let is_out = group.stopped.is_some() || group.shared.is_withheld() || group.is_recovering();
+        if message.to != group.core.key().replica || is_out {
             return Ok(());
         }
         let Some(message) = wire::from_wire(message) else { return Ok(()) };
@@ -654,6 +659,7 @@ impl Node {
             Effect::Compacted { .. } => drop(self.sweeping.insert(id)),
             Effect::Charter { before } => self.charter_changed(id, before),
             Effect::Split { .. } => unreachable!("it was carried out before"),
+            Effect::Alone => self.go_alone(id),
             Effect::Members => {
                 group.publish_membership();
                 self.announce(Output::Members { group: id });

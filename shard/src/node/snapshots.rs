@@ -31,6 +31,7 @@ use proto::{Error, GroupId, NodeId};
 use raft::SnapshotStatus;
 use raft::eraftpb::{Message, Snapshot};
 
+use super::rounds::NO_TERM;
 use super::{Node, NodeError, Output};
 use crate::engine::EngineError;
 use crate::group::wire;
@@ -401,11 +402,12 @@ impl Node {
     ) -> Result<(), NodeError> {
         let id = GroupId(piece.group);
         let now_ms = self.now_ms;
-        let ours = self
-            .groups
-            .get(&id)
-            .is_some_and(|group| group.core.key().replica == piece.to && group.stopped.is_none());
-        if !ours {
+        let ours = self.groups.get(&id).is_some_and(|group| {
+            let is_out =
+                group.stopped.is_some() || group.shared.is_withheld() || group.is_recovering();
+            group.core.key().replica == piece.to && !is_out
+        });
+        if !ours || self.tell_removed(id, from, piece.from, NO_TERM) {
             self.ack(from, &piece, 0, true);
             return Ok(());
         }
@@ -579,7 +581,9 @@ impl Node {
             let finish = receiving.finish.take();
             self.ack(from, &piece, next, false);
             if let Some(finish) = finish {
-                self.step_raft(id, finish)?;
+                // Raft is to say, or nobody, that it is not wanted.
+                self.touch(id);
+                self.hear_raft(from, finish)?;
             }
         }
         if self.transfers.receiving.values().any(|r| r.phase == Phase::Freezing) {
