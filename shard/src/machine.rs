@@ -21,8 +21,8 @@ pub mod effect;
 mod keys;
 pub mod leases;
 mod ranges;
-mod split;
 pub mod recovery;
+mod split;
 pub mod state;
 mod sweep;
 pub mod txn;
@@ -39,7 +39,7 @@ use proto::etcd::{
     Member, ResponseHeader, alarm_request::AlarmAction,
 };
 use proto::group::{Reply, Request, cost};
-use proto::{Error, GroupId};
+use proto::{Error, GroupId, KeyRange};
 
 use crate::charter;
 use crate::engine::EngineError;
@@ -63,6 +63,8 @@ pub struct Published {
     applied: AtomicU64,
     shelf: AtomicU64,
     range_version: AtomicU64,
+    /// Start and end of the range.
+    range: RwLock<(Bytes, Option<Bytes>)>,
     split: AtomicBool,
     size_bytes: AtomicI64,
     charter: PublishedCharter,
@@ -149,6 +151,13 @@ impl Published {
     /// Version of the range that the group serves.
     pub fn range_version(&self) -> u64 {
         self.range_version.load(Ordering::Acquire)
+    }
+
+    /// The range, of the version that was read before or a later one, but for the one before it
+    /// while a split is being applied.
+    pub fn range(&self) -> KeyRange {
+        let (start, end) = self.range.read().clone();
+        KeyRange { start, end }
     }
 }
 
@@ -334,6 +343,11 @@ impl Machine {
     fn publish(&self) {
         let published = &self.published;
         published.shelf.store(self.state.shelf, Ordering::Release);
+        let range = (self.state.start.clone(), self.state.end.clone());
+        // A split changes the version first.
+        if *published.range.read() != range {
+            *published.range.write() = range;
+        }
         published.range_version.store(self.state.range_version, Ordering::Release);
         published.split.store(self.is_split(), Ordering::Release);
         published.compacted.store(self.state.compacted, Ordering::Release);

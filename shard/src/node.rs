@@ -58,8 +58,8 @@ use crate::store::checkpoint::Checkpoint;
 use crate::store::layout::Shelf;
 
 pub use open::{Birth, Opened, Pages, Refused};
-pub(crate) use split::{Parting, Role};
 pub use recovery::Recover;
+pub(crate) use split::{Parting, Role};
 
 /// Settings of a node.
 #[derive(Clone, Debug)]
