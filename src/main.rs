@@ -140,7 +140,7 @@ fn main() -> ExitCode {
             .and_then(|settings| run(settings, false)),
         Verb::Playground { options } => playground::run(&options),
         Verb::Member { endpoint, command } => members::run(&endpoint, command),
-        Verb::Tenant { way, command } => commands::run(&way, command.into()),
+        Verb::Tenant { way, command } => commands::tenant(&way, command),
         Verb::Namespace { way, command } => commands::run(&way, command.into()),
         Verb::Node { way, command } => commands::run(&way, command.into()),
         Verb::Group { way, command } => commands::group(&way, command),

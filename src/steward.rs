@@ -7,17 +7,19 @@
 //! all of them is not free, so none is taken while nothing can have changed: the ledger is the same,
 //! the node has no news of its replicas, and nothing was left to be done.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use placement::record::{Node, Replica};
 use placement::recovery::is_needed;
+use placement::splits::{self, Said};
 use placement::view::{self, Duties, Survivor, Wanted};
 use placement::{Ledger, Office};
 use proto::cluster::group::DescribeRequest;
 use proto::group::{Reply, Request, request_to};
-use proto::{GroupId, NodeId, id};
+use proto::{GroupId, KeyRange, NodeId, id};
 use router::Router;
 use shard::local::LocalGroups;
 use shard::node::{Answer, Birth, Input, Recover};
@@ -79,6 +81,8 @@ impl Steward {
     async fn look(self: Arc<Self>, ledger: &mut watch::Receiver<Arc<Ledger>>) {
         let mut looks = 0u32;
         let (mut told, mut copied) = (0, 0);
+        // The groups of split etcds, as the node was told.
+        let mut whereabouts = BTreeMap::new();
         // As of the look that left nothing to be done.
         let mut settled = None;
         let mut working: Option<JoinHandle<()>> = None;
@@ -89,6 +93,11 @@ impl Steward {
             if now.meta.is_some() {
                 if now.revision != told {
                     self.tell(&now);
+                    let split = view::whereabouts(&now);
+                    if split != whereabouts {
+                        self.handle.input(Input::Whereabouts(split.clone()));
+                        whereabouts = split;
+                    }
                     told = now.revision;
                 }
                 if looks.is_multiple_of(LOOKS_PER_COPY) && now.revision != copied {
@@ -217,6 +226,11 @@ impl Steward {
         }
     }
 
+    /// The keys of a replica here, as far as it has applied.
+    fn keys(&self, group: GroupId) -> Option<KeyRange> {
+        self.handle.group(group).map(|view| view.shared.published.range())
+    }
+
     /// Has the replicas that the ledger wants here, and has no more what is dead. Says whether that
     /// was so already.
     async fn fulfil(&self, ledger: &Ledger) -> bool {
@@ -234,7 +248,10 @@ impl Steward {
         // says now.
         let newest = |ledger: &Ledger| {
             let known = ledger.nodes.get(&self.node.id).map(|known| known.directory);
-            (known, view::duties(ledger, node, self.replicas()))
+            let mut duties = view::duties(ledger, node, self.replicas());
+            // What a group here will bring itself is waited for.
+            duties.wanted.retain(|wanted| view::may_come(ledger, wanted.group, |id| self.keys(id)));
+            (known, duties)
         };
         let Ok((known, duties)) = self.office.look(newest).await else { return false };
         // A founder that has not said yet who it is: it will, in a moment.
@@ -301,17 +318,18 @@ impl Steward {
         false
     }
 
-    /// Reports the members of the groups that are led here, where placement does not know them. Says
-    /// whether it knew all.
+    /// Reports the members and the keys of the groups that are led here, where placement does not
+    /// know them. Says whether it knew all.
     async fn report(&self, ledger: &Ledger) -> bool {
         let mut is_done = true;
         for group in ledger.groups.values() {
             let id = GroupId(group.id);
-            let newer = self.handle.group(id).is_some_and(|view| {
-                view.shared.leader() == Some(self.node.id)
-                    && view.shared.membership_version() > group.membership_version
-            });
-            if !newer {
+            let led = self.handle.group(id).filter(|v| v.shared.leader() == Some(self.node.id));
+            let Some(led) = led else { continue };
+            if led.shared.published.range_version() > ledger.range_version(group.id) {
+                is_done &= self.report_keys(ledger, id).await;
+            }
+            if led.shared.membership_version() <= group.membership_version {
                 continue;
             }
             is_done = false;
@@ -330,6 +348,24 @@ impl Steward {
             }
         }
         is_done
+    }
+
+    /// Reports the keys of a group that is led here: it was cut, and placement did not hear of it
+    /// from who asked for that. Says whether there was nothing to be reported.
+    async fn report_keys(&self, ledger: &Ledger, group: GroupId) -> bool {
+        let request = request_to(group, Request::Describe(DescribeRequest {}));
+        let answer = self.handle.request(request).await;
+        let Ok(Answer::Reply(Reply::Describe(told))) = answer else { return false };
+        let Some(said) = told.place.map(Said::from) else { return true };
+        if splits::learn(ledger, group.0, &said, now_ms()).is_none() {
+            // Nobody's command led to it: `atoll rebalance check` is for people.
+            tracing::debug!(%group, ?said, "its keys are others than placement knows");
+            return true;
+        }
+        if let Err(error) = self.office.report_keys(group, &said, now_ms()).await {
+            tracing::debug!(%error, %group, "placement has not heard of its keys yet");
+        }
+        false
     }
 
     async fn keep(&self, ledger: &Ledger) {

@@ -176,6 +176,17 @@ pub enum Command {
         #[serde(default)]
         accept_loss: bool,
     },
+    /// Cuts the keys of an etcd, so that they are on more groups.
+    TenantSplit {
+        /// The tenant, or TENANT/NAMESPACE.
+        name: String,
+        /// First keys of new groups, as texts (`record::text`).
+        #[serde(default)]
+        at: Vec<String>,
+        /// Keys that begin so get groups of their own.
+        #[serde(default)]
+        prefixes: Vec<String>,
+    },
     /// Moves all groups of the tenant to these nodes.
     TenantMove {
         /// Which.
@@ -312,9 +323,46 @@ pub struct TenantView {
     /// Bytes from which on it is refused more; 0 for the nodes' own setting.
     #[serde(default)]
     pub quota: u64,
-    /// Bytes of all its versions, if its group was asked and has said so.
+    /// Bytes of all its versions, if its groups were asked and have said so.
     #[serde(default)]
     pub size: Option<u64>,
+    /// Groups that it is on; 0 for a stretch of the tenant's keys.
+    #[serde(default)]
+    pub groups: usize,
+    /// These groups and their keys, home first; not in a list of all tenants.
+    #[serde(default)]
+    pub places: Vec<PlaceView>,
+}
+
+/// A group of an etcd as an operator sees it.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct PlaceView {
+    /// Its id.
+    pub group: u64,
+    /// Is it the one with leases, compaction and members?
+    pub home: bool,
+    /// Its keys.
+    #[serde(flatten)]
+    pub keys: KeysView,
+    /// Counts their changes.
+    pub version: u64,
+    /// Why they begin there; empty for home.
+    pub why: String,
+    /// Name of the node that leads it, if it was asked and has said so.
+    pub leader: Option<String>,
+    /// Names of the nodes that have it.
+    pub nodes: Vec<String>,
+    /// Bytes of all its versions, if it was asked and has said so.
+    pub size: Option<u64>,
+}
+
+/// Keys as an operator sees them: all from the first on, up to the end, as texts (`record::text`).
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+pub struct KeysView {
+    /// The first.
+    pub start: String,
+    /// The first that is not among them; without it there is none.
+    pub end: Option<String>,
 }
 
 /// A node as an operator sees it.
@@ -427,6 +475,9 @@ pub struct GroupView {
     pub of: String,
     /// Names of the nodes that have it.
     pub nodes: Vec<String>,
+    /// Its keys.
+    #[serde(flatten)]
+    pub keys: KeysView,
     /// Its rows are being removed.
     pub dead: bool,
 }
@@ -447,10 +498,11 @@ pub struct GroupDetail {
     pub cluster_id: u64,
     /// Its rows are being removed.
     pub dead: bool,
-    /// First key that it may have.
-    pub start: String,
-    /// End of its keys, exclusive; without it there is none.
-    pub end: Option<String>,
+    /// Its keys.
+    #[serde(flatten)]
+    pub range: KeysView,
+    /// Counts their changes.
+    pub range_version: u64,
     /// Stretches of these keys that have a rule of their own.
     pub stretches: Vec<String>,
     /// Name of the node that leads it.
@@ -518,6 +570,9 @@ pub struct GroupLoad {
     pub group: u64,
     /// Whose keys it has.
     pub of: String,
+    /// Its keys.
+    #[serde(flatten)]
+    pub keys: KeysView,
     /// Name of the node that leads it.
     pub leader: Option<String>,
     /// Names of its nodes.

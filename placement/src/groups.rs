@@ -8,7 +8,7 @@ use crate::ledger::Ledger;
 use crate::operators::view;
 use crate::record::{NamespaceKind, Operator};
 use crate::recovery::replicas;
-use crate::tenants::owner;
+use crate::tenants::{keys as keys_of, owner};
 
 /// Operators of a group that are shown, newest first.
 const OPERATORS: usize = 10;
@@ -46,8 +46,8 @@ pub fn show(
         namespace: group.namespace,
         cluster_id: group.cluster_id,
         dead: group.dead,
-        start: String::new(),
-        end: None,
+        range: keys_of(ledger, id),
+        range_version: ledger.range_version(id),
         stretches: stretches.collect(),
         leader,
         term,
@@ -86,6 +86,7 @@ fn loads(ledger: &Ledger, inventory: &Inventory, now_ms: u64) -> Vec<GroupLoad> 
         let mut load = GroupLoad {
             group: group.id,
             of: owner(ledger, group),
+            keys: keys_of(ledger, group.id),
             leader: None,
             nodes: group.replicas.iter().map(|r| ledger.node_name(r.node)).collect(),
             requests_per_s: 0,

@@ -53,6 +53,7 @@ pub mod record;
 pub mod recovery;
 pub mod repairs;
 pub mod ring;
+pub mod splits;
 pub mod status;
 pub mod tenants;
 pub mod view;

@@ -12,7 +12,7 @@ use crate::inventory::{Inventory, SILENT_MS};
 use crate::ledger::{Change, Ledger};
 use crate::operators;
 use crate::record::{
-    FIRST_VERSION, FORMAT, Founder, Group, Meta, Namespace, NamespaceKind, Node, NodeState,
+    FIRST_FORMAT, FIRST_VERSION, Founder, Group, Meta, Namespace, NamespaceKind, Node, NodeState,
     Operator, OperatorState, Record, Replica, Tenant, TenantState, repair_after_ms,
 };
 use crate::tenants::Planned;
@@ -33,7 +33,7 @@ pub fn found(
     }
     let replicas = if founders.len() < REPLICAS { 1 } else { REPLICAS };
     let meta = Meta {
-        format: FORMAT,
+        format: FIRST_FORMAT,
         cluster,
         next_tenant: id::DEFAULT_TENANT.0 + 1,
         next_group: id::DEFAULT_GROUP.0 + 1,
@@ -44,7 +44,8 @@ pub fn found(
         last_plan: 0,
         balance_paused: false,
     };
-    let kind = NamespaceKind::Separate { cluster_id: cluster, port: 0, group: id::DEFAULT_GROUP.0 };
+    let group = id::DEFAULT_GROUP.0;
+    let kind = NamespaceKind::Separate { cluster_id: cluster, port: 0, group, places: Vec::new() };
     let tenant = Tenant {
         id: id::DEFAULT_TENANT.0,
         name: "default".to_owned(),

@@ -19,6 +19,7 @@ use crate::inventory::Inventory;
 use crate::ledger::{Change, Ledger};
 use crate::operators::{self, RUNNING_MAX, begin, holder, one_more, ongoing, voters};
 use crate::record::{Group, Meta, NodeState, Operator, Priority, Record, Replica, node_key};
+use crate::splits;
 
 /// What is to begin, and what is to be given up; `None` when that is nothing.
 pub fn plan(ledger: &Ledger, inventory: &Inventory, now_ms: u64) -> Option<Change> {
@@ -42,7 +43,12 @@ pub fn plan(ledger: &Ledger, inventory: &Inventory, now_ms: u64) -> Option<Chang
     let mut room = RUNNING_MAX.saturating_sub(under_way.count());
     let mut begun = false;
     for (_, group) in groups {
-        if let Some(given_up) = plan.hopeless(group) {
+        if let Some(split) = holder(ledger, group.id).filter(|holder| holder.is_split()) {
+            // It has to see first what has become of its cut: it does not ask any more.
+            if !split.cancelled() && lost(&health, group).next().is_some() {
+                change = change.put(Record::Operator(splits::taken_back(split, now_ms)));
+            }
+        } else if let Some(given_up) = plan.hopeless(group) {
             change = change.put(Record::Operator(given_up));
         } else if let Some(better) = plan.elsewhere(group) {
             change = change.put(Record::Operator(better));
@@ -262,7 +268,11 @@ mod tests {
                     Step::Done => {
                         finish(&world.ledger, operator.id, false, 7).map(|c| c.applied_to(&seen))
                     }
-                    Step::Void | Step::Lead(_) | Step::Recover(_) => {
+                    Step::Void
+                    | Step::Lead(_)
+                    | Step::Recover(_)
+                    | Step::Cut(_)
+                    | Step::Settle(_) => {
                         panic!("nobody wants {step:?} here")
                     }
                     Step::Add(node) => {

@@ -1,12 +1,16 @@
 //! What others are told of a ledger: the map for routers, and for each node the replicas that it
 //! is to have. Pure.
 
+use std::collections::BTreeMap;
+
 use proto::etcd::Member;
-use proto::map::{PlacementMap, RouterPlace, Standing, Target, VirtualEtcd};
-use proto::{GroupId, NamespaceId, NodeId, TenantId};
+use proto::map::{PlacementMap, RangePlacement, RouterPlace, Standing, Target, VirtualEtcd};
+use proto::{GroupId, KeyRange, NamespaceId, NodeId, TenantId};
 
 use crate::ledger::Ledger;
-use crate::record::{Founder, Group, NamespaceKind, Recovery, Replica, Tenant, TenantState};
+use crate::record::{
+    Founder, Group, NamespaceKind, Place, Recovery, Replica, Tenant, TenantState, keys_of,
+};
 
 /// A replica that a node is to have.
 #[derive(Clone, Debug, PartialEq)]
@@ -76,16 +80,24 @@ pub fn map(ledger: &Ledger) -> PlacementMap {
 
 fn etcds(tenant: &Tenant) -> impl Iterator<Item = VirtualEtcd> {
     tenant.namespaces.iter().filter_map(move |namespace| {
-        let NamespaceKind::Separate { cluster_id, port, group } = namespace.kind else {
+        let NamespaceKind::Separate { cluster_id, port, .. } = namespace.kind else {
             return None;
         };
-        let home = Target {
-            tenant: TenantId(tenant.id),
-            namespace: NamespaceId(namespace.id),
-            group: GroupId(group),
-            range_version: 1,
+        let places = namespace.places();
+        let range = |(at, place): (usize, &Place)| RangePlacement {
+            range: keys_of(&places, at),
+            target: Target {
+                tenant: TenantId(tenant.id),
+                namespace: NamespaceId(namespace.id),
+                group: GroupId(place.group),
+                range_version: place.version,
+            },
         };
-        let mut etcd = VirtualEtcd::unsplit(&tenant.full_name(namespace), cluster_id, home);
+        let ranges: Vec<RangePlacement> = places.iter().enumerate().map(range).collect();
+        let home = ranges.first()?.target;
+        let etcd = VirtualEtcd::unsplit(&tenant.full_name(namespace), cluster_id, home);
+        // Places that do not tile would be of somebody's hand: nobody is sent by them.
+        let mut etcd = etcd.with_ranges(ranges)?;
         etcd.port = port;
         etcd.standing = match tenant.state_of(namespace) {
             TenantState::Open => Standing::Open,
@@ -130,6 +142,37 @@ pub fn duties(ledger: &Ledger, node: NodeId, has: impl Fn(GroupId) -> Option<u64
         }
     }
     duties
+}
+
+/// May a replica of a group come to a node, of whose replicas `keys` tells the keys? Not while one
+/// of the same etcd still has its first key: it will bring the new group with it, rows and all,
+/// when it has applied what cuts them, and would find an empty one in its place.
+pub fn may_come(
+    ledger: &Ledger,
+    group: GroupId,
+    keys: impl Fn(GroupId) -> Option<KeyRange>,
+) -> bool {
+    let Some((namespace, at)) = ledger.place_of(group.0) else { return true };
+    let places = namespace.places();
+    let Some(own) = places.get(at) else { return true };
+    let others = places.iter().filter(|place| place.group != group.0);
+    let mut here = others.filter_map(|place| keys(GroupId(place.group)));
+    !here.any(|keys| keys.contains(&own.start))
+}
+
+/// The nodes that have replicas of the groups of split etcds.
+pub fn whereabouts(ledger: &Ledger) -> BTreeMap<GroupId, Vec<NodeId>> {
+    let mut nodes = BTreeMap::new();
+    for tenant in ledger.tenants.values() {
+        for namespace in tenant.namespaces.iter().filter(|namespace| namespace.is_split()) {
+            for place in namespace.places().iter() {
+                let Some(group) = ledger.groups.get(&place.group) else { continue };
+                let on = group.replicas.iter().map(|replica| NodeId(replica.node)).collect();
+                nodes.insert(GroupId(place.group), on);
+            }
+        }
+    }
+    nodes
 }
 
 /// May a replica that was on disk when its node started take part in its group? Not one that the

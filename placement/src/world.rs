@@ -92,7 +92,7 @@ impl World {
         let (id, group) = (meta.next_tenant, meta.next_group);
         meta.next_tenant += 1;
         meta.next_group += 1;
-        let kind = NamespaceKind::Separate { cluster_id: group, port: 0, group };
+        let kind = NamespaceKind::Separate { cluster_id: group, port: 0, group, places: vec![] };
         let tenant = Tenant {
             id,
             name: format!("t{id}"),

@@ -43,7 +43,10 @@ impl Node {
             let error = GroupError::not_done(Error::Quarantined, group.leader_node());
             return self.answer(ticket, Err(error));
         }
-        if request.range_version != group.machine.state().range_version {
+        // Who does not know the version asks for a description.
+        let is_known = matches!(request.body, Some(Request::Describe(_)))
+            || request.range_version == group.machine.state().range_version;
+        if !is_known {
             return self.answer(ticket, Err(GroupError::not_done(Error::StaleRange, None)));
         }
         if let Err(error) = charter::admit(&group.machine.state().charter, &request) {
