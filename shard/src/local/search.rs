@@ -46,6 +46,15 @@ enum Needs {
 }
 
 impl Needs {
+    /// Of a group that has its tenant for itself.
+    fn asked(request: &GroupRequest) -> Needs {
+        match request.read_at {
+            // A replica that has applied enough says as much as the leader.
+            Some(_) => Needs::Confirmed,
+            None => Needs::of(request.body.as_ref()),
+        }
+    }
+
     fn of(body: Option<&Request>) -> Needs {
         let Some(body) = body else { return Needs::Leader };
         match body {
@@ -119,11 +128,7 @@ impl Caller {
     /// Asks until there is an answer; the caller sets the time.
     pub(super) async fn run(self, request: GroupRequest) -> Result<Reply, GroupError> {
         let id = GroupId(request.group);
-        let mut needs = match request.read_at {
-            // A replica that has applied enough says as much as the leader.
-            Some(_) => Needs::Confirmed,
-            None => Needs::of(request.body.as_ref()),
-        };
+        let mut needs = Needs::asked(&request);
         let mut search = Search::default();
         loop {
             let view = self.handle.group(id);
@@ -265,7 +270,8 @@ impl Caller {
             return read(body, Reading::Newest);
         }
         // Only rows are read here; everything else comes as a reply.
-        let rows = request.body.as_ref().filter(|_| needs != Needs::Leader).cloned();
+        let rows = request.body.as_ref().filter(|_| Needs::asked(request) != Needs::Leader);
+        let rows = rows.cloned();
         match self.handle.request(request.clone()).await {
             Ok(Answer::Reply(reply)) => Ok(reply),
             Ok(Answer::Readable(reading)) => match rows {

@@ -545,10 +545,12 @@ impl Node {
         state.split = Some(wire::kept_out(&kept));
         let revision = own.revision;
         let is_member = own.members.iter().any(|member| member.id == self.config.node.0);
+        let versions = own.versions();
         let is_here = self.groups.contains_key(&child) || self.tombstones.contains_key(&child.0);
         self.outputs.push(Output::Ranged { group: id, revision });
         if !is_member || is_here {
-            self.dropped.insert(shelf);
+            // Its keys are nobody's here.
+            self.discard([shelf, versions]);
             return Ok(());
         }
         let key = ReplicaKey { group: child.0, replica: self.config.node.0 };
