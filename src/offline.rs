@@ -102,7 +102,7 @@ pub(crate) fn run(options: &Options) -> Result<(), String> {
     );
     let others = state.members.iter().filter(|member| member.id != node);
     let others: Vec<Other> = others.filter_map(Other::of).collect();
-    if state.conf_state.voters == [replica] {
+    if state.conf_state.voters == [replica] || found.is_recovering() {
         return Err(
             "it is the only voter already: there is nothing to recover, start the node".into()
         );

@@ -405,6 +405,7 @@ fn preview(
          {last_index}, which is revision {revision}{}. Nobody can tell how many those are.",
         match behind {
             0 => String::new(),
+            1 => " with one entry that it has not applied yet".to_owned(),
             _ => format!(" with {behind} entries that it has not applied yet"),
         }
     );
