@@ -757,8 +757,15 @@ fn group_lines(view: &GroupDetail) -> Vec<String> {
         lines.push(format!("It is to have {} voters again.", view.wanted));
     }
     if let Some(recovery) = &view.recovery {
-        let (node, ago) = (format!("{:x}", recovery.node), since(recovery.at_ms));
-        lines.push(format!("It was recovered {ago} ago from node {node}."));
+        let survivor = view.replicas.iter().find(|known| known.replica == recovery.replica);
+        let node = survivor.map_or(format!("node {:x}", recovery.node), |known| known.node.clone());
+        let ago = since(recovery.at_ms);
+        lines.push(match view.membership_version < recovery.version {
+            true => format!(
+                "{node} was told {ago} ago to go on alone, and has not said yet that it has."
+            ),
+            false => format!("It was recovered {ago} ago: {node} went on alone."),
+        });
     }
     lines.push(String::new());
     lines.extend(replicas(&view.replicas));
@@ -847,10 +854,12 @@ fn recovery(view: &RecoveryView) -> Vec<String> {
         format!("{} would go on: {}.", view.chosen, view.why),
         view.loss.clone(),
         format!(
-            "The revision would be {} or more, and all history before it compacted, so that every              watch and every list begins anew.",
+            "The revision would be {} or more, and all history before it compacted, so that every \
+             watch and every list begins anew.",
             view.revision
         ),
-        "The others would be left behind for good, also if they come back. A node that is only          away: start it instead. One that still runs where this one cannot see it: stop it first."
+        "The others would be left behind for good, also if they come back. A node that is only \
+         away: start it instead. One that still runs where this one cannot see it: stop it first."
             .to_owned(),
     ]);
     lines

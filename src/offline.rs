@@ -6,11 +6,16 @@
 //! The node is opened as at a start, and only as much is done as the recovery takes. Others that are
 //! left hear of it when it is started, and are too few to be a majority until then. Those that are
 //! lost are many enough: they must never come back with what they had.
+//!
+//! It knows nothing of other nodes but whether they run: while one of the members does it is refused,
+//! because that one may be part of a majority, or have been recovered before. What is done on two
+//! nodes that both stand still it cannot see; then `atoll status` says that two lead placement.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
+use proto::etcd::Member;
 use proto::limits::RECOVERY_STEP;
 use proto::{NodeId, id};
 use shard::disk::os::OsDisk;
@@ -23,6 +28,7 @@ use shard::node::{
 use shard::store::counts::BLOCK_KEYS;
 
 use crate::directory::{Directory, number};
+use crate::rollcall;
 
 /// The node's clock stands still.
 const NOW_MS: u64 = 1000;
@@ -94,6 +100,13 @@ pub(crate) fn run(options: &Options) -> Result<(), String> {
         state.applied_index,
         state.revision
     );
+    let others = state.members.iter().filter(|member| member.id != node);
+    let others: Vec<Other> = others.filter_map(Other::of).collect();
+    if state.conf_state.voters == [replica] || found.is_recovering() {
+        return Err(
+            "it is the only voter already: there is nothing to recover, start the node".into()
+        );
+    }
     if !options.accept_loss {
         println!(
             "What placement has recorded behind that, and only the others have, would be lost. Compare \
@@ -101,11 +114,18 @@ pub(crate) fn run(options: &Options) -> Result<(), String> {
         );
         return Err("nothing was changed: --accept-loss has it go on alone".to_owned());
     }
+    if let Some(Other { name, url, .. }) = running(cluster, &others)? {
+        return Err(format!(
+            "{name} runs and answers at {url}: stop all nodes of placement's group first. Was this done \
+             on {name} already, then start this node instead"
+        ));
+    }
     let version = state.membership_version + RECOVERY_STEP;
     still.recover(Recover { group, replica, membership_version: version, revision: 0 })?;
     println!(
-        "It goes on alone. Start this node, then the others that are left. Never start those that are \
-         lost with the data that they had: empty their data directories first."
+        "It goes on alone. Do this on no other node, there would be two placements. Start this node, then \
+         the others that are left. Never start those that are lost with the data that they had: empty \
+         their data directories first."
     );
     Ok(())
 }
@@ -127,6 +147,30 @@ fn config(node: u64, cluster: u64) -> NodeConfig {
         checkpoint: CheckpointPolicy::default(),
         transfer: TransferPolicy::default(),
     }
+}
+
+/// Another member of the group.
+struct Other {
+    node: u64,
+    name: String,
+    url: String,
+}
+
+impl Other {
+    fn of(member: &Member) -> Option<Other> {
+        let url = member.peer_ur_ls.first()?.clone();
+        Some(Other { node: member.id, name: member.name.clone(), url })
+    }
+}
+
+/// One of these nodes that runs, if one does.
+fn running(cluster: u64, others: &[Other]) -> Result<Option<&Other>, String> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("start the runtime: {error}"))?;
+    let runs = |other: &&Other| runtime.block_on(rollcall::runs(cluster, other.node, &other.url));
+    Ok(others.iter().find(runs))
 }
 
 /// A node without threads, clock and network.

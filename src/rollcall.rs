@@ -82,6 +82,18 @@ fn cpu_us() -> u64 {
     ticks * CPU_TICK_US
 }
 
+fn endpoint(url: &str) -> Option<Endpoint> {
+    let endpoint = Endpoint::from_shared(url.to_owned()).ok()?;
+    Some(endpoint.connect_timeout(PATIENCE).timeout(PATIENCE).tcp_nodelay(true))
+}
+
+/// Does this node of the cluster run, and answer at this address?
+pub(crate) async fn runs(cluster: u64, node: u64, url: &str) -> bool {
+    let Some(endpoint) = endpoint(url) else { return false };
+    let Ok(channel) = endpoint.connect().await else { return false };
+    NodesClient::new(channel).report(ReportAsk { cluster, node }).await.is_ok()
+}
+
 // === impl RollCall ===
 
 impl RollCall {
@@ -162,9 +174,7 @@ impl RollCall {
         let channel = match channels.get(url) {
             Some(channel) => channel.clone(),
             None => {
-                let endpoint = Endpoint::from_shared(url.to_owned()).ok()?;
-                let endpoint = endpoint.connect_timeout(PATIENCE).timeout(PATIENCE);
-                let channel = endpoint.tcp_nodelay(true).connect_lazy();
+                let channel = endpoint(url)?.connect_lazy();
                 channels.insert(url.to_owned(), channel.clone());
                 channel
             }

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use placement::record::{Node, Replica};
+use placement::recovery::is_needed;
 use placement::splits::{self, Said};
 use placement::view::{self, Duties, Survivor, Wanted};
 use placement::{Ledger, Office};
@@ -263,14 +264,28 @@ impl Steward {
             );
             return false;
         }
-        for survivor in duties.recoveries {
-            self.handle.input(Input::Recover(recover(survivor)));
+        if !duties.recoveries.is_empty() {
+            self.go_alone().await;
         }
         let births: Vec<Birth> = duties.wanted.into_iter().map(birth).collect();
         if !births.is_empty() {
             self.handle.input(Input::Births(births));
         }
         false
+    }
+
+    /// Has replicas here go on alone that were told to, where that is needed still: an order may be old.
+    async fn go_alone(&self) {
+        let (inventory, now_ms) = (self.roll_call.inventory().await, now_ms());
+        let needed = |ledger: &Ledger| {
+            let ordered = view::duties(ledger, NodeId(self.node.id), self.replicas()).recoveries;
+            let is_needed = |s: &Survivor| is_needed(ledger, &inventory, s.group.0, now_ms);
+            ordered.into_iter().filter(is_needed).collect::<Vec<_>>()
+        };
+        let Ok(needed) = self.office.look(needed).await else { return };
+        for survivor in needed {
+            self.handle.input(Input::Recover(recover(survivor)));
+        }
     }
 
     /// Drops replicas that were removed without a word: nobody whom they know has the group. Says

@@ -14,8 +14,14 @@
 //! lost as well; afterwards all that know an older version are gone (`view::is_gone`). The number
 //! of voters that the group had is brought up again by repairs.
 //!
+//! An order may stand for long, because the chosen one is lost as well, or cannot do it. It is carried
+//! out only while it is needed ([`is_needed`]). Are most well again before, then the command takes it
+//! back, and nothing is lost.
+//!
 //! Invariants:
-//! * while most voters are well nothing is ordered;
+//! * while most voters are well nothing is ordered, and nothing is carried out;
+//! * a node that was heard of a moment ago is not taken for lost unless an operator gave it up;
+//! * no other one is chosen while the first may be about to go on, or has;
 //! * what a later order says is above all that an earlier one said, version and revision, so it wins
 //!   and no revision is given twice;
 //! * of replicas that could go on, the one with the newest log is chosen, unless somebody says
@@ -35,6 +41,12 @@ use crate::operators::{self, holder, voters};
 use crate::record::{Group, Priority, Record, Recovery, Replica};
 use crate::tenants::{Planned, owner};
 
+/// How long a node must have been silent, in milliseconds, unless it was given up: one that is only
+/// slow, or cut off for a moment, goes on serving.
+const SILENCE_MS: u64 = 60_000;
+/// How long an order is left to the one that was chosen and answers, in milliseconds.
+const ORDER_MS: u64 = 30_000;
+
 /// What an operator asks for.
 #[derive(Clone, Copy, Debug)]
 pub struct Wish<'a> {
@@ -53,20 +65,16 @@ pub fn recover(ledger: &Ledger, inventory: &Inventory, wish: &Wish<'_>, now_ms: 
     let found = ledger.groups.get(&wish.group).filter(|group| !group.dead);
     let group = found.ok_or_else(|| refused(format!("there is no group {}", wish.group)))?;
     check(ledger, inventory, &health, group, now_ms)?;
+    if let Some(said) = under_way(ledger, inventory, &health, group, wish, now_ms)? {
+        return Ok(said);
+    }
     let chosen = choose(ledger, inventory, &health, group, wish.choose)?;
     let node = ledger.node_name(chosen.replica.node);
-    if let Some(ordered) = group.recovering()
-        && ordered.node == chosen.replica.node
-        && let Some(operator) = holder(ledger, group.id)
-    {
-        // It was said before.
-        let view = operators::view(ledger, operator);
-        return Ok((Change::default(), Answer::Operators(vec![view])));
-    }
     if !wish.accept_loss {
         let view = preview(ledger, inventory, &health, group, &chosen);
         return Ok((Change::default(), Answer::Recovery(Box::new(view))));
     }
+    check_silence(ledger, &health, group)?;
     let ReplicaReport { last_index, last_term, .. } = chosen.report;
     let why = format!(
         "recovery: {node} goes on alone, from entry {last_index} of term {last_term}; what only the \
@@ -132,16 +140,7 @@ fn check(
     if inventory.since_ms == 0 {
         return Err(refused("no node says that it leads placement: nothing is known of the nodes"));
     }
-    let unheard = voters(group).find(|replica| {
-        let node = replica.node;
-        let known = ledger.nodes.contains_key(&node);
-        known
-            && inventory.fresh(node, now_ms).is_none()
-            && !health.silent.contains(&node)
-            && health.of_node(node).is_none()
-    });
-    if let Some(replica) = unheard {
-        let node = ledger.node_name(replica.node);
+    if let Some(node) = unheard(ledger, inventory, health, group, now_ms) {
         return Err(refused(format!(
             "nothing has been heard of {node} yet: try again in a moment"
         )));
@@ -154,6 +153,112 @@ fn check(
         )));
     }
     Ok(())
+}
+
+/// Name of a node with a voter of which nobody can tell yet whether it is there.
+fn unheard(
+    ledger: &Ledger,
+    inventory: &Inventory,
+    health: &Health<'_>,
+    group: &Group,
+    now_ms: u64,
+) -> Option<String> {
+    let unheard = voters(group).find(|replica| {
+        let node = replica.node;
+        let known = ledger.nodes.contains_key(&node);
+        known
+            && inventory.fresh(node, now_ms).is_none()
+            && !health.silent.contains(&node)
+            && health.of_node(node).is_none()
+    });
+    unheard.map(|replica| ledger.node_name(replica.node))
+}
+
+/// Is a recovery that was ordered to be carried out now?
+pub fn is_needed(ledger: &Ledger, inventory: &Inventory, group: u64, now_ms: u64) -> bool {
+    let health = Health::of(ledger, inventory, now_ms);
+    ledger.groups.get(&group).is_some_and(|group| {
+        let (well, all) = health.count(group);
+        let is_known =
+            inventory.since_ms != 0 && unheard(ledger, inventory, &health, group, now_ms).is_none();
+        is_known && 2 * well <= all
+    })
+}
+
+/// Refuses while a node may only be slow.
+fn check_silence(ledger: &Ledger, health: &Health<'_>, group: &Group) -> Result<(), Refusal> {
+    let is_slow = |replica: &&Replica| {
+        let node = replica.node;
+        health.silent.contains(&node)
+            && health.of_node(node) != Some(Loss::GivenUp)
+            && health.silence_ms(node) < SILENCE_MS
+    };
+    let Some(slow) = voters(group).find(is_slow) else { return Ok(()) };
+    let node = ledger.node_name(slow.node);
+    Err(refused(format!(
+        "{node} was heard of {} ago and may only be slow: it is taken for lost after {}, or when it is \
+         given up with atoll node remove --force {node}",
+        words(health.silence_ms(slow.node)),
+        words(SILENCE_MS)
+    )))
+}
+
+/// What is to be said of a recovery that was ordered and is not reported yet; `None` if another one
+/// may be ordered.
+fn under_way(
+    ledger: &Ledger,
+    inventory: &Inventory,
+    health: &Health<'_>,
+    group: &Group,
+    wish: &Wish<'_>,
+    now_ms: u64,
+) -> Result<Option<(Change, Answer)>, Refusal> {
+    let Some(ordered) = group.recovering() else { return Ok(None) };
+    let name = ledger.node_name(ordered.node);
+    let is_chosen = |r: &&Replica| (r.node, r.replica) == (ordered.node, ordered.replica);
+    let Some(replica) = group.replicas.iter().find(is_chosen) else { return Ok(None) };
+    let Ok(Survivor { report, .. }) = judge(inventory, health, group, replica) else {
+        let is_mute = !inventory.replicas.contains_key(&(group.id, ordered.node));
+        if is_mute && health.is_well(group.id, replica) {
+            let said = format!("{name} was told to go on alone and does not answer now: try again");
+            return Err(refused(said));
+        }
+        return Ok(None);
+    };
+    let has_gone_on = report.membership_version >= ordered.version;
+    let (well, all) = health.count(group);
+    let operator = holder(ledger, group.id);
+    if !has_gone_on && 2 * well > all {
+        let as_before = Group { recovery: None, ..Group::clone(group) };
+        let change = Change::default().put(Record::Group(as_before));
+        let over = operator.map(|operator| Record::Operator(operator.given_up(now_ms)));
+        let change = over.into_iter().fold(change, Change::put);
+        let said = format!(
+            "{well} of {} of group {} are well again: what was ordered is taken back, nothing is lost",
+            counted(all, "replica"),
+            group.id
+        );
+        return Ok(Some((change, Answer::Done(said))));
+    }
+    let is_same = wish.choose.is_empty()
+        || ledger.node(wish.choose).is_some_and(|node| node.id == ordered.node);
+    let is_new = now_ms.saturating_sub(ordered.at_ms) < ORDER_MS;
+    match operator {
+        Some(operator) if is_same => {
+            // It was said before.
+            let view = operators::view(ledger, operator);
+            Ok(Some((Change::default(), Answer::Operators(vec![view]))))
+        }
+        _ if has_gone_on => Err(refused(format!(
+            "{name} has gone on alone: group {} has nothing to recover",
+            group.id
+        ))),
+        _ if is_new => Err(refused(format!(
+            "{name} was told to go on alone a moment ago, and answers: try again in {}",
+            words(ORDER_MS)
+        ))),
+        _ => Ok(None),
+    }
 }
 
 /// A replica that could go on alone.
@@ -208,6 +313,17 @@ fn choose<'a>(
         let none = || refused(format!("group {} has no replica on \"{wanted}\"", group.id));
         return judge(inventory, health, group, replica.ok_or_else(none)?)
             .map_err(|why| refused(format!("the replica on \"{wanted}\" cannot go on: {why}")));
+    }
+    let is_mute = |replica: &&Replica| {
+        let told = inventory.replicas.contains_key(&(group.id, replica.node));
+        health.is_well(group.id, replica) && !told
+    };
+    if let Some(mute) = group.replicas.iter().find(is_mute) {
+        return Err(refused(format!(
+            "{} is well but does not say how far its replica is, and may have the newest log: try again, \
+             or name the replica that is to go on with --choose",
+            ledger.node_name(mute.node)
+        )));
     }
     let judged = group.replicas.iter().map(|replica| judge(inventory, health, group, replica));
     best(judged.filter_map(Result::ok)).ok_or_else(|| {
@@ -284,14 +400,20 @@ fn preview(
         ),
     };
     let behind = last_index.saturating_sub(applied);
-    let loss = format!(
+    let mut loss = format!(
         "Lost is what was acknowledged and stands only with the others: changes behind entry \
          {last_index}, which is revision {revision}{}. Nobody can tell how many those are.",
         match behind {
             0 => String::new(),
+            1 => " with one entry that it has not applied yet".to_owned(),
             _ => format!(" with {behind} entries that it has not applied yet"),
         }
     );
+    if let Some(ordered) = group.recovering().filter(|r| r.node != chosen.replica.node) {
+        let before = ledger.node_name(ordered.node);
+        loss +=
+            &format!(" {before} was told to go on alone before: what it took since is lost too.");
+    }
     RecoveryView {
         group: group.id,
         of: owner(ledger, group),
@@ -416,9 +538,7 @@ mod tests {
 
     #[test]
     fn the_newest_log_is_chosen_and_not_the_longest() {
-        let mut ledger = ledger();
-        let group = Arc::make_mut(ledger.groups.get_mut(&GROUP).expect("it is there"));
-        group.replicas.extend([4, 5].map(|node| Replica { node, replica: node, learner: false }));
+        let ledger = on_five();
         let inventory = heard(&[1, 2], &[(1, 3, 90), (2, 4, 10)]);
         let after = ordered(&ledger, &inventory, "");
         assert_eq!(after.groups[&GROUP].recovery.as_ref().map(|r| r.node), Some(2));
@@ -485,10 +605,7 @@ mod tests {
     #[test]
     fn an_order_can_be_repeated_and_another_one_wins() {
         let inventory = heard(&[1, 2], &[(1, 3, 9), (2, 3, 8)]);
-        let mut five = ledger();
-        let group = Arc::make_mut(five.groups.get_mut(&GROUP).expect("it is there"));
-        group.replicas.extend([4, 5].map(|node| Replica { node, replica: node, learner: false }));
-        let first = ordered(&five, &inventory, "");
+        let first = ordered(&on_five(), &inventory, "");
         let (change, answer) = recover(&first, &inventory, &wish("", true), NOW).expect("again");
         assert!(change.is_empty() && matches!(answer, Answer::Operators(_)), "it is under way");
         // The chosen one is lost before it has said anything.
@@ -503,6 +620,92 @@ mod tests {
         assert!(nodes::report(&second, GROUP, old.version, &alone, &[]).is_none());
         let done = reported(&second);
         assert!(view::is_gone(&done.groups[&GROUP], NodeId(1), 1, old.version));
+    }
+
+    /// The group on all five nodes.
+    fn on_five() -> Ledger {
+        let mut five = ledger();
+        let group = Arc::make_mut(five.groups.get_mut(&GROUP).expect("it is there"));
+        group.replicas.extend([4, 5].map(|node| Replica { node, replica: node, learner: false }));
+        five
+    }
+
+    /// All that answer have been heard at another time.
+    fn heard_at(mut inventory: Inventory, at_ms: u64) -> Inventory {
+        inventory.nodes.values_mut().for_each(|report| report.heard_ms = at_ms);
+        inventory
+    }
+
+    #[test]
+    fn a_node_that_may_only_be_slow_is_not_taken_for_lost() {
+        let mut inventory = heard(&[1, 2, 4, 5], &[(1, 3, 9)]);
+        inventory.nodes.get_mut(&2).expect("it was heard").heard_ms = NOW - 12_000;
+        assert!(recover(&ledger(), &inventory, &wish("", false), NOW).is_ok(), "it is told");
+        let said = refusal(recover(&ledger(), &inventory, &wish("", true), NOW));
+        assert!(said.contains("n2 was heard of 12 s ago and may only be slow"), "{said}");
+        inventory.nodes.get_mut(&2).expect("it was heard").heard_ms = NOW - SILENCE_MS;
+        ordered(&ledger(), &inventory, "");
+        // Or somebody knows better.
+        inventory.nodes.get_mut(&2).expect("it was heard").heard_ms = NOW - 12_000;
+        let mut given_up = ledger();
+        let node = given_up.nodes.get_mut(&2).expect("it is there");
+        *node = Node { state: NodeState::Lost, ..Node::clone(node) };
+        ordered(&given_up, &inventory, "");
+    }
+
+    #[test]
+    fn one_that_is_well_and_does_not_say_how_far_it_is_may_be_the_best() {
+        let inventory = heard(&[1, 2], &[(1, 3, 9)]);
+        let said = refusal(recover(&on_five(), &inventory, &wish("", true), NOW));
+        assert!(said.contains("n2 is well but does not say"), "{said}");
+        ordered(&on_five(), &inventory, "n1");
+    }
+
+    #[test]
+    fn no_other_one_is_chosen_while_the_first_may_be_about_to_go_on() {
+        let mut inventory = heard(&[1, 2], &[(1, 3, 9), (2, 3, 8)]);
+        let first = ordered(&on_five(), &inventory, "n1");
+        let said = refusal(recover(&first, &inventory, &wish("n2", true), NOW));
+        assert!(said.contains("n1 was told to go on alone a moment ago"), "{said}");
+        let mute = heard(&[1, 2], &[(2, 3, 8)]);
+        let said = refusal(recover(&first, &mute, &wish("", true), NOW));
+        assert!(said.contains("n1 was told to go on alone and does not answer now"), "{said}");
+        let later_ms = NOW + ORDER_MS;
+        inventory = heard_at(inventory, later_ms);
+        let (_, told) = recover(&first, &inventory, &wish("n2", false), later_ms).expect("told");
+        let Answer::Recovery(view) = told else { panic!("{told:?}") };
+        assert!(view.loss.contains("what it took since is lost too"), "{}", view.loss);
+        assert!(recover(&first, &inventory, &wish("n2", true), later_ms).is_ok(), "it cannot");
+        let version = first.groups[&GROUP].recovery.as_ref().map_or(0, |r| r.version);
+        inventory.replicas.get_mut(&(GROUP, 1)).expect("it is there").membership_version = version;
+        let said = refusal(recover(&first, &inventory, &wish("n2", true), later_ms));
+        assert!(said.contains("n1 has gone on alone"), "{said}");
+    }
+
+    #[test]
+    fn an_order_that_is_not_needed_any_more_is_not_carried_out_and_taken_back() {
+        let alone = heard(&[1, 4, 5], &[(1, 3, 9)]);
+        let after = ordered(&ledger(), &alone, "");
+        assert!(is_needed(&after, &alone, GROUP, NOW));
+        let mut new_leader = alone.clone();
+        new_leader.since_ms = NOW - 1;
+        assert!(!is_needed(&after, &new_leader, GROUP, NOW), "who knows");
+        assert!(!is_needed(&after, &Inventory::default(), GROUP, NOW), "who knows");
+        let back = heard(&[1, 2, 3, 4, 5], &[(1, 3, 9), (2, 3, 9), (3, 3, 9)]);
+        assert!(!is_needed(&after, &back, GROUP, NOW));
+        assert!(!view::may_take_part(&after, GroupId(GROUP), NodeId(2), 2, 4));
+        let (change, answer) = recover(&after, &back, &wish("", false), NOW).expect("it is well");
+        assert!(matches!(answer, Answer::Done(_)), "{answer:?}");
+        let whole = change.applied_to(&after);
+        assert_eq!(whole.groups[&GROUP].recovering(), None);
+        assert!(holder(&whole, GROUP).is_none());
+        assert!(view::may_take_part(&whole, GroupId(GROUP), NodeId(2), 2, 4));
+        // Not when it was carried out, and placement only has not heard of it.
+        let mut gone_on = back.clone();
+        let version = after.groups[&GROUP].recovery.as_ref().map_or(0, |r| r.version);
+        gone_on.replicas.get_mut(&(GROUP, 1)).expect("it is there").membership_version = version;
+        let (change, _) = recover(&after, &gone_on, &wish("", false), NOW).expect("it is done");
+        assert!(change.is_empty());
     }
 
     #[test]

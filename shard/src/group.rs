@@ -300,7 +300,7 @@ impl Group {
     }
 
     /// Stands a recovery in the log that is not applied yet? Whoever speaks meanwhile is left behind.
-    pub(crate) fn is_recovering(&self) -> bool {
+    pub fn is_recovering(&self) -> bool {
         self.recovering > self.machine.state().membership_version
     }
 

@@ -177,8 +177,13 @@ impl Node {
         let rest = self.now_ms < self.lease_rest_until_ms;
         let resting = self.slow.is_resting(self.now_ms);
         let mut lost = Vec::new();
+        let asks = self.now_ms / election_ms != (self.now_ms - gap_ms) / election_ms;
         for id in self.pulse() {
             let Some(group) = self.groups.get_mut(&id) else { continue };
+            if group.shared.is_withheld() && asks {
+                // Whoever went on without it may answer where placement does not.
+                lost.push(id);
+            }
             if group.stopped.is_some() || group.shared.is_withheld() {
                 continue;
             }

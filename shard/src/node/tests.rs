@@ -7,7 +7,9 @@ use proto::cluster::group::charter::Standing;
 use proto::cluster::group::{
     Batch, ChangeReplica, Charter, Command, SetCharter, change_replica, command,
 };
-use proto::cluster::raft::{Entry, GroupMessage, Message, NotMember, PeerMessage, peer_message};
+use proto::cluster::raft::{
+    AmMember, Entry, GroupMessage, Message, NotMember, PeerMessage, peer_message,
+};
 use proto::etcd::{LeaseGrantRequest, LeaseTimeToLiveRequest, Member, PutRequest};
 use proto::group::{GroupError, Reply, Request, request_to};
 use proto::{Error, GroupId, NamespaceId, NodeId, TenantId, limits};
@@ -626,7 +628,9 @@ fn a_replica_that_was_on_disk_takes_no_part_before_it_is_released() {
     let mut driven = survivor().killed(true);
     let group = |driven: &Driven| driven.node.group(GROUP).unwrap().shared().clone();
     driven.pass(20_000);
-    assert_eq!(driven.sent, [], "it stands for no election");
+    let asks = |(_, message): &(NodeId, PeerMessage)| matches!(&message.body, Some(peer_message::Body::AmMember(ask)) if ask.replica == 1);
+    assert!(!driven.sent.is_empty() && driven.sent.iter().all(asks), "it stands for no election");
+    driven.sent.clear();
     assert!(!group(&driven).is_usable());
     // Nor does it listen to who may have been left behind like itself.
     let term = group(&driven).term();
@@ -636,6 +640,33 @@ fn a_replica_that_was_on_disk_takes_no_part_before_it_is_released() {
     driven.node.step(driven.now_ms, Input::Release(vec![GROUP])).unwrap();
     driven.pass(5000);
     assert!(group(&driven).is_usable() && !driven.sent.is_empty(), "it asks for votes");
+}
+
+#[test]
+fn who_waits_for_placement_tells_and_hears_who_was_left_behind() {
+    // The one that went on, which waits as well.
+    let mut driven = survivor();
+    driven.recover(VERSION, 0);
+    let mut driven = driven.killed(true);
+    let ask = AmMember { group: GROUP.0, replica: 2 };
+    let message = PeerMessage { body: Some(peer_message::Body::AmMember(ask)) };
+    driven.sent.clear();
+    driven.node.step(driven.now_ms, Input::Peer { from: NodeId(2), message }).unwrap();
+    driven.settle();
+    let [(NodeId(2), word)] = &driven.sent[..] else { panic!("{:?}", driven.sent) };
+    let Some(peer_message::Body::NotMember(word)) = word.body.clone() else { panic!("{word:?}") };
+    assert_eq!((word.replica, word.membership_version), (2, VERSION));
+    // One that is left behind, and gets such an answer.
+    let mut left = survivor().killed(true);
+    let body = Some(peer_message::Body::NotMember(NotMember { replica: 1, ..word }));
+    let message = Input::Peer { from: NodeId(2), message: PeerMessage { body } };
+    left.node.step(left.now_ms, message).unwrap();
+    left.settle();
+    left.node.step(left.now_ms, Input::Release(vec![GROUP])).unwrap();
+    left.sent.clear();
+    left.pass(5000);
+    assert!(left.node.group(GROUP).is_none_or(|group| group.shared().is_stopped()));
+    assert_eq!(left.sent, [], "it stands for no election");
 }
 
 #[test]

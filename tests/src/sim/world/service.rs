@@ -32,6 +32,7 @@ use proto::etcd::RangeRequest;
 use proto::group::{GroupError, Reply, Request, request_to};
 use proto::{GroupId, NodeId, id};
 use shard::access;
+use shard::log::ReplicaKey;
 use shard::node::{Answer, Birth, Input, Reading};
 use shard::store::layout::{self, Shelf};
 
@@ -774,7 +775,22 @@ impl World {
         if !service.lost.is_empty() {
             return;
         }
-        for operator in operators::running(ledger) {
+        // A learner that is out of service never catches up. Repairs would replace it, by what nodes say
+        // of themselves; they are not at work here.
+        let waits = |operator: &&Operator| {
+            let known = ledger.groups.get(&operator.group);
+            let mut learners = known.into_iter().flat_map(|g| &g.replicas).filter(|r| r.learner);
+            learners.any(|learner| {
+                let of = |host: &&Host| host.id == learner.node;
+                self.hosts.iter().find(of).is_some_and(|host| {
+                    let is_it = |key: &ReplicaKey| {
+                        (key.group, key.replica) == (operator.group, learner.replica)
+                    };
+                    host.shut.iter().any(is_it)
+                })
+            })
+        };
+        for operator in operators::running(ledger).into_iter().filter(|operator| !waits(operator)) {
             violations.push(format!("an operator has not come to its end: {operator:?}"));
         }
         for host in self.hosts.iter().filter(|host| !host.removed) {
