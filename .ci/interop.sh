@@ -23,9 +23,9 @@ export ATOLL_BIN
 . tests/interop/lib.sh
 . tests/interop/servers.sh
 
-PARTS="etcdctl old-etcdctl go python node rust apiserver members playground tenants thousand repair recover rebalance tenants-apiserver disk damage perf cluster"
+PARTS="etcdctl old-etcdctl go python node rust apiserver members playground split tenants thousand repair recover rebalance tenants-apiserver disk damage perf cluster"
 # How a full disk is met, and the commands for members, are our own.
-[ "$INTEROP_PEER" = atoll ] || PARTS=${PARTS/ members playground tenants thousand repair recover rebalance tenants-apiserver disk damage/}
+[ "$INTEROP_PEER" = atoll ] || PARTS=${PARTS/ members playground split tenants thousand repair recover rebalance tenants-apiserver disk damage/}
 [ $# -eq 0 ] || PARTS=$*
 # What Atoll does not have yet. Real etcd is asked for everything.
 if [ "$INTEROP_PEER" = atoll ]; then
