@@ -634,7 +634,7 @@ impl World {
             70..=79 => {
                 let running = |o: &&Operator| o.state == OperatorState::Running;
                 let Some(operator) = ledger.operators.values().find(running) else { return };
-                operators::cancel(ledger, operator.id)
+                operators::cancel(ledger, operator.id, now_ms)
             }
             80..=92 => tenants::delete(ledger, tenant, now_ms),
             _ => tenants::undelete(ledger, tenant),
@@ -657,7 +657,7 @@ impl World {
             let targets = |o: &&&Operator| o.target.contains(&node) && !votes_there(o.group);
             let planned = match operators::running(ledger).iter().find(targets) {
                 // It waits for ever for one that is no more.
-                Some(operator) => operators::cancel(ledger, operator.id),
+                Some(operator) => operators::cancel(ledger, operator.id, self.now * DAYS),
                 None if place.state == NodeState::Draining => nodes::remove(ledger, &place.name),
                 None => nodes::set_state(ledger, &place.name, NodeState::Draining),
             };
