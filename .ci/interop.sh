@@ -5,7 +5,7 @@
 #   ATOLL_BIN=target/release/atoll .ci/interop.sh [PART...]
 #   INTEROP_PEER=etcd              .ci/interop.sh [PART...]   the same against real etcd
 #
-# Parts: etcdctl, old-etcdctl, go, python, node, rust, apiserver, members, playground, tenants,
+# Parts: etcdctl, old-etcdctl, go, python, node, rust, apiserver, members, playground, split, tenants,
 # thousand, repair, recover, rebalance, tenants-apiserver, disk, damage, perf, cluster;
 # all when none is named. Each starts its own server and is told as passed or failed; the
 # rest goes on after a failure. Servers listen on free ports of 127.0.0.1.
@@ -74,6 +74,7 @@ part_rust() { serve_one server && tests/interop/clients.sh "$ENDPOINT" rust; }
 part_apiserver() { serve_one server && tests/interop/apiserver.sh "$ENDPOINT"; }
 part_members() { tests/interop/members.sh; }
 part_playground() { tests/interop/playground.sh; }
+part_split() { tests/interop/split.sh; }
 part_tenants() { tests/interop/tenants.sh; }
 part_thousand() { tests/interop/thousand.sh; }
 part_repair() { tests/interop/repair.sh; }
