@@ -366,6 +366,8 @@ pub struct Node {
     sweeping: BTreeSet<GroupId>,
     /// Groups that lead a part of a split tenant here.
     roles: BTreeSet<GroupId>,
+    /// Groups of which somebody has asked a split.
+    partings: BTreeSet<GroupId>,
     /// What leaders of split tenants' groups here say to each other.
     whispers: VecDeque<SplitMessage>,
     /// See [`Input::Whereabouts`].

@@ -182,6 +182,7 @@ impl Node {
             groups: BTreeMap::new(),
             touched: BTreeSet::new(),
             roles: BTreeSet::new(),
+            partings: BTreeSet::new(),
             whispers: VecDeque::new(),
             whereabouts: BTreeMap::new(),
             pulses: Default::default(),

@@ -436,6 +436,7 @@ impl Node {
         }
         self.answer_parts(id);
         self.drive_role(id);
+        self.wake_parting(id);
         Ok(())
     }
 

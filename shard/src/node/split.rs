@@ -42,7 +42,7 @@ use proto::etcd::{
     CompactionResponse, LeaseGrantResponse, LeaseRevokeResponse, RequestOp, ResponseHeader,
     TxnRequest, TxnResponse,
 };
-use proto::group::{GroupError, Reply, Request};
+use proto::group::{GroupError, Reply, Request, cost};
 use proto::mvccpb::KeyValue;
 use proto::{Error, GroupId, KeyRange, NodeId};
 
@@ -327,6 +327,11 @@ impl Node {
         ticket: Ticket,
         body: Request,
     ) -> Option<Request> {
+        // Alarms are the home group's: here each group refuses by its own size, and raises none.
+        if self.is_full(id, cost(&body)) {
+            self.answer(ticket, Err(GroupError::refused(Error::NoSpace)));
+            return None;
+        }
         match body {
             Request::Put(put) => self.write(id, ticket, Asked::Put, alone(Op::RequestPut(put))),
             Request::DeleteRange(delete) => {
@@ -491,6 +496,7 @@ impl Node {
         }
         let proposed = group.role.is_some();
         group.parting = Some(Parting { ticket, at, child, proposed, until_ms });
+        self.partings.insert(id);
     }
 
     /// A tenant that is on this group alone is split when nothing of it is under way.
@@ -516,6 +522,16 @@ impl Node {
         self.propose_split(id, &mut VecDeque::from([(0, entry)]));
     }
 
+    /// Nothing is under way any more: a first split that waited for that is proposed in the next
+    /// round.
+    pub(super) fn wake_parting(&mut self, id: GroupId) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        let waits = group.parting.as_ref().is_some_and(|parting| !parting.proposed);
+        if waits && group.serving && group.proposals.is_empty() {
+            self.touched.insert(id);
+        }
+    }
+
     /// The first split of a tenant waits for too long.
     fn check_parting(&mut self, id: GroupId) {
         let now_ms = self.now_ms;
@@ -523,7 +539,10 @@ impl Node {
         let late = |parting: &mut Parting| !parting.proposed && now_ms > parting.until_ms;
         if let Some(parting) = group.parting.take_if(late) {
             let error = GroupError::not_done(Error::TooManyRequests, None);
-            self.answer(parting.ticket, Err(error));
+            return self.answer(parting.ticket, Err(error));
+        }
+        if group.parting.is_some() {
+            self.partings.insert(id);
         }
     }
 
@@ -901,9 +920,7 @@ impl Node {
                 self.hail(id);
             }
         }
-        let parting: Vec<GroupId> =
-            self.groups.iter().filter(|(_, g)| g.parting.is_some()).map(|(id, _)| *id).collect();
-        for id in parting {
+        for id in std::mem::take(&mut self.partings) {
             self.check_parting(id);
         }
     }

@@ -1,6 +1,7 @@
 //! A tenant that is split on a node with one replica of each group.
 
-use proto::cluster::group::{GroupRequest, Span, SpanRequest, SplitRange};
+use proto::cluster::group::refusal::Outcome;
+use proto::cluster::group::{Charter, GroupRequest, SetCharter, Span, SpanRequest, SplitRange};
 use proto::etcd::request_op::Request as Op;
 use proto::etcd::{
     CompactionRequest, DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest, PutRequest,
@@ -211,4 +212,46 @@ fn a_group_is_split_again() {
         driven.set(GROUP, "a", 0),
     ];
     assert_eq!(revisions, [6, 7, 8, 9]);
+}
+
+#[test]
+fn a_group_that_is_full_takes_deletions() {
+    let mut driven = split();
+    let (tenant, namespace) = (GROUP.0, 1);
+    let charter = Charter { tenant, namespace, quota: 10, version: 9, ..Default::default() };
+    let set = Request::SetCharter(SetCharter { charter: Some(charter) });
+    assert!(driven.call(GROUP, set).is_ok());
+    let put =
+        |key: &'static str| Request::Put(PutRequest { key: key.into(), ..Default::default() });
+    assert_eq!(driven.call(GROUP, put("a")).err(), Some(Error::NoSpace));
+    let delete = DeleteRangeRequest { key: "a".into(), ..Default::default() };
+    assert!(driven.call(GROUP, Request::DeleteRange(delete)).is_ok());
+    assert!(driven.call(CHILD, put("x")).is_ok(), "the other one has room");
+}
+
+/// Requests that come while a tenant's first split waits are not done, and none is lost.
+#[test]
+fn what_comes_before_and_during_the_first_split_is_done_or_not_done() {
+    let mut driven = Driven::new();
+    let put =
+        |key: &'static str| Request::Put(PutRequest { key: key.into(), ..Default::default() });
+    let mut tickets = Vec::new();
+    let mut send = |driven: &mut Driven, body: Request| {
+        driven.tickets += 1;
+        let (tenant, namespace) = (GROUP.0, 1);
+        let request = GroupRequest { tenant, namespace, ..request_to(GROUP, body) };
+        let ticket = driven.tickets;
+        driven.node.step(driven.now_ms, Input::Request { ticket, request }).unwrap();
+        tickets.push(ticket);
+    };
+    send(&mut driven, put("a"));
+    send(&mut driven, Request::SplitRange(SplitRange { at: "m".into(), child: CHILD.0 }));
+    send(&mut driven, put("z"));
+    driven.pass(1000);
+    let answers: Vec<_> = tickets.iter().map(|ticket| driven.answers.remove(ticket)).collect();
+    assert!(matches!(answers[0], Some(Ok(Answer::Reply(Reply::Put(_))))), "{answers:?}");
+    assert!(matches!(answers[1], Some(Ok(Answer::Reply(Reply::Ranges(_))))), "{answers:?}");
+    let Some(Err(refused)) = &answers[2] else { panic!("{answers:?}") };
+    assert_eq!((refused.error, refused.outcome), (Error::StaleRange, Outcome::NotDone));
+    assert_eq!(driven.set(CHILD, "z", 0), 3);
 }
