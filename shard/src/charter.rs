@@ -59,7 +59,7 @@ pub fn admit(charter: &Charter, request: &GroupRequest) -> Result<(), Error> {
 }
 
 /// Does it show or change keys or leases?
-fn is_about_keys(body: &Request) -> bool {
+pub fn is_about_keys(body: &Request) -> bool {
     match body {
         Request::Range(_)
         | Request::Put(_)

@@ -43,9 +43,8 @@ impl Node {
             let error = GroupError::not_done(Error::Quarantined, group.leader_node());
             return self.answer(ticket, Err(error));
         }
-        // Who does not know the version asks for a description.
-        let is_known = matches!(request.body, Some(Request::Describe(_)))
-            || request.range_version == group.machine.state().range_version;
+        let current = group.machine.state().range_version;
+        let is_known = request.range_version == current || !is_of_range(request.body.as_ref());
         if !is_known {
             return self.answer(ticket, Err(GroupError::not_done(Error::StaleRange, None)));
         }
@@ -421,6 +420,19 @@ fn span(group: &Group) -> Span {
         revision: state.revision,
         parts: vec![part],
         compacted: state.compacted,
+    }
+}
+
+/// Must the asker know the version of the group's range? Members and descriptions are the group's
+/// whatever keys it has, and what is compacted is home's matter. Placement's words are fenced by it:
+/// what one is told behind a split is not what was meant before.
+fn is_of_range(body: Option<&Request>) -> bool {
+    let Some(body) = body else { return true };
+    match body {
+        Request::Compact(_) => false,
+        Request::Linearize(_) | Request::Span(_) => true,
+        Request::SplitRange(_) | Request::ChangeReplica(_) | Request::SetCharter(_) => true,
+        body => charter::is_about_keys(body),
     }
 }
 

@@ -4,8 +4,8 @@ use proto::cluster::group::refusal::Outcome;
 use proto::cluster::group::{Charter, GroupRequest, SetCharter, Span, SpanRequest, SplitRange};
 use proto::etcd::request_op::Request as Op;
 use proto::etcd::{
-    CompactionRequest, DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest, PutRequest,
-    RangeRequest, RequestOp, TxnRequest,
+    CompactionRequest, DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest,
+    MemberListRequest, PutRequest, RangeRequest, RequestOp, TxnRequest,
 };
 use proto::group::{Reply, Request, request_to};
 use proto::{Error, GroupId};
@@ -254,4 +254,25 @@ fn what_comes_before_and_during_the_first_split_is_done_or_not_done() {
     let Some(Err(refused)) = &answers[2] else { panic!("{answers:?}") };
     assert_eq!((refused.error, refused.outcome), (Error::StaleRange, Outcome::NotDone));
     assert_eq!(driven.set(CHILD, "z", 0), 3);
+}
+
+/// A node that starts tells its name, and compaction goes on, whatever became of the group's keys.
+#[test]
+fn what_is_not_about_keys_needs_no_version() {
+    let mut driven = split();
+    let mut ask = |body: Request| {
+        driven.tickets += 1;
+        let (ticket, tenant, namespace) = (driven.tickets, GROUP.0, 1);
+        let request = GroupRequest { tenant, namespace, ..request_to(GROUP, body) };
+        assert_eq!(request.range_version, 1, "it is of the time before the split");
+        driven.node.step(driven.now_ms, Input::Request { ticket, request }).unwrap();
+        driven.pass(300);
+        driven.answers.remove(&ticket).expect("it is answered")
+    };
+    let list = Request::MemberList(MemberListRequest { linearizable: true });
+    assert!(matches!(ask(list), Ok(Answer::Reply(Reply::Members(_)))));
+    let compact = Request::Compact(CompactionRequest { revision: 3, ..Default::default() });
+    assert!(matches!(ask(compact), Ok(Answer::Reply(Reply::Compact(_)))));
+    let put = Request::Put(PutRequest { key: "a".into(), ..Default::default() });
+    assert_eq!(ask(put).map_err(|error| error.error).err(), Some(Error::StaleRange));
 }
