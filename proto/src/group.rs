@@ -120,19 +120,27 @@ pub struct WatchSpec {
 #[derive(Debug)]
 pub struct WatchEvent {
     event: mvccpb::Event,
+    place: u32,
     encoded: OnceLock<Bytes>,
 }
 
 impl WatchEvent {
-    /// Shares an event.
-    pub fn new(event: mvccpb::Event) -> Arc<WatchEvent> {
-        Arc::new(WatchEvent { event, encoded: OnceLock::new() })
+    /// Shares an event, which has this place among those of its revision.
+    pub fn new(event: mvccpb::Event, place: u32) -> Arc<WatchEvent> {
+        Arc::new(WatchEvent { event, place, encoded: OnceLock::new() })
     }
 
     /// An event that came from another node: its bytes are kept as they are.
-    pub fn from_encoded(encoded: Bytes) -> Result<Arc<WatchEvent>, prost::DecodeError> {
+    pub fn from_encoded(encoded: Bytes, place: u32) -> Result<Arc<WatchEvent>, prost::DecodeError> {
         let event = prost::Message::decode(encoded.clone())?;
-        Ok(Arc::new(WatchEvent { event, encoded: OnceLock::from(encoded) }))
+        Ok(Arc::new(WatchEvent { event, place, encoded: OnceLock::from(encoded) }))
+    }
+
+    /// Its place among the events of its revision, also of those in other groups: in this order the
+    /// operations of a transaction were carried out. Not known, and 0, of history that a group with
+    /// all keys of its etcd tells: there the order of the events says it.
+    pub fn place(&self) -> u32 {
+        self.place
     }
 
     /// Its bytes as a message.

@@ -701,7 +701,7 @@ impl Store {
             version: old.as_ref().map_or(1, |old| old.version + 1),
             lease: request.lease,
         };
-        self.events.push(WatchEvent::new(Event { kv: Some(kv), ..Default::default() }));
+        self.events.push(WatchEvent::new(Event { kv: Some(kv), ..Default::default() }, 0));
         Ok(etcd::PutResponse { header: None, prev_kv: old.filter(|_| request.prev_kv) })
     }
 
@@ -711,7 +711,7 @@ impl Store {
         for key in &keys {
             let kv = KeyValue { key: key.clone(), mod_revision: at, ..Default::default() };
             let r#type = EventType::Delete as i32;
-            self.events.push(WatchEvent::new(Event { r#type, kv: Some(kv), prev_kv: None }));
+            self.events.push(WatchEvent::new(Event { r#type, kv: Some(kv), prev_kv: None }, 0));
         }
         etcd::DeleteRangeResponse { deleted: keys.len() as i64, ..Default::default() }
     }

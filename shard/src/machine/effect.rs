@@ -30,8 +30,6 @@ pub struct RevisionEvents {
 pub struct ChangeEvent {
     /// Without the previous value.
     pub event: Arc<WatchEvent>,
-    /// Its place among the changes of its revision, also of those in other groups.
-    pub place: u32,
     /// The version before the revision, if there was one and the event does not create anew.
     pub previous: Option<Found>,
 }
@@ -44,7 +42,8 @@ impl ChangeEvent {
         let value = view::read_value(extents, &previous.row.value)?;
         let key = self.event.kv.as_ref().map_or_else(Default::default, |kv| kv.key.clone());
         let prev_kv = Some(previous.with(key, value));
-        Ok(WatchEvent::new(Event { prev_kv, ..Event::clone(&self.event) }))
+        let event = Event { prev_kv, ..Event::clone(&self.event) };
+        Ok(WatchEvent::new(event, self.event.place()))
     }
 
     /// Key that changed.

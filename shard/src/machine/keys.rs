@@ -258,7 +258,7 @@ impl Machine {
             // No record held it, only this command.
             self.store.extents().let_go(&pointer);
         }
-        changes.events.push(ChangeEvent { event: WatchEvent::new(event), place, previous });
+        changes.events.push(ChangeEvent { event: WatchEvent::new(event, place), previous });
         Ok(PutResponse { header: changes.header(), prev_kv: answered })
     }
 
@@ -335,7 +335,7 @@ impl Machine {
         });
         let kv = KeyValue { key, mod_revision: revision, ..Default::default() };
         let event = Event { r#type: EventType::Delete as i32, kv: Some(kv), prev_kv: None };
-        changes.events.push(ChangeEvent { event: WatchEvent::new(event), place, previous });
+        changes.events.push(ChangeEvent { event: WatchEvent::new(event, place), previous });
         Ok(())
     }
 }

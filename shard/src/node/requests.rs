@@ -205,15 +205,8 @@ impl Node {
         self.queue(id, Then::Answer(ticket), body);
     }
 
-    /// Is there no room for so many bytes more, on this disk or by the quota?
-    pub(super) fn is_full(&self, id: GroupId, added: i64) -> bool {
-        let quota = self.quota(id);
-        let size = self.groups.get(&id).map_or(0, |group| group.machine.state().size);
-        added > 0 && (self.room != Room::Enough || quota > 0 && size + added >= quota)
-    }
-
     /// Size from which on the group is refused more; below 1: never.
-    fn quota(&self, id: GroupId) -> i64 {
+    pub(super) fn quota(&self, id: GroupId) -> i64 {
         let own = self.groups.get(&id).map_or(0, |group| group.machine.state().charter.quota);
         if own > 0 { own } else { self.config.quota_bytes }
     }

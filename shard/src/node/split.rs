@@ -35,13 +35,14 @@ use proto::cluster::group::{RangePlace, Ranges, Span, SpanPart, SplitRange, comm
 use proto::cluster::raft::{PeerMessage, peer_message};
 use proto::cluster::split::split_message::Body as Said;
 use proto::cluster::split::{
-    Broken, Call, Hail, Sealed, SplitMessage, StreamWord, stream_word::Word,
+    Broken, Call, Hail, Sealed, SplitMessage, StreamWord, Weight, stream_word::Word,
 };
+use proto::etcd::alarm_request::AlarmAction;
 use proto::etcd::request_op::Request as Op;
 use proto::etcd::response_op::Response as OpAnswer;
 use proto::etcd::{
-    CompactionResponse, LeaseGrantResponse, LeaseRevokeResponse, RequestOp, ResponseHeader,
-    TxnRequest, TxnResponse,
+    AlarmRequest, AlarmType, CompactionResponse, LeaseGrantResponse, LeaseRevokeResponse,
+    RequestOp, ResponseHeader, TxnRequest, TxnResponse,
 };
 use proto::group::{GroupError, Reply, Request, cost};
 use proto::mvccpb::KeyValue;
@@ -54,6 +55,7 @@ use crate::group::reads::Purpose;
 use crate::group::{Group, Then, Ticket};
 use crate::log::ReplicaKey;
 use crate::machine::{Machine, SPLIT_FORMAT, leases};
+use crate::room::Room;
 use crate::split::entry::{Entry, Kept};
 use crate::split::evaluate::Rows;
 use crate::split::faults::Faults;
@@ -132,6 +134,13 @@ pub(crate) struct Role {
     handing: Option<Handing>,
     /// Since when requests over several groups are under way.
     begun: BTreeMap<Ticket, u64>,
+    /// What the other groups of the tenant have, and its alarms, as home has said.
+    others: i64,
+    alarms: Vec<i32>,
+    /// Something was refused because the quota is reached: home is to know.
+    refused: bool,
+    /// Home: how much each group has, as it has said.
+    weights: BTreeMap<GroupId, i64>,
     /// The last revision granted that was counted, once home's sequencer is open.
     counted: Option<i64>,
 }
@@ -225,6 +234,20 @@ fn alone(op: Op) -> TxnRequest {
     TxnRequest { success: vec![RequestOp { request: Some(op) }], ..Default::default() }
 }
 
+/// Does a request change rows or leases? A damaged etcd answers none of these (etcd:
+/// `applierV3Corrupt`).
+fn is_change(body: &Request) -> bool {
+    matches!(
+        body,
+        Request::Put(_)
+            | Request::DeleteRange(_)
+            | Request::Txn(_)
+            | Request::Compact(_)
+            | Request::LeaseGrant(_)
+            | Request::LeaseRevoke(_)
+    )
+}
+
 /// The answer of the only operation.
 fn only(asked: &Asked, response: TxnResponse) -> Option<Reply> {
     let header = response.header;
@@ -257,6 +280,10 @@ impl Role {
             next_own: OWN_TICKETS,
             handing: None,
             begun: BTreeMap::new(),
+            others: 0,
+            alarms: Vec::new(),
+            refused: false,
+            weights: BTreeMap::new(),
             counted: None,
         }
     }
@@ -409,9 +436,8 @@ impl Node {
         ticket: Ticket,
         body: Request,
     ) -> Option<Request> {
-        // Alarms are the home group's: here each group refuses by its own size, and raises none.
-        if self.is_full(id, cost(&body)) {
-            self.answer(ticket, Err(GroupError::refused(Error::NoSpace)));
+        if let Err(error) = self.check_room(id, &body) {
+            self.answer(ticket, Err(GroupError::refused(error)));
             return None;
         }
         match body {
@@ -444,6 +470,29 @@ impl Node {
             other => return Some(other),
         }
         None
+    }
+
+    /// Alarms and quota are the whole tenant's: home has them, and sums up what its groups have.
+    fn check_room(&mut self, id: GroupId, body: &Request) -> Result<(), Error> {
+        let added = cost(body);
+        if added > 0 && self.room != Room::Enough {
+            return Err(Error::NoSpace);
+        }
+        let quota = self.quota(id);
+        let Some(group) = self.groups.get_mut(&id) else { return Ok(()) };
+        let Some(role) = &mut group.role else { return Ok(()) };
+        let rings = |alarm: AlarmType| role.alarms.contains(&(alarm as i32));
+        if rings(AlarmType::Corrupt) && is_change(body) {
+            return Err(Error::Corrupt);
+        }
+        if added > 0 && rings(AlarmType::Nospace) {
+            return Err(Error::NoSpace);
+        }
+        if added > 0 && quota > 0 && group.machine.state().size + role.others + added >= quota {
+            role.refused = true;
+            return Err(Error::NoSpace);
+        }
+        Ok(())
     }
 
     /// A grant whose id and TTL are settled.
@@ -1069,14 +1118,20 @@ impl Node {
                 nodes
             }
         };
+        let alarms = self.groups.get(&home).map(|home| &home.machine.state().alarms);
+        let alarms: Vec<i32> = alarms.into_iter().flatten().map(|alarm| alarm.alarm).collect();
         let Some(role) = self.role(home) else { return };
+        let known: BTreeSet<GroupId> = role.sequencer.iter().flat_map(Sequencer::groups).collect();
+        let others = role.weights.iter().filter(|(id, _)| **id != group && known.contains(id));
+        let others = others.map(|(_, size)| size).sum();
         let (epoch, seal) = (role.term, role.unsealed.contains(&group));
         let end = role.ends.get(&group);
         let known = end.map_or((0, 0, 0, 0), |e| (e.term, e.number, e.said, e.heard));
         let (term, number, said, heard) = known;
         let (home, group) = (home.0, group.0);
         for node in nodes {
-            let call = Call { home, epoch, group, seal, term, number, said, heard };
+            let alarms = alarms.clone();
+            let call = Call { home, epoch, group, seal, term, number, said, heard, others, alarms };
             self.say(node, Said::Call(call));
         }
     }
@@ -1126,9 +1181,38 @@ impl Node {
             if apart {
                 self.hail(id);
             }
+            self.tell_weight(id);
         }
         for id in std::mem::take(&mut self.partings) {
             self.check_parting(id);
+        }
+    }
+
+    /// Tells home how much the group has.
+    fn tell_weight(&mut self, id: GroupId) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        let size = group.machine.state().size;
+        let (Some(kept), Some(role)) = (group.machine.kept(), &mut group.role) else { return };
+        let Some(own) = &role.own else { return };
+        let (home, node) = (kept.home.0, own.node);
+        let refused = std::mem::take(&mut role.refused);
+        self.say(node, Said::Weight(Weight { home, group: id.0, size, refused }));
+    }
+
+    /// A group has told how much it has. Where it has refused something the tenant has no space.
+    fn weighed(&mut self, from: NodeId, weight: &Weight) {
+        let id = GroupId(weight.home);
+        let Some(role) = self.role(id).filter(|role| role.sequencer.is_some()) else { return };
+        role.weights.insert(GroupId(weight.group), weight.size);
+        let rings = |group: &Group| group.machine.alarm(AlarmType::Nospace);
+        if weight.refused && !self.groups.get(&id).is_some_and(rings) {
+            let alarm = AlarmRequest {
+                action: AlarmAction::Activate as i32,
+                member_id: from.0,
+                alarm: AlarmType::Nospace as i32,
+            };
+            self.queue(id, Then::Split(0, None), command::Body::Alarm(alarm));
+            self.touch(id);
         }
     }
 
@@ -1154,6 +1238,7 @@ impl Node {
                 }
             }
             Some(Said::Broken(broken)) => self.broken(&broken),
+            Some(Said::Weight(weight)) => self.weighed(from, &weight),
             Some(Said::Word(word)) => self.heard_word(from, word),
             None => {}
         }
@@ -1166,6 +1251,9 @@ impl Node {
         }
         self.touch(id);
         let Some(role) = self.role(id) else { return };
+        if call.epoch >= role.own.as_ref().map_or(0, |own| own.epoch) {
+            (role.others, role.alarms) = (call.others, call.alarms.clone());
+        }
         if call.seal {
             role.participant.seal(call.epoch);
             if !role.sealing.contains(&(from, call.epoch)) {

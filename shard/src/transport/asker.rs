@@ -265,7 +265,7 @@ impl Session {
     }
 
     fn told(&mut self, tell: WatchTell) -> Result<(), Garbled> {
-        let events = packing::events(&tell.events)?;
+        let events = packing::events(&tell)?;
         for SinkTell { sink: number, body } in tell.tells {
             let Some(sink) = self.sinks.get_mut(&number) else { continue };
             // An output of a newer program would be a gap.

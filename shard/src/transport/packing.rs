@@ -104,6 +104,7 @@ impl Packer {
         let place = u32::try_from(self.open.events.len()).expect("a message ends long before");
         self.open_bytes += event.encoded().len();
         self.open.events.push(event.encoded().clone());
+        self.open.places.push(event.place());
         self.places.insert(address, place);
         self.kept.push(event);
         place
@@ -138,9 +139,13 @@ pub(super) struct Garbled;
 
 /// Reads the events of a message. Their bytes are copied, so that an event that waits for a slow
 /// client does not keep the whole message.
-pub(super) fn events(encoded: &[Bytes]) -> Result<Vec<Arc<WatchEvent>>, Garbled> {
-    let read = |bytes: &Bytes| WatchEvent::from_encoded(Bytes::copy_from_slice(bytes));
-    encoded.iter().map(|bytes| read(bytes).map_err(|_| Garbled)).collect()
+pub(super) fn events(tell: &WatchTell) -> Result<Vec<Arc<WatchEvent>>, Garbled> {
+    // A program of before does not tell places.
+    let places = tell.places.iter().copied().chain(std::iter::repeat(0));
+    let read = |(bytes, place): (&Bytes, u32)| {
+        WatchEvent::from_encoded(Bytes::copy_from_slice(bytes), place).map_err(|_| Garbled)
+    };
+    tell.events.iter().zip(places).map(read).collect()
 }
 
 /// What a sink has been told.
@@ -190,7 +195,7 @@ mod tests {
     fn event(revision: i64, bytes: usize) -> Arc<WatchEvent> {
         let value = vec![7; bytes].into();
         let kv = KeyValue { value, mod_revision: revision, ..Default::default() };
-        WatchEvent::new(Event { kv: Some(kv), ..Default::default() })
+        WatchEvent::new(Event { kv: Some(kv), ..Default::default() }, 0)
     }
 
     fn seen(key: u64, revision: i64, events: &[Arc<WatchEvent>]) -> WatchOutput {
@@ -208,7 +213,7 @@ mod tests {
         while let Some(tell) = packer.take() {
             messages += 1;
             let tell = WatchTell::clone(&tell);
-            let events = events(&tell.events).unwrap();
+            let events = events(&tell).unwrap();
             for SinkTell { sink, body } in tell.tells {
                 match read(body.unwrap(), &events, parts.entry(sink).or_default()).unwrap() {
                     Told::Output(output) => told.push((sink, format!("{output:?}"))),
@@ -268,6 +273,7 @@ mod tests {
     fn a_place_that_is_not_there_is_an_error() {
         let body = Body::Events(WatchEvents { events: vec![1], ..empty() });
         assert!(read(body, &[event(1, 1)], &mut Vec::new()).is_err());
-        assert!(super::events(&[Bytes::from_static(&[0xff])]).is_err());
+        let events = vec![Bytes::from_static(&[0xff])];
+        assert!(super::events(&WatchTell { events, ..Default::default() }).is_err());
     }
 }

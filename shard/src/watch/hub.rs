@@ -423,6 +423,8 @@ impl Hub {
         let limit = limits::WATCH_BATCH_REVISIONS;
         let (history, done) = self.store.history(&shelves, from, to, limit)?;
         let view = self.store.view(shelf, to);
+        // Whoever has all keys tells whole revisions, in order.
+        let placed = !shelves.is_whole();
         let floor = self.published.compacted();
         let mut events = Vec::new();
         for (revision, changes) in &history {
@@ -434,8 +436,8 @@ impl Hub {
                 if !filtered {
                     // What stood before the compacted revision is gone, swept already or not.
                     let prev_kv = spec.prev_kv && *revision > floor;
-                    match replay(&view, change, *revision, prev_kv) {
-                        Ok(event) => events.push(WatchEvent::new(event)),
+                    match replay(&view, change, *revision, prev_kv, placed) {
+                        Ok((event, place)) => events.push(WatchEvent::new(event, place)),
                         Err(EngineError::Value(what)) if self.published.versions() == shelf => {
                             tracing::error!(what, "a watch ends");
                             return Ok(self.end(id, WatchOutput::Closed { key: id.1 }));
@@ -532,23 +534,27 @@ fn revision_of(event: &Arc<WatchEvent>) -> i64 {
     event.kv.as_ref().map_or(0, |kv| kv.mod_revision)
 }
 
-/// Makes the event of a change of `revision` anew from history.
+/// Makes the event of a change of `revision` anew from history, and says its place among those of
+/// its revision, if that is wanted: of a deletion only its row knows it.
 fn replay(
     view: &View,
     change: &Change,
     revision: i64,
     prev_kv: bool,
-) -> Result<Event, EngineError> {
+    placed: bool,
+) -> Result<(Event, u32), EngineError> {
     let key = change.key.clone();
+    let row = match &change.overwritten {
+        Some(row) => Some(row.clone()),
+        None if change.deleted && !placed => None,
+        None => view.exactly(&change.key, revision)?,
+    };
+    let row = row.unwrap_or_default();
+    let place = row.place;
     let (kind, kv) = if change.deleted {
         (EventType::Delete, KeyValue { key, mod_revision: revision, ..Default::default() })
     } else {
-        let row = match &change.overwritten {
-            Some(row) => Some(row.clone()),
-            None => view.exactly(&change.key, revision)?,
-        };
-        let found = Found { revision, row: row.unwrap_or_default() };
-        (EventType::Put, view.kv(key, &found)?)
+        (EventType::Put, view.kv(key, &Found { revision, row })?)
     };
     let mut previous = None;
     if prev_kv && change.previous > 0 {
@@ -558,5 +564,5 @@ fn replay(
             previous = Some(view.kv(change.key.clone(), &found)?);
         }
     }
-    Ok(Event { r#type: kind as i32, kv: Some(kv), prev_kv: previous })
+    Ok((Event { r#type: kind as i32, kv: Some(kv), prev_kv: previous }, place))
 }

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use proto::cluster::group::{Batch, Command, command};
-use proto::etcd::PutRequest;
+use proto::etcd::request_op::Request as Op;
+use proto::etcd::{DeleteRangeRequest, PutRequest, RequestOp, TxnRequest};
 use proto::group::{WatchControl, WatchEvent, WatchOutput, WatchSink, WatchSpec};
 use proto::mvccpb::{Event, KeyValue};
 use proto::{GroupId, KeyRange, NamespaceId, TenantId};
@@ -69,7 +70,12 @@ impl Replica {
             value: vec![1; 10].into(),
             ..Default::default()
         };
-        let commands = vec![Command { body: Some(command::Body::Put(put)) }];
+        self.apply(command::Body::Put(put));
+    }
+
+    /// Carries out and feeds a command.
+    fn apply(&mut self, body: command::Body) {
+        let commands = vec![Command { body: Some(body) }];
         let range_version = self.machine.state().range_version;
         let batch = Batch { format: 1, range_version, commands };
         self.index += 1;
@@ -143,12 +149,18 @@ impl Sink {
 
     /// Revisions of the next events, until one is `last`.
     fn revisions(&self, last: i64) -> Vec<i64> {
-        let mut revisions = Vec::new();
-        while revisions.last() != Some(&last) {
+        self.events(last).iter().map(|event| event.kv.as_ref().unwrap().mod_revision).collect()
+    }
+
+    /// The next events, until one has revision `last`.
+    fn events(&self, last: i64) -> Vec<Arc<WatchEvent>> {
+        let revision = |event: &Arc<WatchEvent>| event.kv.as_ref().unwrap().mod_revision;
+        let mut told: Vec<Arc<WatchEvent>> = Vec::new();
+        while told.last().map(revision) != Some(last) {
             let WatchOutput::Events { events, .. } = self.next() else { continue };
-            revisions.extend(events.iter().map(|event| event.kv.as_ref().unwrap().mod_revision));
+            told.extend(events);
         }
-        revisions
+        told
     }
 }
 
@@ -219,9 +231,36 @@ fn a_group_that_was_split_off_tells_its_past_and_goes_on_with_gaps() {
     // The revisions between are other groups'.
     let kv = KeyValue { key: "z".into(), mod_revision: 60, ..Default::default() };
     let event = Event { kv: Some(kv), ..Default::default() };
-    let event = ChangeEvent { event: WatchEvent::new(event), place: 0, previous: None };
+    let event = ChangeEvent { event: WatchEvent::new(event, 0), previous: None };
     child.feed.events(Arc::new(RevisionEvents { revision: 60, after: 42, events: vec![event] }));
     assert_eq!((past.revisions(60), now.revisions(60)), (vec![60], vec![60]));
+}
+
+#[test]
+fn a_part_of_an_etcd_tells_the_places_of_operations_now_and_from_history() {
+    let threads = threads(&store(), 1);
+    let mut parent = Replica::new(&threads, 1);
+    parent.put("x");
+    let state = parent.machine.split_off(&"m".into(), 2, Shelf(2)).unwrap();
+    let child = Machine::open(GroupId(2), threads.store().clone(), state, 1000).unwrap();
+    let feed = Feed::start(&threads, child.published().clone());
+    let mut child = Replica { machine: child, feed, index: 0 };
+    let (past, now) = (Sink::new(1000), Sink::new(1000));
+    let _now = child.watch(now.clone(), 3);
+    let put = |key: &'static str| {
+        Op::RequestPut(PutRequest { key: key.into(), value: "v".into(), ..Default::default() })
+    };
+    let delete =
+        Op::RequestDeleteRange(DeleteRangeRequest { key: "x".into(), ..Default::default() });
+    let operations = [put("z"), delete, put("y")];
+    let success = operations.map(|op| RequestOp { request: Some(op) }).to_vec();
+    child.apply(command::Body::Txn(TxnRequest { success, ..Default::default() }));
+    let _past = child.watch(past.clone(), 3);
+    for sink in [now, past] {
+        let told = sink.events(3).into_iter();
+        let told: Vec<_> = told.map(|e| (e.kv.as_ref().unwrap().key.clone(), e.place())).collect();
+        assert_eq!(told, [("z".into(), 0), ("x".into(), 1), ("y".into(), 2)]);
+    }
 }
 
 #[test]
@@ -430,12 +469,8 @@ fn hub(store: &Arc<Store>, replica: &Replica, depth: usize) -> (Hub, Arc<Sink>) 
 fn happened(key: &str, revision: i64, after: i64) -> RevisionEvents {
     let key = key.to_owned().into();
     let kv = KeyValue { key, mod_revision: revision, ..Default::default() };
-    let event = WatchEvent::new(Event { kv: Some(kv), ..Default::default() });
-    RevisionEvents {
-        revision,
-        after,
-        events: vec![ChangeEvent { event, place: 0, previous: None }],
-    }
+    let event = WatchEvent::new(Event { kv: Some(kv), ..Default::default() }, 0);
+    RevisionEvents { revision, after, events: vec![ChangeEvent { event, previous: None }] }
 }
 
 fn over(key: u64, start: &str, end: &str) -> WatchSpec {

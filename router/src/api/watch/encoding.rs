@@ -88,7 +88,7 @@ mod tests {
 
     fn event(bytes: usize) -> Arc<WatchEvent> {
         let kv = KeyValue { key: vec![7; bytes].into(), mod_revision: 5, ..Default::default() };
-        WatchEvent::new(Event { kv: Some(kv), ..Default::default() })
+        WatchEvent::new(Event { kv: Some(kv), ..Default::default() }, 0)
     }
 
     fn head() -> WatchResponse {

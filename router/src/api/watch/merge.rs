@@ -3,8 +3,8 @@
 //!
 //! A watch has a *part* at each group that has keys of its range. With one part nothing is held back:
 //! the group's hub gives the events in order. With more, events wait until all parts are complete up
-//! to their revision, and then leave whole, in the order of the groups' keys (events do not say which
-//! operation of their revision they come from).
+//! to their revision, and then leave whole, in the order in which the operations of their transaction
+//! were carried out.
 //!
 //! *Marks.* A part's mark is the revision up to which it has had everything that concerns its keys:
 //!
@@ -146,7 +146,7 @@ impl Watch {
             let (mut revision, mut events) = (0, Vec::new());
             for (of, mut parts) in revisions.by_ref().take(limits::WATCH_BATCH_REVISIONS) {
                 // Stable: within a part as they came.
-                parts.sort_by_key(|(at, _)| *at);
+                parts.sort_by_key(|(at, event)| (event.place(), *at));
                 revision = of;
                 events.extend(parts.into_iter().map(|(_, event)| event));
             }

@@ -389,7 +389,7 @@ mod tests {
 
     fn events(key: u64, at: i64) -> WatchOutput {
         let kv = KeyValue { key: "a".into(), mod_revision: at, ..Default::default() };
-        let event = WatchEvent::new(Event { kv: Some(kv), ..Default::default() });
+        let event = WatchEvent::new(Event { kv: Some(kv), ..Default::default() }, 0);
         WatchOutput::Events { key, revision: at, events: vec![event] }
     }
 

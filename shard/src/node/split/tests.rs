@@ -3,10 +3,12 @@
 use proto::cluster::group::refusal::Outcome;
 use proto::cluster::group::{Charter, GroupRequest, SetCharter, Span, SpanRequest, SplitRange};
 use proto::cluster::raft::{GroupMessage, Message};
+use proto::etcd::alarm_request::AlarmAction;
 use proto::etcd::request_op::Request as Op;
 use proto::etcd::{
-    CompactionRequest, DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest,
-    MemberListRequest, PutRequest, RangeRequest, RequestOp, ResponseOp, TxnRequest, TxnResponse,
+    AlarmRequest, AlarmType, CompactionRequest, DeleteRangeRequest, LeaseGrantRequest,
+    LeaseRevokeRequest, MemberListRequest, PutRequest, RangeRequest, RequestOp, ResponseOp,
+    TxnRequest, TxnResponse,
 };
 use proto::group::{Reply, Request, request_to};
 use proto::{Error, GroupId};
@@ -220,18 +222,44 @@ fn a_group_is_split_again() {
 }
 
 #[test]
-fn a_group_that_is_full_takes_deletions() {
+fn the_quota_and_the_alarm_are_the_whole_tenants() {
     let mut driven = split();
-    let (tenant, namespace) = (GROUP.0, 1);
-    let charter = Charter { tenant, namespace, quota: 10, version: 9, ..Default::default() };
-    let set = Request::SetCharter(SetCharter { charter: Some(charter) });
-    assert!(driven.call(GROUP, set).is_ok());
     let put =
         |key: &'static str| Request::Put(PutRequest { key: key.into(), ..Default::default() });
-    assert_eq!(driven.call(GROUP, put("a")).err(), Some(Error::NoSpace));
-    let delete = DeleteRangeRequest { key: "a".into(), ..Default::default() };
-    assert!(driven.call(GROUP, Request::DeleteRange(delete)).is_ok());
-    assert!(driven.call(CHILD, put("x")).is_ok(), "the other one has room");
+    let size = |driven: &Driven, group| driven.node.groups[&group].machine.state().size;
+    let all = size(&driven, GROUP) + size(&driven, CHILD);
+    let (tenant, namespace) = (GROUP.0, 1);
+    let charter = |quota, version| {
+        let charter = Charter { tenant, namespace, quota, version, ..Default::default() };
+        Request::SetCharter(SetCharter { charter: Some(charter) })
+    };
+    for group in [GROUP, CHILD] {
+        assert!(driven.call(group, charter(all + 200, 9)).is_ok());
+    }
+    driven.pass(300);
+    // Neither group has half of it.
+    assert_eq!(driven.call(CHILD, put("x")).err(), Some(Error::NoSpace));
+    driven.pass(300);
+    let alarms = |driven: &mut Driven, action: AlarmAction| {
+        let (action, alarm) = (action as i32, AlarmType::Nospace as i32);
+        let ask = Request::Alarm(AlarmRequest { action, alarm, member_id: 1 });
+        let Ok(Reply::Alarm(reply)) = driven.call(GROUP, ask) else { panic!("alarm") };
+        reply.alarms.len()
+    };
+    assert_eq!(alarms(&mut driven, AlarmAction::Get), 1, "home says so for all");
+    for group in [GROUP, CHILD] {
+        assert!(driven.call(group, charter(all + 100_000, 10)).is_ok());
+    }
+    driven.pass(300);
+    for (group, key) in [(GROUP, "a"), (CHILD, "x")] {
+        assert_eq!(driven.call(group, put(key)).err(), Some(Error::NoSpace), "until it is off");
+        let delete = DeleteRangeRequest { key: key.into(), ..Default::default() };
+        assert!(driven.call(group, Request::DeleteRange(delete)).is_ok());
+    }
+    assert_eq!(alarms(&mut driven, AlarmAction::Deactivate), 1);
+    driven.pass(300);
+    assert_eq!(alarms(&mut driven, AlarmAction::Get), 0);
+    assert!(driven.call(GROUP, put("a")).is_ok() && driven.call(CHILD, put("x")).is_ok());
 }
 
 /// Requests that come while a tenant's first split waits are not done, and none is lost.

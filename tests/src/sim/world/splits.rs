@@ -184,7 +184,7 @@ impl Splits {
             self.changes.entry(events.revision).or_insert_with(|| (now, BTreeMap::new()));
         for change in &events.events {
             let event = KeyEvent { prev_kv: None, ..KeyEvent::clone(&change.event) };
-            let before = known.insert(change.place, event.clone());
+            let before = known.insert(change.event.place(), event.clone());
             if before.as_ref().is_some_and(|before| *before != event) {
                 let revision = events.revision;
                 self.conflicts.push(format!("revision {revision} is told in two ways: {event:?}"));

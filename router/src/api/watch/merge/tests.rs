@@ -17,7 +17,7 @@ const HIGH: GroupId = GroupId(11);
 fn event(key: &str, revision: i64) -> Arc<WatchEvent> {
     let key = key.to_owned().into();
     let kv = KeyValue { key, mod_revision: revision, ..Default::default() };
-    WatchEvent::new(Event { kv: Some(kv), ..Default::default() })
+    WatchEvent::new(Event { kv: Some(kv), ..Default::default() }, 0)
 }
 
 fn wish(start: &str, end: Option<&str>, start_revision: i64) -> Wish {
@@ -88,6 +88,22 @@ impl Bench {
     fn span(&mut self, places: &Places, revision: i64, lasts: &[i64]) {
         self.merge.span(&places.span(revision, lasts), &mut self.out);
     }
+}
+
+#[test]
+fn a_revision_of_several_groups_has_its_operations_in_order() {
+    let mut bench = Bench::new();
+    let placed = |key: &str, place| WatchEvent::new(Event::clone(&event(key, 12)), place);
+    let of = |key, events| WatchOutput::Events { key, revision: 12, events };
+    let high = vec![placed("z", 0), placed("x", 3)];
+    bench.merge.heard(HIGH, of(2, high), &mut bench.out);
+    let low = vec![placed("b", 1), placed("a", 2)];
+    bench.merge.heard(LOW, of(1, low), &mut bench.out);
+    let Some(Output::Watch(WatchOutput::Events { events, .. })) = bench.out.pop() else {
+        panic!("{:?}", bench.out)
+    };
+    let keys: Vec<_> = events.iter().map(|event| event.kv.as_ref().unwrap().key.clone()).collect();
+    assert_eq!(keys, ["z", "b", "a", "x"]);
 }
 
 #[test]
@@ -281,7 +297,7 @@ fn a_part_that_runs_ahead_is_stopped_and_goes_on_where_it_was() {
     let large = |revision: i64| {
         let value = vec![7; limits::WATCH_HELD_BYTES / 2 + 1].into();
         let kv = KeyValue { key: "z".into(), value, mod_revision: revision, ..Default::default() };
-        let events = vec![WatchEvent::new(Event { kv: Some(kv), ..Default::default() })];
+        let events = vec![WatchEvent::new(Event { kv: Some(kv), ..Default::default() }, 0)];
         WatchOutput::Events { key: 2, revision, events }
     };
     (11..14).for_each(|revision| bench.merge.heard(HIGH, large(revision), &mut bench.out));
