@@ -1,6 +1,6 @@
 //! The yardstick: how fast and how small, against what.
 //!
-//! Four commands:
+//! Five commands:
 //! * `load` sends one *mix* (a kind of traffic with its usual numbers of clients, connections and
 //!   bytes) to any endpoints that speak etcd's API, and tells throughput, latencies and what the
 //!   servers' processes paid in CPU and memory.
@@ -9,6 +9,7 @@
 //!   ratios of neighbours in time, and CPU per operation, mean much.
 //! * `yardstick` does that for the whole table of the yardstick, with its goals, and draws pictures.
 //! * `groups` starts Atoll with many idle tenants, and tells what each costs.
+//! * `live` starts Atoll under load like Kubernetes', splits it, and tells what its clients felt.
 //!
 //! In reading order: [`mixes`] (what is sent), [`load`] (how it is driven and timed), [`connection`]
 //! (one HTTP/2 connection), [`cpu`] (what the system says about processes), [`servers`] (start, stop,
@@ -22,6 +23,7 @@ mod cpu;
 mod error;
 mod goals;
 mod groups;
+mod live;
 mod load;
 mod mixes;
 mod plots;
@@ -65,6 +67,8 @@ enum Command {
     Yardstick(yardstick::Args),
     /// Tells what idle tenants cost: memory, CPU, creation, restart.
     Groups(groups::Args),
+    /// Tells what clients feel while their etcd is split over groups.
+    Live(live::Args),
     /// Lists the mixes with their usual shapes.
     Mixes,
 }
@@ -99,6 +103,7 @@ async fn run(command: Command) -> Result<(), Error> {
         Command::Compare(args) => Box::pin(compare::command(args)).await,
         Command::Yardstick(args) => Box::pin(yardstick::command(args)).await,
         Command::Groups(args) => Box::pin(groups::command(args)).await,
+        Command::Live(args) => Box::pin(live::command(args)).await,
         Command::Mixes => {
             print!("{}", report::mix_list(&mixes::all()));
             Ok(())

@@ -39,6 +39,11 @@ impl KeyRange {
         KeyRange { start: key.clone(), end: Some(end.into()) }
     }
 
+    /// Is there exactly one key inside?
+    pub fn is_single(&self) -> bool {
+        self.end.as_ref().is_some_and(|end| end.strip_suffix(&[0]) == Some(&self.start[..]))
+    }
+
     /// Is `key` inside?
     pub fn contains(&self, key: &[u8]) -> bool {
         key >= self.start.as_ref() && self.end.as_ref().is_none_or(|end| key < end.as_ref())

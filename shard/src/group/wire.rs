@@ -61,6 +61,12 @@ pub fn conf_from_wire(conf: &wire::ConfState) -> ConfState {
     out
 }
 
+/// Does a candidate ask for a vote, or whether it would get one?
+pub fn asks_for_vote(message: &wire::Message) -> bool {
+    let kind = KINDS.get(message.kind as usize);
+    matches!(kind, Some(MessageType::MsgRequestVote | MessageType::MsgRequestPreVote))
+}
+
 /// A message for a peer.
 pub fn to_wire(mut message: Message) -> wire::Message {
     let snapshot = message.snapshot.take().map(|snapshot| wire::SnapshotMeta {

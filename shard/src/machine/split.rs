@@ -13,6 +13,7 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use proto::KeyRange;
 use proto::etcd::{PutRequest, TxnRequest, TxnResponse};
 use proto::group::Reply;
@@ -29,7 +30,17 @@ use crate::split::faults::Faults;
 use crate::split::participant::Written;
 use crate::split::stream::Place;
 use crate::split::wire;
+use crate::store::view::{Found, View};
 use crate::store::{Store, layout};
+
+fn found(view: &View, range: &KeyRange) -> Result<Vec<(Bytes, Found)>, EngineError> {
+    let mut found = Vec::new();
+    view.scan(range, &mut |key, one| {
+        found.push((key, one));
+        ControlFlow::Continue(())
+    })?;
+    Ok(found)
+}
 
 impl Machine {
     /// What is kept of the split tenant's entries, if there were any.
@@ -233,12 +244,14 @@ impl Machine {
     /// `at`.
     pub fn rows(&self, range: &KeyRange, at: Option<i64>) -> Result<Vec<KeyValue>, EngineError> {
         let view = self.store.view(self.state.versions(), at.unwrap_or(self.state.revision));
-        let mut found = Vec::new();
-        view.scan(range, &mut |key, one| {
-            found.push((key, one));
-            ControlFlow::Continue(())
-        })?;
+        let found = found(&view, range)?;
         found.into_iter().map(|(key, one)| view.kv(key, &one)).collect()
+    }
+
+    /// The group's live keys inside `range`, ascending, without values.
+    pub fn keys(&self, range: &KeyRange) -> Result<Vec<KeyValue>, EngineError> {
+        let found = found(&self.view(), range)?;
+        Ok(found.into_iter().map(|(key, one)| one.with(key, Bytes::new())).collect())
     }
 
     /// Where the rows stand.

@@ -14,8 +14,9 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use proto::cluster::raft::GroupMessage;
 use proto::group::GroupError;
-use proto::{Error, GroupId};
+use proto::{Error, GroupId, NodeId};
 
 use super::garbage::Stake;
 use super::open::{BIRTH, Judged, Shut, birth_record, first_state, group_key};
@@ -37,6 +38,9 @@ pub(super) struct Newborn {
     pub(super) state: State,
     /// It is in the checkpoint on its way.
     pub(super) frozen: bool,
+    /// The newest wish for its vote: it is answered when the replica lives. Otherwise the group would
+    /// wait for its first leader's next try.
+    pub(super) asked: Option<(NodeId, GroupMessage)>,
 }
 
 /// A replica whose tombstone is not durable yet.
@@ -90,7 +94,7 @@ impl Node {
     /// A replica with this first state lives as soon as the next checkpoint is durable. What it has
     /// of rows is its own from now on.
     pub(super) fn expect(&mut self, key: ReplicaKey, state: State) {
-        self.newborns.push(Newborn { key, state, frozen: false });
+        self.newborns.push(Newborn { key, state, frozen: false, asked: None });
         self.checkpoints.forced = true;
         self.checkpoints.first_write_ms.get_or_insert(self.now_ms);
     }
@@ -133,7 +137,8 @@ impl Node {
             self.checkpoints.forced = true;
             self.checkpoints.first_write_ms.get_or_insert(self.now_ms);
         }
-        for Newborn { key, state, .. } in born {
+        let resting = self.slow.is_resting(self.now_ms);
+        for Newborn { key, state, asked, .. } in born {
             let id = GroupId(key.group);
             if state.applied_index == BIRTH.0 {
                 self.records.push(birth_record(key, &state));
@@ -144,6 +149,7 @@ impl Node {
                     let term = group.core.term();
                     let eager = Eager { wait: 0, every: 1, tries: EAGER_TICKS, term };
                     group.eager = group.turn().filter(|turn| *turn == 0).map(|_| eager);
+                    group.stand_early(resting);
                     if group.machine.needs_sweep() {
                         self.sweeping.insert(id);
                     }
@@ -152,6 +158,9 @@ impl Node {
                     self.pulses.add(id);
                     self.touched.insert(id);
                     self.announce(Output::Born { group: id });
+                    if let Some((from, raft)) = asked {
+                        self.hear_raft(from, raft)?;
+                    }
                 }
                 Err(reason) => return Err(NodeError::Damaged(reason)),
             }

@@ -255,7 +255,14 @@ impl Node {
         if self.tell_removed(id, from, message.from, message.term) {
             return Ok(());
         }
-        let Some(group) = self.groups.get_mut(&id) else { return Ok(()) };
+        let Some(group) = self.groups.get_mut(&id) else {
+            if wire::asks_for_vote(message)
+                && let Some(newborn) = self.newborns.iter_mut().find(|it| it.key.group == id.0)
+            {
+                newborn.asked = Some((from, raft));
+            }
+            return Ok(());
+        };
         if group.machine.state().node_of(message.from).is_none() {
             group.heard.insert(message.from, from);
         }

@@ -106,7 +106,10 @@ pub(crate) enum Asked {
         ttl_s: i64,
     },
     Revoke,
-    Compact,
+    Compact {
+        to: i64,
+        physical: bool,
+    },
     /// The lessor's own revocation.
     Expiry(i64),
 }
@@ -139,8 +142,10 @@ pub(crate) struct Role {
     alarms: Vec<i32>,
     /// Something was refused because the quota is reached: home is to know.
     refused: bool,
-    /// Home: how much each group has, as it has said.
-    weights: BTreeMap<GroupId, i64>,
+    /// Home: how much each group has, and up to where its history is gone, as it has said.
+    weights: BTreeMap<GroupId, (i64, i64)>,
+    /// Home: compactions that are done and wait until history is gone everywhere, with their answers.
+    physical: Vec<(Ticket, i64, i64)>,
     /// The last revision granted that was counted, once home's sequencer is open.
     counted: Option<i64>,
 }
@@ -223,6 +228,10 @@ impl Replica for Applied<'_> {
         self.0.state().compacted
     }
 
+    fn keys(&self, range: &KeyRange) -> Vec<KeyValue> {
+        self.0.keys(range).unwrap_or_else(|error| panic!("rows cannot be read: {error}"))
+    }
+
     fn attached(&self, lease: i64) -> Vec<Bytes> {
         let attached = leases::attached(self.0.store(), self.0.shelf(), lease);
         attached.unwrap_or_else(|error| panic!("rows cannot be read: {error}"))
@@ -284,6 +293,7 @@ impl Role {
             alarms: Vec::new(),
             refused: false,
             weights: BTreeMap::new(),
+            physical: Vec::new(),
             counted: None,
         }
     }
@@ -309,7 +319,8 @@ impl Role {
     /// there: it may be done.
     fn doubtful(&self) -> BTreeSet<Ticket> {
         let open = self.sequencer.iter().flat_map(Sequencer::open_tickets);
-        open.filter(|(_, proposed)| *proposed).map(|(ticket, _)| ticket).collect()
+        let open = open.filter(|(_, proposed)| *proposed).map(|(ticket, _)| ticket);
+        open.chain(self.physical.iter().map(|(ticket, ..)| *ticket)).collect()
     }
 }
 
@@ -465,7 +476,8 @@ impl Node {
             }
             Request::Compact(compact) => {
                 let to = compact.revision;
-                self.ask_home(id, ticket, Asked::Compact, |home| home.compact(ticket, to));
+                let asked = Asked::Compact { to, physical: compact.physical };
+                self.ask_home(id, ticket, asked, |home| home.compact(ticket, to));
             }
             other => return Some(other),
         }
@@ -1025,8 +1037,15 @@ impl Node {
                 }
             }
             Do::Compacted { ticket, revision } => {
-                let header = Some(self.header_of(id, revision));
-                self.finish(id, ticket, Ok(Reply::Compact(CompactionResponse { header })));
+                let asked = self.groups.get(&id).and_then(|group| group.asked.get(&ticket));
+                if let Some(Asked::Compact { to, physical: true }) = asked {
+                    let to = *to;
+                    if let Some(role) = self.role(id) {
+                        role.physical.push((ticket, to, revision));
+                    }
+                    return self.answer_swept(id);
+                }
+                self.answer_compacted(id, ticket, revision);
             }
             Do::Readable { ticket, revision, last, map } => {
                 let span = self.span_of(id, revision, &last, &map);
@@ -1043,6 +1062,23 @@ impl Node {
                 tracing::info!(group = id.0, "a later leader has sealed: no revisions from here");
                 self.end_role(id);
             }
+        }
+    }
+
+    fn answer_compacted(&mut self, id: GroupId, ticket: Ticket, revision: i64) {
+        let header = Some(self.header_of(id, revision));
+        self.finish(id, ticket, Ok(Reply::Compact(CompactionResponse { header })));
+    }
+
+    /// Answers compactions that waited until history is gone in all groups.
+    fn answer_swept(&mut self, id: GroupId) {
+        let Some(role) = self.role(id) else { return };
+        let groups = role.sequencer.iter().flat_map(Sequencer::groups);
+        let swept = groups.map(|group| role.weights.get(&group).map_or(0, |(_, swept)| *swept));
+        let swept = swept.min().unwrap_or(0);
+        let done = role.physical.extract_if(.., |(_, to, _)| *to <= swept);
+        for (ticket, _, revision) in done.collect::<Vec<_>>() {
+            self.answer_compacted(id, ticket, revision);
         }
     }
 
@@ -1123,7 +1159,7 @@ impl Node {
         let Some(role) = self.role(home) else { return };
         let known: BTreeSet<GroupId> = role.sequencer.iter().flat_map(Sequencer::groups).collect();
         let others = role.weights.iter().filter(|(id, _)| **id != group && known.contains(id));
-        let others = others.map(|(_, size)| size).sum();
+        let others = others.map(|(_, (size, _))| size).sum();
         let (epoch, seal) = (role.term, role.unsealed.contains(&group));
         let end = role.ends.get(&group);
         let known = end.map_or((0, 0, 0, 0), |e| (e.term, e.number, e.said, e.heard));
@@ -1188,22 +1224,23 @@ impl Node {
         }
     }
 
-    /// Tells home how much the group has.
+    /// Tells home how much the group has, and of history.
     fn tell_weight(&mut self, id: GroupId) {
         let Some(group) = self.groups.get_mut(&id) else { return };
-        let size = group.machine.state().size;
+        let (size, swept) = (group.machine.state().size, group.machine.state().swept);
         let (Some(kept), Some(role)) = (group.machine.kept(), &mut group.role) else { return };
         let Some(own) = &role.own else { return };
         let (home, node) = (kept.home.0, own.node);
         let refused = std::mem::take(&mut role.refused);
-        self.say(node, Said::Weight(Weight { home, group: id.0, size, refused }));
+        self.say(node, Said::Weight(Weight { home, group: id.0, size, refused, swept }));
     }
 
     /// A group has told how much it has. Where it has refused something the tenant has no space.
     fn weighed(&mut self, from: NodeId, weight: &Weight) {
         let id = GroupId(weight.home);
         let Some(role) = self.role(id).filter(|role| role.sequencer.is_some()) else { return };
-        role.weights.insert(GroupId(weight.group), weight.size);
+        role.weights.insert(GroupId(weight.group), (weight.size, weight.swept));
+        self.answer_swept(id);
         let rings = |group: &Group| group.machine.alarm(AlarmType::Nospace);
         if weight.refused && !self.groups.get(&id).is_some_and(rings) {
             let alarm = AlarmRequest {

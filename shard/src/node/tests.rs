@@ -705,3 +705,25 @@ fn what_comes_to_a_running_node_does_not_wait() {
     driven.pass(200);
     assert!(driven.put(OTHER, b"v").is_ok());
 }
+
+/// The first leader of a new group may be there before the others are.
+#[test]
+fn who_asks_for_the_vote_of_a_replica_that_is_about_to_come_hears_from_it() {
+    let mut driven = Driven::new();
+    let group = GroupId(60);
+    driven.node.step(driven.now_ms, Input::Births(vec![birth_of(group, 3)])).unwrap();
+    let (from, to) = (NodeId(2), 1);
+    let kind = MessageType::MsgRequestPreVote as u32;
+    let message = Message { kind, to, from: 2, term: 50, log_term: 50, ..Default::default() };
+    let raft = GroupMessage { group: group.0, message: Some(Message { index: 50, ..message }) };
+    driven.node.hear_raft(from, raft).unwrap();
+    driven.settle();
+    let is_answer = |(to, message): &&(NodeId, PeerMessage)| {
+        let Some(peer_message::Body::Raft(raft)) = &message.body else { return false };
+        let kind = raft.message.as_ref().map(|message| message.kind);
+        *to == from
+            && raft.group == group.0
+            && kind == Some(MessageType::MsgRequestPreVoteResponse as u32)
+    };
+    assert_eq!(driven.sent.iter().filter(is_answer).count(), 1, "{:?}", driven.sent);
+}

@@ -3,6 +3,7 @@
 
 use bytes::Bytes;
 use proto::KeyRange;
+use proto::etcd::compare::CompareTarget;
 use proto::etcd::request_op::Request as Op;
 use proto::etcd::{Compare, RequestOp, TxnRequest};
 
@@ -19,6 +20,8 @@ pub struct Footprint {
     pub leases: Vec<i64>,
     /// Whether it changes anything, or can be carried out at all, depends on what is there.
     pub conditional: bool,
+    /// It compares, answers and keeps no values: rows are enough without them.
+    pub keys_only: bool,
 }
 
 fn any_overlap(a: &[KeyRange], b: &[KeyRange]) -> bool {
@@ -28,20 +31,22 @@ fn any_overlap(a: &[KeyRange], b: &[KeyRange]) -> bool {
 impl Footprint {
     /// The footprint of a transaction: both its branches, nested ones too.
     pub fn of(txn: &TxnRequest) -> Footprint {
-        let mut footprint = Footprint::default();
+        let mut footprint = Footprint { keys_only: true, ..Footprint::default() };
         footprint.conditional = !footprint.add(txn);
         footprint
     }
 
     /// Keys and leases that are named outright, for a latch without a transaction.
     pub fn of_lease(lease: i64) -> Footprint {
-        Footprint { leases: vec![lease], conditional: true, ..Footprint::default() }
+        let leases = vec![lease];
+        Footprint { leases, conditional: true, keys_only: true, ..Footprint::default() }
     }
 
     /// Adds a transaction; says whether it changes something whatever is there.
     fn add(&mut self, txn: &TxnRequest) -> bool {
         for compare in &txn.compare {
             self.reads.push(keys_of(compare));
+            self.keys_only &= compare.target() != CompareTarget::Value;
         }
         let success = self.add_ops(&txn.success);
         self.add_ops(&txn.failure);
@@ -53,6 +58,7 @@ impl Footprint {
         for op in ops {
             match &op.request {
                 Some(Op::RequestRange(range)) => {
+                    self.keys_only = false;
                     let keys = KeyRange::parse(&range.key, &range.range_end);
                     if range.revision > 0 {
                         self.past.push((keys, range.revision));
@@ -67,9 +73,11 @@ impl Footprint {
                         self.leases.push(put.lease);
                     }
                     may_fail |= put.ignore_value || put.ignore_lease;
+                    self.keys_only &= !put.ignore_value && !put.prev_kv;
                     always = true;
                 }
                 Some(Op::RequestDeleteRange(delete)) => {
+                    self.keys_only &= !delete.prev_kv;
                     self.writes.push(KeyRange::parse(&delete.key, &delete.range_end));
                 }
                 Some(Op::RequestTxn(nested)) => {
@@ -93,7 +101,16 @@ impl Footprint {
             past,
             leases: self.leases.clone(),
             conditional: self.conditional,
+            keys_only: self.keys_only,
         }
+    }
+
+    /// The key, if it changes one and knows of no other.
+    pub fn only_key(&self) -> Option<&Bytes> {
+        let (first, rest) = self.writes.split_first()?;
+        let is_it = |keys: &KeyRange| keys == first;
+        let alone = rest.iter().chain(&self.reads).all(is_it) && self.past.is_empty();
+        (alone && first.is_single()).then_some(&first.start)
     }
 
     /// Does it name keys inside `range`?
@@ -158,6 +175,28 @@ mod tests {
         let past = RangeRequest { key: "a".into(), revision: 3, ..Default::default() };
         let past = RequestOp { request: Some(Op::RequestRange(past)) };
         assert!(Footprint::of(&txn(vec![put("a"), past])).conditional);
+    }
+
+    #[test]
+    fn values_are_wanted_by_whoever_compares_answers_or_keeps_them() {
+        let keys_only = |txn: TxnRequest| Footprint::of(&txn).keys_only;
+        let compare = |target: CompareTarget| {
+            let compare = Compare { key: "a".into(), target: target as i32, ..Default::default() };
+            TxnRequest { compare: vec![compare], ..txn(vec![put("a"), delete("a", "c")]) }
+        };
+        assert!(keys_only(compare(CompareTarget::Mod)));
+        assert!(!keys_only(compare(CompareTarget::Value)));
+        let range = RangeRequest { key: "a".into(), ..Default::default() };
+        let range = RequestOp { request: Some(Op::RequestRange(range)) };
+        assert!(!keys_only(txn(vec![range.clone()])));
+        let nested = RequestOp { request: Some(Op::RequestTxn(txn(vec![range]))) };
+        assert!(!keys_only(txn(vec![put("a"), nested])));
+        let before = DeleteRangeRequest { key: "a".into(), prev_kv: true, ..Default::default() };
+        let before = RequestOp { request: Some(Op::RequestDeleteRange(before)) };
+        assert!(!keys_only(txn(vec![before])));
+        let kept = PutRequest { key: "a".into(), ignore_value: true, ..Default::default() };
+        let kept = RequestOp { request: Some(Op::RequestPut(kept)) };
+        assert!(!keys_only(txn(vec![kept])));
     }
 
     #[test]

@@ -22,7 +22,7 @@
 //! whoever drives it answers what is left, what was proposed when that is applied or lost
 //! ([`Participant::ticket`]), the rest as *not done*.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 
 use bytes::Bytes;
 use proto::etcd::request_op::Request as Op;
@@ -53,6 +53,8 @@ pub trait Replica: Rows {
     fn is_frozen(&self) -> bool;
     /// Below this nothing can be read.
     fn compacted(&self) -> i64;
+    /// The live keys inside `range`, as they stand, without values.
+    fn keys(&self, range: &KeyRange) -> Vec<KeyValue>;
     /// Keys that are attached to a lease.
     fn attached(&self, lease: i64) -> Vec<Bytes>;
 }
@@ -808,20 +810,31 @@ impl Participant {
         }
     }
 
+    /// Writes whose turn has come, as many as may ask together.
+    fn in_turn(&self) -> Vec<i64> {
+        let mut before = Before::default();
+        let mut turn = Vec::new();
+        for (tag, item) in &self.line {
+            let mut waits = false;
+            if matches!(item.body, Body::Write { stage: Stage::Waiting, .. }) {
+                waits = before.may_hold_up(item) && self.is_held_up(*tag, item);
+                if !waits {
+                    turn.push(*tag);
+                }
+                if turn.len() == WANT_MAX {
+                    break;
+                }
+            }
+            before.add(item, waits);
+        }
+        turn
+    }
+
     /// Asks for the revisions of all writes whose turn has come.
     fn want(&mut self, replica: &dyn Replica, applied: i64) {
         let (mut wanted, mut tags) = (Vec::new(), Vec::new());
-        let waiting = |item: &Item| matches!(item.body, Body::Write { stage: Stage::Waiting, .. });
-        let turn: Vec<i64> =
-            self.line.iter().filter(|(_, item)| waiting(item)).map(|(tag, _)| *tag).collect();
-        for tag in turn {
-            if tags.len() == WANT_MAX {
-                break;
-            }
+        for tag in self.in_turn() {
             let Some(item) = self.line.get(&tag) else { continue };
-            if self.is_held_up(tag, item) {
-                continue;
-            }
             let Body::Write { ticket, txn, .. } = &item.body else { continue };
             let foreseen = if item.footprint.conditional {
                 foresee(replica, txn)
@@ -851,6 +864,33 @@ fn is_latch(item: &Item, which: TxId) -> bool {
     matches!(item.body, Body::Latch { id, .. } if id == which)
 }
 
+/// What stands before an item in the line, as far as it can be told by keys, so that not everything
+/// is compared with everything: most writes are of one key each.
+#[derive(Default)]
+struct Before<'a> {
+    /// Keys of writes of one key that wait, and of those that are on their way.
+    waiting: HashSet<&'a Bytes>,
+    moving: HashSet<&'a Bytes>,
+    /// Something else, with which everything is to be compared.
+    other: bool,
+}
+
+impl<'a> Before<'a> {
+    /// May something of it hold this one up? If not nothing does.
+    fn may_hold_up(&self, item: &Item) -> bool {
+        let Some(key) = item.footprint.only_key().filter(|_| !self.other) else { return true };
+        self.waiting.contains(key) || (item.footprint.conditional && self.moving.contains(key))
+    }
+
+    fn add(&mut self, item: &'a Item, waits: bool) {
+        match (&item.body, item.footprint.only_key()) {
+            (Body::Write { .. }, Some(key)) if waits => self.waiting.insert(key),
+            (Body::Write { .. } | Body::Branch, Some(key)) => self.moving.insert(key),
+            _ => std::mem::replace(&mut self.other, true),
+        };
+    }
+}
+
 /// What a write would come to on applied rows; `None` if it would change nothing.
 fn foresee(replica: &dyn Replica, txn: &TxnRequest) -> Option<(Prediction, Vec<i64>)> {
     let before = replica.revision();
@@ -863,8 +903,11 @@ fn foresee(replica: &dyn Replica, txn: &TxnRequest) -> Option<(Prediction, Vec<i
 /// Everything that a transaction needs to know of this group.
 fn ballot(replica: &dyn Replica, footprint: &Footprint) -> Vote {
     let ranges = footprint.reads.iter().chain(&footprint.writes);
-    let rows: BTreeMap<Bytes, KeyValue> =
-        ranges.flat_map(|range| replica.scan(range, None)).map(|kv| (kv.key.clone(), kv)).collect();
+    let rows = ranges.flat_map(|range| match footprint.keys_only {
+        true => replica.keys(range),
+        false => replica.scan(range, None),
+    });
+    let rows: BTreeMap<Bytes, KeyValue> = rows.map(|kv| (kv.key.clone(), kv)).collect();
     let past = footprint.past.iter();
     let past = past.map(|(range, at)| (range.clone(), *at, replica.scan(range, Some(*at))));
     Vote { rows: rows.into_values().collect(), past: past.collect() }
@@ -909,6 +952,10 @@ mod tests {
 
         fn compacted(&self) -> i64 {
             0
+        }
+
+        fn keys(&self, _: &KeyRange) -> Vec<KeyValue> {
+            Vec::new()
         }
 
         fn attached(&self, _: i64) -> Vec<Bytes> {
@@ -1002,6 +1049,27 @@ mod tests {
         participant.advance(&replica);
         assert!(participant.take().contains(&Do::Elsewhere { ticket: 9 }));
         assert_eq!(participant.open_tickets(), vec![(8, false)]);
+    }
+
+    #[test]
+    fn writes_of_one_key_wait_for_each_other_only() {
+        let compare = |key: &'static str| {
+            let compare = proto::etcd::Compare { key: key.into(), ..Default::default() };
+            TxnRequest { compare: vec![compare], ..put(key) }
+        };
+        let turn = |writes: &[TxnRequest]| {
+            let mut participant = live();
+            (1..).zip(writes).for_each(|(ticket, txn)| participant.write(ticket, txn.clone()));
+            participant.in_turn()
+        };
+        assert_eq!(turn(&[put("a"), put("a"), put("b")]), [1, 2, 3]);
+        // A guarded one is judged on what is applied, and what follows it comes later.
+        assert_eq!(turn(&[put("a"), compare("a"), put("a"), compare("b")]), [1, 4]);
+        let mut both = put("a");
+        both.success.extend(put("b").success);
+        let over = TxnRequest { compare: compare("b").compare, ..both };
+        assert_eq!(turn(&[over.clone(), put("c"), compare("b")]), [1, 2]);
+        assert_eq!(turn(&[compare("a"), over, put("b")]), [1]);
     }
 
     #[test]

@@ -238,6 +238,7 @@ fn footprint_out(footprint: &Footprint) -> wire::Footprint {
         past: footprint.past.iter().map(|(keys, at)| past_out((keys, *at))).collect(),
         leases: footprint.leases.clone(),
         conditional: footprint.conditional,
+        keys_only: footprint.keys_only,
     }
 }
 
@@ -248,6 +249,7 @@ fn footprint_in(footprint: wire::Footprint) -> Option<Footprint> {
         past: footprint.past.into_iter().map(past_in).collect::<Option<_>>()?,
         leases: footprint.leases,
         conditional: footprint.conditional,
+        keys_only: footprint.keys_only,
     })
 }
 
@@ -541,6 +543,7 @@ mod tests {
             past: vec![(all, 4)],
             leases: vec![5],
             conditional: true,
+            keys_only: true,
         };
         let items = vec![Granted::Revision(4), Granted::Later, Granted::NoLease];
         let downs = [

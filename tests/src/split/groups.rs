@@ -113,6 +113,11 @@ impl Replica for View<'_> {
         0
     }
 
+    fn keys(&self, range: &KeyRange) -> Vec<KeyValue> {
+        let rows = self.scan(range, None).into_iter();
+        rows.map(|kv| KeyValue { value: Bytes::new(), ..kv }).collect()
+    }
+
     fn attached(&self, lease: i64) -> Vec<Bytes> {
         let all = self.scan(&KeyRange::all(), None);
         all.into_iter().filter(|kv| kv.lease == lease).map(|kv| kv.key).collect()

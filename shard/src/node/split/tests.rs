@@ -205,6 +205,22 @@ fn a_compaction_counts_in_all_groups() {
 }
 
 #[test]
+fn a_physical_compaction_waits_for_all_groups() {
+    let mut driven = split();
+    driven.set(CHILD, "x", 0);
+    driven.set(GROUP, "a", 0);
+    let compact = CompactionRequest { revision: 7, physical: true };
+    let ticket = driven.begin(GROUP, Request::Compact(compact));
+    driven.settle();
+    assert!(!driven.answers.contains_key(&ticket), "home has not heard of it yet");
+    driven.pass(1000);
+    assert!(matches!(driven.answers.remove(&ticket), Some(Ok(Answer::Reply(Reply::Compact(_))))));
+    for group in [GROUP, CHILD] {
+        assert_eq!(driven.node.groups[&group].machine.state().swept, 7);
+    }
+}
+
+#[test]
 fn a_group_is_split_again() {
     let mut driven = split();
     driven.split(CHILD, "y", GroupId(51));
