@@ -16,7 +16,7 @@ use placement::{Answer, Command};
 
 use crate::config::parse_duration;
 use crate::table::Table;
-use crate::{admin, rebalance};
+use crate::{admin, hot, rebalance};
 
 /// Whom to ask, and how to print.
 #[derive(Args, Clone, Debug)]
@@ -124,6 +124,19 @@ pub(crate) enum TenantVerb {
         /// All keys that begin so get a group of their own.
         #[arg(long, value_name = "PREFIX", group = "cuts")]
         at_prefix: Vec<String>,
+        /// Wait for its end and tell how far it is.
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Say why it is split or is not, how hot its groups are, and what a split would change.
+    Explain {
+        /// Its name, or TENANT/NAMESPACE.
+        name: String,
+    },
+    /// Put the groups of one that is split on different nodes.
+    Spread {
+        /// Its name, or TENANT/NAMESPACE.
+        name: String,
         /// Wait for its end and tell how far it is.
         #[arg(long)]
         wait: bool,
@@ -322,6 +335,10 @@ impl From<TenantVerb> for Command {
             TenantVerb::Split { name, at, at_prefix, wait: _ } => {
                 Command::TenantSplit { name, at, prefixes: at_prefix }
             }
+            TenantVerb::Explain { name } => Command::TenantExplain { name },
+            TenantVerb::Spread { name, wait: _ } => {
+                Command::TenantSpread { name, by: rebalance::who() }
+            }
             TenantVerb::Pin { name, to, zone, none: _ } => {
                 Command::TenantPin { name, to, zone: zone.unwrap_or_default() }
             }
@@ -383,7 +400,7 @@ impl From<GroupVerb> for Command {
 /// Pause between two looks at operators.
 const LOOK: Duration = Duration::from_millis(300);
 
-fn time(text: &str) -> Result<Duration, String> {
+pub(crate) fn time(text: &str) -> Result<Duration, String> {
     parse_duration(text).ok_or_else(|| "give a time such as 30s or 10m".to_owned())
 }
 
@@ -406,10 +423,14 @@ pub(crate) fn run(way: &Way, command: Command) -> Result<(), String> {
 
 /// Carries a command about a tenant out and prints what comes back.
 pub(crate) fn tenant(way: &Way, verb: TenantVerb) -> Result<(), String> {
-    let waits = matches!(&verb, TenantVerb::Split { wait: true, .. });
+    let waits = matches!(
+        &verb,
+        TenantVerb::Split { wait: true, .. } | TenantVerb::Spread { wait: true, .. }
+    );
     let answer = ask(way, &verb.into())?;
     match answer {
         Answer::Operators(begun) if waits => await_operators(way, begun),
+        Answer::Plan(plan) if waits => rebalance::await_end(way, plan.version),
         answer => print(way, &answer),
     }
 }
@@ -505,6 +526,8 @@ fn lines(answer: &Answer) -> Vec<String> {
         Answer::Group(view) => group_lines(view),
         Answer::Loads(views) => loads(views),
         Answer::Recovery(view) => recovery(view),
+        Answer::Explanation(view) => hot::explained(view),
+        Answer::Policy(view) => hot::policy(view),
         Answer::Operators(views) => operators(views),
         Answer::Status(view) => whole(view),
         Answer::Balance(view) => rebalance::balance(view),
@@ -628,7 +651,7 @@ fn places(view: &TenantView) -> Vec<String> {
 }
 
 /// Keys in words.
-fn keys(view: &KeysView) -> String {
+pub(crate) fn keys(view: &KeysView) -> String {
     match (view.start.as_str(), &view.end) {
         ("", None) => "all".to_owned(),
         ("", Some(end)) => format!("below {end}"),
@@ -642,7 +665,7 @@ const UNITS: [(&str, u64); 4] =
     [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
 
 /// A size for people; a whole number of a unit is told exactly.
-fn size(bytes: u64) -> String {
+pub(crate) fn size(bytes: u64) -> String {
     match UNITS.iter().find(|(_, unit)| bytes >= *unit) {
         Some((name, unit)) if bytes.is_multiple_of(*unit) => format!("{}{name}", bytes / unit),
         Some((name, unit)) => format!("{:.1}{name}", bytes as f64 / *unit as f64),
@@ -652,14 +675,15 @@ fn size(bytes: u64) -> String {
 
 /// Bytes as an operator writes them; 0 for `default`.
 fn quota(text: &str) -> Result<u64, String> {
-    if text == "default" {
-        return Ok(0);
-    }
+    let bytes = if text == "default" { Some(0) } else { amount(text).filter(|bytes| *bytes > 0) };
+    bytes.ok_or(format!("{text} is no size: say 4GiB, 500MiB, a number of bytes, or default"))
+}
+
+/// Bytes as they are shown.
+pub(crate) fn amount(text: &str) -> Option<u64> {
     let unit = UNITS.iter().find_map(|(name, unit)| Some((text.strip_suffix(name)?, *unit)));
     let (number, unit) = unit.unwrap_or((text, 1));
-    let bytes = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
-    let bytes = bytes.filter(|bytes| *bytes > 0);
-    bytes.ok_or(format!("{text} is no size: say 4GiB, 500MiB, a number of bytes, or default"))
+    number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit))
 }
 
 /// Time until a moment, to the minute.
@@ -997,6 +1021,7 @@ mod tests {
             keys,
             version: 2,
             why: why.to_owned(),
+            cause: String::new(),
             leader: Some("n1".to_owned()),
             nodes: vec!["n1".to_owned()],
             size: Some(1 << 19),

@@ -5,6 +5,7 @@ mod admin;
 mod commands;
 mod config;
 mod directory;
+mod hot;
 mod members;
 mod offline;
 mod playground;
@@ -114,6 +115,13 @@ enum Verb {
         #[command(subcommand)]
         command: rebalance::RebalanceVerb,
     },
+    /// What is done without being asked: when tenants are split.
+    Policy {
+        #[command(flatten)]
+        way: commands::Way,
+        #[command(subcommand)]
+        command: hot::PolicyVerb,
+    },
     /// Print what sets etcdctl up for a tenant: eval $(atoll env acme).
     Env {
         #[command(flatten)]
@@ -147,6 +155,7 @@ fn main() -> ExitCode {
         Verb::RecoverLedger { options } => offline::run(&options),
         Verb::Op { way, command } => commands::run(&way, command.into()),
         Verb::Rebalance { way, command } => rebalance::run(&way, command),
+        Verb::Policy { way, command } => hot::run(&way, command),
         Verb::Env { way, tenant } => commands::env(&way, &tenant),
     };
     ended(done.map(|()| ExitCode::SUCCESS))

@@ -55,16 +55,18 @@ pub(crate) enum RebalanceVerb {
     Check,
 }
 
+/// Who gives commands here.
+pub(crate) fn who() -> String {
+    std::env::var("USER").unwrap_or_default()
+}
+
 /// Carries a command out and prints what comes back.
 pub(crate) fn run(way: &Way, verb: RebalanceVerb) -> Result<(), String> {
     let command = match verb {
         RebalanceVerb::Show => Command::RebalanceShow,
         RebalanceVerb::Plan => Command::RebalancePlan,
         RebalanceVerb::Explain { version } => Command::RebalanceExplain { version },
-        RebalanceVerb::Apply { version, .. } => {
-            let by = std::env::var("USER").unwrap_or_default();
-            Command::RebalanceApply { version, by }
-        }
+        RebalanceVerb::Apply { version, .. } => Command::RebalanceApply { version, by: who() },
         RebalanceVerb::Pause => Command::RebalancePause,
         RebalanceVerb::Resume => Command::RebalanceResume,
         RebalanceVerb::Revert { version } => Command::RebalanceRevert { version },
@@ -83,7 +85,7 @@ pub(crate) fn run(way: &Way, verb: RebalanceVerb) -> Result<(), String> {
 }
 
 /// Tells how far a plan is until it is over.
-fn await_end(way: &Way, version: u64) -> Result<(), String> {
+pub(crate) fn await_end(way: &Way, version: u64) -> Result<(), String> {
     let people = way.is_for_people();
     let mut told = String::new();
     loop {

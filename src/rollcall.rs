@@ -13,21 +13,24 @@ use futures::StreamExt;
 use futures::future::join_all;
 use futures::stream::FuturesUnordered;
 use parking_lot::Mutex;
-use placement::Ledger;
-use placement::inventory::{self, ASK_MS, Inventory};
+use placement::heat::{Heat, Heats};
+use placement::inventory::{self, ASK_MS, CutIdea, Inventory};
 use placement::record::Node;
+use placement::{Ledger, autosplit};
 use proto::cluster::group::{DescribeRequest, SplitStatus};
+use proto::cluster::node::cut_report::Reason;
 use proto::cluster::node::nodes_client::NodesClient;
 use proto::cluster::node::nodes_server::{Nodes, NodesServer};
 use proto::cluster::node::{
-    GroupReport, InventoryAsk, InventoryReport, NodeReport, ReplicaAsk, ReplicaReport, ReportAsk,
-    SplitReport,
+    CutReport, GroupHeat, GroupReport, InventoryAsk, InventoryReport, NodeReport, ReplicaAsk,
+    ReplicaReport, ReportAsk, SplitReport,
 };
 use proto::group::{Reply, request_to};
 use proto::{GroupId, id};
+use shard::cut::{self, Cut, Uncut};
 use shard::node::Answer;
 use shard::transport::MESSAGE_BYTES;
-use shard::worker::NodeHandle;
+use shard::worker::{GroupView, NodeHandle};
 use tokio::sync::watch;
 use tonic::service::Routes;
 use tonic::transport::{Channel, Endpoint};
@@ -39,6 +42,8 @@ use crate::admin::now_ms;
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How long it takes at most until a new leader begins to ask.
 const LOOK: Duration = Duration::from_millis(100);
+/// Stretches of keys that a cut for the sake of size is chosen from.
+const STRETCHES: usize = 256;
 /// Microseconds of a tick in which the system counts CPU time.
 const CPU_TICK_US: u64 = 10_000;
 
@@ -99,7 +104,8 @@ fn endpoint(url: &str) -> Option<Endpoint> {
 pub(crate) async fn runs(cluster: u64, node: u64, url: &str) -> bool {
     let Some(endpoint) = endpoint(url) else { return false };
     let Ok(channel) = endpoint.connect().await else { return false };
-    NodesClient::new(channel).report(ReportAsk { cluster, node }).await.is_ok()
+    let ask = ReportAsk { cluster, node, ..ReportAsk::default() };
+    NodesClient::new(channel).report(ask).await.is_ok()
 }
 
 // === impl RollCall ===
@@ -161,12 +167,20 @@ impl RollCall {
     }
 
     async fn ask_all(&self, ledger: &Ledger) {
+        let (cut_requests_per_s, cut_write_bytes_per_s, cut_size_bytes) = autosplit::asks(ledger);
+        let ask = |node: u64| ReportAsk {
+            cluster: self.cluster,
+            node,
+            cut_requests_per_s,
+            cut_write_bytes_per_s,
+            cut_size_bytes,
+        };
         let asked = ledger.nodes.values().map(|node| async {
+            let ask = ask(node.id);
             let report = if node.id == self.node {
-                Some(self.report())
+                Some(self.report(&ask))
             } else {
                 let url = node.peer_urls.first()?;
-                let ask = ReportAsk { cluster: self.cluster, node: node.id };
                 self.client(url)?.report(ask).await.ok().map(Response::into_inner)
             };
             let report = from_wire(NodeReport { heard_ms: now_ms(), ..report? });
@@ -175,6 +189,10 @@ impl RollCall {
             Some(())
         });
         join_all(asked).await;
+        let mut heard = self.heard.lock();
+        let mut heats = std::mem::take(&mut heard.heats);
+        heats.take_in(ledger, &heard, now_ms());
+        heard.heats = heats;
     }
 
     fn client(&self, url: &str) -> Option<NodesClient<Channel>> {
@@ -225,7 +243,8 @@ impl RollCall {
                 let later_ms = told.later_ms.into_iter().collect();
                 let nodes = nodes.collect();
                 let since_ms = told.since_ms;
-                return Inventory { since_ms, later_ms, nodes, ..Inventory::default() };
+                let heats = heats_from_wire(told.heats_at_ms, &told.heats);
+                return Inventory { since_ms, later_ms, nodes, heats, ..Inventory::default() };
             }
         }
         Inventory::default()
@@ -266,7 +285,7 @@ impl RollCall {
     }
 
     /// What this node says of itself.
-    fn report(&self) -> NodeReport {
+    fn report(&self, ask: &ReportAsk) -> NodeReport {
         let mut before = self.before.lock();
         let (at_ms, cpu_us) = (self.handle.now_ms(), cpu_us());
         let over_ms = at_ms.saturating_sub(before.at_ms);
@@ -283,18 +302,16 @@ impl RollCall {
             let then = before.groups.get(&id).copied().unwrap_or_default();
             let leads = view.shared.leader() == Some(self.node);
             if leads || now != then {
-                groups.insert(
-                    id,
-                    GroupReport {
-                        group: id.0,
-                        leads,
-                        size_bytes: view.shared.published.size_bytes(),
-                        requests_per_s: rate(now.requests, then.requests, over_ms),
-                        write_bytes_per_s: rate(now.written_bytes, then.written_bytes, over_ms),
-                        split: split.map(|split| split_report(&split, &then.split, over_ms)),
-                        ..GroupReport::default()
-                    },
-                );
+                let report = GroupReport {
+                    group: id.0,
+                    leads,
+                    size_bytes: view.shared.published.size_bytes(),
+                    requests_per_s: rate(now.requests, then.requests, over_ms),
+                    write_bytes_per_s: rate(now.written_bytes, then.written_bytes, over_ms),
+                    split: split.map(|split| split_report(&split, &then.split, over_ms)),
+                    ..GroupReport::default()
+                };
+                groups.insert(id, with_cuts(report, ask, view, at_ms));
             }
             counted.insert(id, now);
         });
@@ -330,6 +347,71 @@ fn split_report(now: &SplitStatus, then: &SplitStatus, over_ms: u64) -> SplitRep
     }
 }
 
+/// The same report, with where the group could be cut if that was asked for.
+fn with_cuts(report: GroupReport, ask: &ReportAsk, view: &GroupView, now_ms: u64) -> GroupReport {
+    let is_asked = |of: u64, from: u64| report.leads && from > 0 && of >= from;
+    let shared = &view.shared;
+    let range = || shared.published.shelves().range.clone();
+    let by_load = is_asked(report.requests_per_s, ask.cut_requests_per_s)
+        || is_asked(report.write_bytes_per_s, ask.cut_write_bytes_per_s);
+    let load_cut = by_load.then(|| cut::by_load(&shared.work.touches(now_ms), &range()));
+    let size_cut = is_asked(report.size_bytes, ask.cut_size_bytes).then(|| {
+        let stretches = shared.published.counts().read().stretches(STRETCHES);
+        cut::by_size(&stretches, &range())
+    });
+    GroupReport {
+        load_cut: load_cut.map(cut_to_wire),
+        size_cut: size_cut.map(cut_to_wire),
+        ..report
+    }
+}
+
+fn cut_to_wire(chosen: Result<Cut, Uncut>) -> CutReport {
+    let part = |part: u64| part.min(1000) as u32;
+    let because = |reason: Reason, share: u64| CutReport {
+        reason: reason.into(),
+        share: part(share),
+        ..CutReport::default()
+    };
+    match chosen {
+        Ok(Cut { at, below, above, across }) => CutReport {
+            key: at,
+            below: part(below),
+            above: part(above),
+            across: part(across),
+            ..CutReport::default()
+        },
+        Err(Uncut::TooLittle) => because(Reason::TooLittle, 0),
+        Err(Uncut::SingleKey(key, share)) => CutReport { key, ..because(Reason::SingleKey, share) },
+        Err(Uncut::AppendFront(share)) => because(Reason::AppendFront, share),
+        Err(Uncut::WideRanges(share)) => because(Reason::WideRanges, share),
+    }
+}
+
+fn heats_from_wire(at_ms: u64, told: &[GroupHeat]) -> Heats {
+    let heat = |told: &GroupHeat| {
+        let heat = Heat {
+            requests_milli_per_s: told.requests_milli_per_s,
+            write_bytes_per_s: told.write_bytes_per_s,
+            range_version: told.range_version,
+            since_ms: told.since_ms,
+        };
+        (told.group, heat)
+    };
+    Heats { at_ms, groups: told.iter().map(heat).collect() }
+}
+
+fn heats_to_wire(heats: &Heats) -> Vec<GroupHeat> {
+    let heat = |(group, heat): (&u64, &Heat)| GroupHeat {
+        group: *group,
+        requests_milli_per_s: heat.requests_milli_per_s,
+        write_bytes_per_s: heat.write_bytes_per_s,
+        range_version: heat.range_version,
+        since_ms: heat.since_ms,
+    };
+    heats.groups.iter().map(heat).collect()
+}
+
 fn from_wire(told: NodeReport) -> inventory::NodeReport {
     let group = |group: GroupReport| {
         let report = inventory::GroupReport {
@@ -347,6 +429,8 @@ fn from_wire(told: NodeReport) -> inventory::NodeReport {
                 waits_for: split.waits_for,
                 waits_ms: split.waits_ms,
             }),
+            load_cut: group.load_cut.as_ref().and_then(CutIdea::read),
+            size_cut: group.size_cut.as_ref().and_then(CutIdea::read),
         };
         (group.group, report)
     };
@@ -404,6 +488,8 @@ fn to_wire(node: u64, report: &inventory::NodeReport) -> NodeReport {
             waits_for: split.waits_for,
             waits_ms: split.waits_ms,
         }),
+        load_cut: group.load_cut.as_ref().map(CutIdea::write),
+        size_cut: group.size_cut.as_ref().map(CutIdea::write),
     };
     NodeReport {
         node,
@@ -423,7 +509,7 @@ impl Nodes for RollCall {
         if (ask.cluster, ask.node) != (self.cluster, self.node) {
             return Err(Status::failed_precondition("another node is asked for"));
         }
-        Ok(Response::new(RollCall::report(self)))
+        Ok(Response::new(RollCall::report(self, &ask)))
     }
 
     async fn replica(
@@ -447,6 +533,12 @@ impl Nodes for RollCall {
         let heard = self.heard.lock();
         let nodes = heard.nodes.iter().map(|(node, report)| to_wire(*node, report)).collect();
         let later_ms = heard.later_ms.clone().into_iter().collect();
-        Ok(Response::new(InventoryReport { since_ms: heard.since_ms, later_ms, nodes }))
+        Ok(Response::new(InventoryReport {
+            since_ms: heard.since_ms,
+            later_ms,
+            nodes,
+            heats: heats_to_wire(&heard.heats),
+            heats_at_ms: heard.heats.at_ms,
+        }))
     }
 }

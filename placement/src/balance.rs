@@ -119,7 +119,21 @@ pub struct Cluster<'a> {
     places: Vec<Place>,
     groups: Vec<Held>,
     means: Load,
+    view: View<'a>,
 }
+
+/// What of the cluster is looked at, and how closely.
+#[derive(Clone, Copy)]
+struct View<'a> {
+    /// These groups, as if there were no others; all without.
+    only: Option<&'a BTreeSet<u64>>,
+    /// See [`FLOORS`].
+    floors: Load,
+    /// See [`REST_MS`].
+    rest_ms: u64,
+}
+
+const EVERYTHING: View<'static> = View { only: None, floors: FLOORS, rest_ms: REST_MS };
 
 /// A move that could be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -138,6 +152,15 @@ impl<'a> Cluster<'a> {
         ledger: &'a Ledger,
         inventory: &Inventory,
         now_ms: u64,
+    ) -> Result<Cluster<'a>, Unknown> {
+        Cluster::seen(ledger, inventory, now_ms, EVERYTHING)
+    }
+
+    fn seen(
+        ledger: &'a Ledger,
+        inventory: &Inventory,
+        now_ms: u64,
+        view: View<'a>,
     ) -> Result<Cluster<'a>, Unknown> {
         let up = ledger.nodes.values().filter(|n| n.state == NodeState::Up && n.weight > 0);
         let (fresh, old): (Vec<_>, Vec<_>) =
@@ -171,7 +194,8 @@ impl<'a> Cluster<'a> {
             }
         };
         let places = fresh.iter().map(place).collect();
-        let mut cluster = Cluster { ledger, places, groups: Vec::new(), means: Load::default() };
+        let means = Load::default();
+        let mut cluster = Cluster { ledger, places, groups: Vec::new(), means, view };
         cluster.fill(inventory, now_ms);
         Ok(cluster)
     }
@@ -209,7 +233,9 @@ impl<'a> Cluster<'a> {
         let places = &self.places;
         let index: BTreeMap<u64, usize> =
             places.iter().enumerate().map(|(at, place)| (place.id, at)).collect();
-        for group in self.ledger.groups.values().filter(|group| !group.dead) {
+        let is_seen = |id: u64| self.view.only.is_none_or(|only| only.contains(&id));
+        let groups = self.ledger.groups.values();
+        for group in groups.filter(|group| !group.dead && is_seen(group.id)) {
             let held = self.hold(
                 group,
                 leaders.get(&group.id).copied(),
@@ -264,7 +290,7 @@ impl<'a> Cluster<'a> {
         if leader != 0 && !nodes.contains(&leader) {
             leader = nodes.first().copied().unwrap_or(0);
         }
-        let rested = last.is_none_or(|operator| now_ms >= operator.ended_ms + REST_MS);
+        let rested = last.is_none_or(|operator| now_ms >= operator.ended_ms + self.view.rest_ms);
         let whole = voters().count() == group.replicas.len();
         let tenant = self.ledger.tenants.get(&group.tenant);
         let alive = tenant.is_some_and(|tenant| tenant.state != TenantState::Deleted);
@@ -303,7 +329,7 @@ impl<'a> Cluster<'a> {
         for measure in measures.iter().copied() {
             let mean = self.means[measure];
             let share = place.share[measure].max(f64::MIN_POSITIVE);
-            let over = (load[measure] / share - mean) / mean.max(FLOORS[measure]);
+            let over = (load[measure] / share - mean) / mean.max(self.view.floors[measure]);
             if over > worst.0 {
                 worst = (over, measure);
             }
@@ -543,7 +569,10 @@ impl<'a> Cluster<'a> {
                 if group.load(group.leader == place.id)[measure] > place.load[measure] / 2.0 =>
             {
                 let name = &group.name;
-                format!("{name} alone makes most of it, and would be too much for any other node")
+                format!(
+                    "{name} alone makes most of it, and would be too much for any other node: \
+                     atoll tenant explain {name} says whether it can be split"
+                )
             }
             _ if !groups.clone().any(|group| group.free) => {
                 "its groups have just been moved, are being moved, or are pinned".to_owned()
@@ -673,11 +702,27 @@ pub fn propose(
     now_ms: u64,
     most: usize,
 ) -> Result<Proposal, Unknown> {
-    let mut cluster = Cluster::new(ledger, inventory, now_ms)?;
+    Ok(even_out(&mut Cluster::new(ledger, inventory, now_ms)?, most))
+}
+
+/// Moves that spread some groups evenly, as if there were no others, and had not just been moved.
+pub fn spread_out(
+    ledger: &Ledger,
+    inventory: &Inventory,
+    now_ms: u64,
+    groups: &BTreeSet<u64>,
+) -> Result<Proposal, Unknown> {
+    let mut floors = FLOORS;
+    (floors[LEADERS], floors[REPLICAS]) = (1.0, 1.0);
+    let view = View { only: Some(groups), floors, rest_ms: 0 };
+    Ok(even_out(&mut Cluster::seen(ledger, inventory, now_ms, view)?, groups.len()))
+}
+
+fn even_out(cluster: &mut Cluster<'_>, most: usize) -> Proposal {
     let before = cluster.standings();
     let mut proposal = Proposal { before: before.clone(), after: before, ..Proposal::default() };
     if spread(&proposal.before) < BEGIN {
-        return Ok(proposal);
+        return proposal;
     }
     // Nodes that no move has helped: they are not asked again.
     let mut stuck: BTreeSet<usize> = BTreeSet::new();
@@ -706,7 +751,7 @@ pub fn propose(
     }
     proposal.stays = stuck.into_iter().map(|at| cluster.stays(at)).collect();
     proposal.after = cluster.standings();
-    Ok(proposal)
+    proposal
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::check::Finding;
 use crate::inventory::SplitLoad;
+use crate::policy::{Bar, PolicyView, PolicyWish};
 use crate::record::{Fate, NodeLoad, NodeState, OperatorState, Recovery, TenantState, hex};
 
 /// A command.
@@ -188,6 +189,23 @@ pub enum Command {
         #[serde(default)]
         prefixes: Vec<String>,
     },
+    /// Why an etcd is split or is not.
+    TenantExplain {
+        /// The tenant, or TENANT/NAMESPACE.
+        name: String,
+    },
+    /// Puts the groups of an etcd on different nodes.
+    TenantSpread {
+        /// The tenant, or TENANT/NAMESPACE.
+        name: String,
+        /// Who wants it.
+        #[serde(default)]
+        by: String,
+    },
+    /// When etcds are split without being asked.
+    PolicyShow,
+    /// Changes that.
+    PolicySet(Box<PolicyWish>),
     /// Moves all groups of the tenant to these nodes.
     TenantMove {
         /// Which.
@@ -276,6 +294,10 @@ pub enum Answer {
     Group(Box<GroupDetail>),
     /// What groups give nodes to do.
     Loads(Vec<GroupLoad>),
+    /// Why an etcd is split or is not.
+    Explanation(Box<ExplanationView>),
+    /// When etcds are split without being asked.
+    Policy(Box<PolicyView>),
     /// What a recovery would do; nothing was changed.
     Recovery(Box<RecoveryView>),
     /// Operators.
@@ -347,8 +369,12 @@ pub struct PlaceView {
     pub keys: KeysView,
     /// Counts their changes.
     pub version: u64,
-    /// Why they begin there; empty for home.
+    /// Why they begin there, in words; empty for home.
     pub why: String,
+    /// Why they begin there: for a user, for a rule of the namespaces, for load or size; empty for
+    /// home.
+    #[serde(default)]
+    pub cause: String,
     /// Name of the node that leads it, if it was asked and has said so.
     pub leader: Option<String>,
     /// Names of the nodes that have it.
@@ -589,6 +615,88 @@ pub struct GroupLoad {
     /// What it costs that its tenant is split.
     #[serde(default)]
     pub split: Option<SplitLoad>,
+}
+
+/// Why an etcd is split or is not.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct ExplanationView {
+    /// Which.
+    pub name: String,
+    /// It in a sentence.
+    pub verdict: String,
+    /// Is it split without being asked?
+    pub is_on: bool,
+    /// What makes a group of it one that is to be split.
+    pub bar: Bar,
+    /// Its groups, home first.
+    pub groups: Vec<GroupExplained>,
+}
+
+/// Why a group is to be split or is not.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct GroupExplained {
+    /// Its id.
+    pub group: u64,
+    /// Its keys.
+    #[serde(flatten)]
+    pub keys: KeysView,
+    /// Why they begin there; empty for home.
+    pub why: String,
+    /// Name of the node that leads it.
+    pub leader: Option<String>,
+    /// Requests a second, over some seconds.
+    pub requests_per_s: u64,
+    /// Bytes a second appended to its log, over some seconds.
+    pub write_bytes_per_s: u64,
+    /// Bytes of its rows and large values.
+    pub size: u64,
+    /// How it stands, in a word.
+    pub verdict: Verdict,
+    /// The same in sentences.
+    pub said: Vec<String>,
+    /// Where it could be cut, if that is known.
+    pub cut: Option<CutView>,
+}
+
+/// How a group stands, the most urgent last.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// It is below its bar.
+    Cool,
+    /// Nobody has said how it is.
+    Unknown,
+    /// It is over its bar, but not for long enough.
+    Warming,
+    /// It would be split if that were on.
+    Off,
+    /// It is to be split, but not now.
+    Waits,
+    /// It is to be split and cannot be.
+    Unsplittable,
+    /// It is split now.
+    Due,
+}
+
+/// A cut, and what it would lead to. Parts are thousandths.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct CutView {
+    /// The first key of the new group.
+    pub at: String,
+    /// What stays.
+    pub below: u32,
+    /// What goes.
+    pub above: u32,
+    /// What reaches over it.
+    pub across: u32,
+}
+
+/// A time in words, to the second.
+pub(crate) fn counted_ms(ms: u64) -> String {
+    match ms.div_ceil(1000) {
+        seconds @ 0..120 => format!("{seconds} s"),
+        seconds => format!("{} min", seconds / 60),
+    }
 }
 
 /// What a recovery would do.

@@ -16,6 +16,7 @@ use proto::group::{GroupError, Reply, Request, request_to};
 use proto::{Error, GroupId};
 use tokio::task::JoinSet;
 
+use crate::autosplit;
 use crate::charters;
 use crate::health::Health;
 use crate::inventory::Inventory;
@@ -56,6 +57,12 @@ impl Office {
             && let Err(error) = self.insist(balance).await
         {
             tracing::debug!(%error, "balance cannot be planned now");
+        }
+        let hot = |l: &Ledger| autosplit::plan(&l.with_silent(silent.clone()), inventory, now_ms);
+        if hot(ledger).is_some()
+            && let Err(error) = self.insist(hot).await
+        {
+            tracing::debug!(%error, "splits cannot be planned now");
         }
         let ledger = match ledger.with_silent(silent.clone()) {
             Cow::Borrowed(_) => ledger.clone(),

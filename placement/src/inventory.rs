@@ -7,8 +7,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bytes::Bytes;
+use proto::cluster::node::CutReport;
+use proto::cluster::node::cut_report::Reason;
 use serde::{Deserialize, Serialize};
 
+use crate::heat::Heats;
 use crate::ledger::Ledger;
 
 /// Pause between two questions to a node, in milliseconds.
@@ -30,6 +34,8 @@ pub struct Inventory {
     pub nodes: BTreeMap<u64, NodeReport>,
     /// What nodes were asked about single replicas just now, by group and node.
     pub replicas: BTreeMap<(u64, u64), ReplicaReport>,
+    /// How hot groups have been over time.
+    pub heats: Heats,
 }
 
 /// What a node says of its replica of a group when it is asked for that one.
@@ -100,6 +106,10 @@ pub struct GroupReport {
     pub write_bytes_per_s: u64,
     /// CPU time spent for the group, in microseconds a second, as far as it can be told apart.
     pub cpu_us_per_s: u64,
+    /// Where it could be cut for the sake of its load, if it leads and was asked.
+    pub load_cut: Option<CutIdea>,
+    /// Where it could be cut for the sake of its size, if it leads and was asked.
+    pub size_cut: Option<CutIdea>,
     /// What it costs that the tenant is split, told by its groups' leaders.
     pub split: Option<SplitLoad>,
 }
@@ -119,6 +129,72 @@ pub struct SplitLoad {
     pub waits_for: u64,
     /// For how long, in milliseconds.
     pub waits_ms: u64,
+}
+
+/// Where a group could be cut in two, or why nowhere. Parts are thousandths of its load, or of its
+/// keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CutIdea {
+    /// There.
+    At {
+        /// The first key of the new group.
+        key: Bytes,
+        /// What is below.
+        below: u32,
+        /// What is above.
+        above: u32,
+        /// What reaches over it.
+        across: u32,
+    },
+    /// Too little was seen of it to say.
+    TooLittle,
+    /// One key has most of the load.
+    SingleKey {
+        /// That one.
+        key: Bytes,
+        /// Its part.
+        share: u32,
+    },
+    /// So much of what came last is on one side of every cut that would be even.
+    AppendFront(u32),
+    /// So much, at least, reaches over every cut or lies on one side of it.
+    WideRanges(u32),
+}
+
+// === impl CutIdea ===
+
+impl CutIdea {
+    /// As a node says it; `None` for a reason that this program does not know.
+    pub fn read(told: &CutReport) -> Option<CutIdea> {
+        let CutReport { key, below, above, across, share, .. } = told.clone();
+        Some(match Reason::try_from(told.reason).ok()? {
+            Reason::None => CutIdea::At { key, below, above, across },
+            Reason::TooLittle => CutIdea::TooLittle,
+            Reason::SingleKey => CutIdea::SingleKey { key, share },
+            Reason::AppendFront => CutIdea::AppendFront(share),
+            Reason::WideRanges => CutIdea::WideRanges(share),
+        })
+    }
+
+    /// To be passed on.
+    pub fn write(&self) -> CutReport {
+        let because = |reason: Reason, share: u32| CutReport {
+            reason: reason.into(),
+            share,
+            ..CutReport::default()
+        };
+        match self.clone() {
+            CutIdea::At { key, below, above, across } => {
+                CutReport { key, below, above, across, ..CutReport::default() }
+            }
+            CutIdea::TooLittle => because(Reason::TooLittle, 0),
+            CutIdea::SingleKey { key, share } => {
+                CutReport { key, ..because(Reason::SingleKey, share) }
+            }
+            CutIdea::AppendFront(share) => because(Reason::AppendFront, share),
+            CutIdea::WideRanges(share) => because(Reason::WideRanges, share),
+        }
+    }
 }
 
 // === impl Inventory ===
@@ -162,6 +238,21 @@ impl Inventory {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cut_is_read_as_it_was_written() {
+        let key = Bytes::from_static(b"k");
+        for idea in [
+            CutIdea::At { key: key.clone(), below: 1, above: 2, across: 3 },
+            CutIdea::TooLittle,
+            CutIdea::SingleKey { key, share: 700 },
+            CutIdea::AppendFront(900),
+            CutIdea::WideRanges(950),
+        ] {
+            assert_eq!(CutIdea::read(&idea.write()), Some(idea));
+        }
+        assert_eq!(CutIdea::read(&CutReport { reason: 99, ..CutReport::default() }), None);
+    }
 
     #[test]
     fn silence_is_counted_from_when_somebody_began_to_ask() {

@@ -13,6 +13,11 @@
 //!   balance.rs   which moves would even the load out (pure)
 //!   plans.rs     plans of such moves: made, applied, taken back, judged (pure)
 //!   pins.rs      where a tenant may be (pure)
+//!   policy.rs    when etcds are split without being asked (pure)
+//!   heat.rs      how hot groups are, over time (pure)
+//!   splits.rs    cutting an etcd's keys over several groups (pure)
+//!   autosplit.rs which groups are to be split, and why or why not (pure)
+//!   spread.rs    puts the groups of an etcd on different nodes (pure)
 //!   check.rs     is the ledger sound? (pure)
 //!   ring.rs      which nodes a new group is proposed to (pure)
 //!   command.rs   what an operator may ask and hears back
@@ -35,6 +40,7 @@
 //! * an id that was given is never given again;
 //! * nothing here names a shard or a router: groups are reached through [`proto::group::Groups`].
 
+pub mod autosplit;
 pub mod balance;
 pub mod charters;
 pub mod check;
@@ -42,6 +48,7 @@ pub mod command;
 pub mod executor;
 pub mod groups;
 pub mod health;
+pub mod heat;
 pub mod inventory;
 pub mod ledger;
 pub mod nodes;
@@ -49,11 +56,13 @@ pub mod office;
 pub mod operators;
 pub mod pins;
 pub mod plans;
+pub mod policy;
 pub mod record;
 pub mod recovery;
 pub mod repairs;
 pub mod ring;
 pub mod splits;
+pub mod spread;
 pub mod status;
 pub mod tenants;
 pub mod view;

@@ -11,6 +11,7 @@ use crate::health::Health;
 use crate::inventory::{Inventory, SILENT_MS};
 use crate::ledger::{Change, Ledger};
 use crate::operators;
+use crate::policy::{SplitMode, SplitPolicy};
 use crate::record::{
     FIRST_FORMAT, FIRST_VERSION, Founder, Group, Meta, Namespace, NamespaceKind, Node, NodeState,
     Operator, OperatorState, Record, Replica, Tenant, TenantState, repair_after_ms,
@@ -43,6 +44,7 @@ pub fn found(
         repair_after_ms: repair_after_ms(),
         last_plan: 0,
         balance_paused: false,
+        splits: SplitPolicy::default(),
     };
     let group = id::DEFAULT_GROUP.0;
     let kind = NamespaceKind::Separate { cluster_id: cluster, port: 0, group, places: Vec::new() };
@@ -61,6 +63,7 @@ pub fn found(
             kind,
         }],
         pin: None,
+        splits: SplitMode::Default,
     };
     let first: Vec<Founder> = founders.iter().map(Founder::of).collect();
     let group = |id: u64, tenant: u64| Group {

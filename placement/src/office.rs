@@ -37,7 +37,7 @@ use crate::record::{END, META_KEY, Node, NodeState, PREFIX, Replica};
 use crate::recovery;
 use crate::splits::{self, Said, Wish};
 use crate::tenants::{self, Planned};
-use crate::{check, groups, nodes, operators, pins, plans, status};
+use crate::{autosplit, check, groups, nodes, operators, pins, plans, policy, spread, status};
 
 /// Tries before a change that always meets another one is given up.
 const TRIES: usize = 20;
@@ -292,6 +292,11 @@ impl Office {
             Command::OperatorShow { id } => {
                 self.look(|ledger| operators::show(ledger, Some(*id))).await?
             }
+            Command::TenantExplain { name } => {
+                let explain = |ledger: &Ledger| autosplit::explain(ledger, inventory, name, now_ms);
+                self.look(explain).await?
+            }
+            Command::PolicyShow => self.look(policy::show).await,
             Command::RebalanceShow => {
                 self.look(|ledger| plans::show(ledger, inventory, now_ms)).await
             }
@@ -460,6 +465,8 @@ fn plan(ledger: &Ledger, command: &Command, inventory: &Inventory, now_ms: u64) 
         Command::TenantSplit { name, at, prefixes } => {
             splits::split(ledger, inventory, &Wish { name, at, prefixes }, now_ms)
         }
+        Command::TenantSpread { name, by } => spread::spread(ledger, inventory, name, by, now_ms),
+        Command::PolicySet(wish) => policy::set(ledger, wish),
         Command::TenantMove { name, to } => operators::move_tenant(ledger, name, to, now_ms),
         Command::TenantPin { name, to, zone } => pins::pin(ledger, name, to, zone, now_ms),
         Command::NodeLabel { name, key, value } => nodes::set_label(ledger, name, key, value),
@@ -488,6 +495,8 @@ fn plan(ledger: &Ledger, command: &Command, inventory: &Inventory, now_ms: u64) 
         | Command::RebalanceExplain { .. }
         | Command::RebalanceHistory
         | Command::RebalanceCheck
+        | Command::TenantExplain { .. }
+        | Command::PolicyShow
         | Command::GroupList => Ok((Change::default(), Answer::Done(String::new()))),
     }
 }

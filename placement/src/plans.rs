@@ -19,6 +19,7 @@ use crate::operators;
 use crate::record::{
     Fate, Meta, Move, NodeLoad, NodeState, Operator, OperatorState, Plan, Priority, Record,
 };
+use crate::splits;
 use crate::tenants::Planned;
 
 /// How long a plan can be applied, in milliseconds.
@@ -186,6 +187,40 @@ pub fn apply(
     Ok((Change::default().put(Record::Plan(plan)), answer))
 }
 
+/// Has moves carried out that somebody wants for another reason than balance.
+pub(crate) fn begun(
+    ledger: &Ledger,
+    inventory: &Inventory,
+    proposal: balance::Proposal,
+    why: String,
+    by: &str,
+    now_ms: u64,
+) -> Planned {
+    let meta = meta(ledger)?;
+    if let Some(other) = running(ledger) {
+        let other = other.version;
+        return Err(refused(format!("plan {other} is being carried out: wait for its end")));
+    }
+    // The nodes with all that they do, not only with what is moved.
+    let mut cluster = Cluster::new(ledger, inventory, now_ms);
+    let mut standings = |moves: &[Move]| -> Result<Vec<NodeLoad>, Refusal> {
+        let cluster = cluster.as_mut().map_err(|unknown| refused(unknown.to_string()))?;
+        cluster.play(moves);
+        Ok(cluster.standings())
+    };
+    let (before, predicted) = (standings(&[])?, standings(&proposal.moves)?);
+    let plan = Plan {
+        by: if by.is_empty() { "somebody".to_owned() } else { by.to_owned() },
+        why,
+        applied_ms: now_ms,
+        before,
+        predicted,
+        ..drawn(&meta, proposal, now_ms)
+    };
+    let answer = Answer::Plan(Box::new(view(ledger, &plan, now_ms)));
+    Ok((store(ledger, meta, plan), answer))
+}
+
 /// Plans to take back what a plan has moved.
 pub fn revert(ledger: &Ledger, inventory: &Inventory, version: u64, now_ms: u64) -> Planned {
     let meta = meta(ledger)?;
@@ -267,7 +302,10 @@ pub fn pause(ledger: &Ledger, now_ms: u64) -> Planned {
     let mut stopped = 0;
     for operator in ledger.operators.values() {
         if operator.state == OperatorState::Running && operator.priority == Priority::Balance {
-            let back = operators::taken_back(ledger, operator);
+            let back = match operator.is_split() {
+                true => splits::taken_back(operator, now_ms),
+                false => operators::taken_back(ledger, operator),
+            };
             change = change.put(Record::Operator(back));
             stopped += 1;
         }

@@ -22,6 +22,8 @@ use bytes::Bytes;
 use proto::KeyRange;
 use serde::{Deserialize, Serialize};
 
+use crate::policy::{SplitMode, SplitPolicy};
+
 /// All keys begin with this.
 pub const PREFIX: &str = "atoll/";
 /// All keys are below this.
@@ -154,6 +156,9 @@ pub struct Meta {
     /// Nothing is balanced by itself.
     #[serde(default)]
     pub balance_paused: bool,
+    /// When etcds are split without being asked.
+    #[serde(default, skip_serializing_if = "SplitPolicy::is_default")]
+    pub splits: SplitPolicy,
 }
 
 /// What [`Meta::repair_after_ms`] is before somebody has said something else.
@@ -232,6 +237,9 @@ pub struct Tenant {
     /// Where its groups may be, if not anywhere.
     #[serde(default)]
     pub pin: Option<Pin>,
+    /// Are its etcds split without being asked?
+    #[serde(default, skip_serializing_if = "SplitMode::is_default")]
+    pub splits: SplitMode,
 }
 
 /// Where a tenant's groups may be.
@@ -317,6 +325,28 @@ pub struct Place {
     /// Why its keys begin there, in words; empty for home.
     #[serde(default)]
     pub why: String,
+    /// What its keys were cut off for.
+    #[serde(default, skip_serializing_if = "Cause::is_default")]
+    pub cause: Cause,
+}
+
+/// What a cut is for.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Cause {
+    /// Somebody asked for it.
+    #[default]
+    User,
+    /// The group had too much to do.
+    Load,
+    /// The group was too large.
+    Size,
+}
+
+impl Cause {
+    fn is_default(&self) -> bool {
+        *self == Cause::User
+    }
 }
 
 /// Version of the keys that a group was founded with.
@@ -460,6 +490,12 @@ pub struct Cut {
     pub at: Bytes,
     /// The new group's number: nobody else has, had or gets it.
     pub child: u64,
+    /// What it is for.
+    #[serde(default, skip_serializing_if = "Cause::is_default")]
+    pub cause: Cause,
+    /// What was seen of that, in words; empty if somebody asked for it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub seen: String,
 }
 
 impl Operator {
@@ -794,7 +830,8 @@ impl Namespace {
             NamespaceKind::Separate { group, .. } => {
                 let why = String::new();
                 let (start, version) = (Bytes::new(), FIRST_RANGE);
-                Cow::Owned(vec![Place { start, group: *group, version, why }])
+                let cause = Cause::User;
+                Cow::Owned(vec![Place { start, group: *group, version, why, cause }])
             }
             NamespaceKind::Shared { .. } => Cow::Borrowed(&[]),
         }
@@ -847,6 +884,7 @@ mod tests {
                 kind: shared,
             }],
             pin: Some(Pin::Nodes(vec![u64::MAX])),
+            splits: SplitMode::Off,
         };
         let reserved = Reserved { name: "beef".into(), tenant: 2, until_ms: 9 };
         for record in [Record::Group(group), Record::Tenant(tenant), Record::Reserved(reserved)] {
@@ -870,7 +908,8 @@ mod tests {
         };
         assert_eq!(group.told, 0, "it does not know whose it is");
         assert_eq!((group.wanted, group.recovery), (0, None));
-        let place = Place { start: Bytes::new(), group: 3, version: 1, why: String::new() };
+        let why = String::new();
+        let place = Place { start: Bytes::new(), group: 3, version: 1, why, cause: Cause::User };
         let etcd = &tenant.namespaces[0];
         assert!(!etcd.is_split() && etcd.places()[..] == [place], "its group has all keys");
         let old = br#"{"id":1,"group":3,"target":[],"priority":"user","why":"move","state":"done",

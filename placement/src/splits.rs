@@ -38,8 +38,8 @@ use crate::inventory::Inventory;
 use crate::ledger::{Change, Ledger};
 use crate::operators::{self, Step, holder, voters};
 use crate::record::{
-    Cut, FORMAT, Group, Namespace, NamespaceKind, Operator, OperatorState, Place, Priority, Record,
-    Replica, Tenant, TenantState, keys_of, text,
+    Cause, Cut, FORMAT, Group, Meta, Namespace, NamespaceKind, Operator, OperatorState, Place,
+    Priority, Record, Replica, Tenant, TenantState, keys_of, text,
 };
 use crate::tenants::Planned;
 
@@ -116,34 +116,73 @@ pub fn split(ledger: &Ledger, inventory: &Inventory, wish: &Wish<'_>, now_ms: u6
     let mut begun = Vec::new();
     for (id, keys) in by_group {
         let group = fit(ledger, inventory, &health, id)?;
-        let mut at: Vec<String> = keys.iter().map(|key| text::of(key)).collect();
-        at.reverse();
-        let why = format!("split {} at {}", tenant.full_name(namespace), at.join(", "));
-        let target = voters(group).map(|replica| replica.node).collect();
-        let mut operator = operators::begin(&mut meta, group, target, Priority::User, why, now_ms);
-        for at in keys {
-            let child = asked_before(ledger, id, &at).unwrap_or(meta.next_group);
-            meta.next_group += u64::from(child == meta.next_group);
-            operator.cuts.push(Cut { at, child });
-        }
+        let name = tenant.full_name(namespace);
+        let operator = begin(ledger, &mut meta, &name, group, keys, &Reason::default(), now_ms);
         change = change.put(Record::Operator(operator.clone()));
         begun.push(operator);
     }
-    // Programs that know nothing of places would write them away.
-    meta.format = meta.format.max(FORMAT);
     let change = change.put(Record::Meta(meta));
     let view = |operator: &Operator| operators::view(ledger, operator);
     Ok((change, Answer::Operators(begun.iter().map(view).collect())))
 }
 
-/// An etcd that clients use.
-fn etcd<'a>(ledger: &'a Ledger, name: &str) -> Result<(&'a Tenant, &'a Namespace), Refusal> {
+/// Why a group is cut.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Reason {
+    pub(crate) cause: Cause,
+    /// What was seen, in words; empty if somebody asked for it.
+    pub(crate) seen: String,
+}
+
+/// A new operator that cuts a group of the etcd `name` at these keys, the highest first.
+pub(crate) fn begin(
+    ledger: &Ledger,
+    meta: &mut Meta,
+    name: &str,
+    group: &Group,
+    keys: Vec<Bytes>,
+    reason: &Reason,
+    now_ms: u64,
+) -> Operator {
+    let mut at: Vec<String> = keys.iter().map(|key| text::of(key)).collect();
+    at.reverse();
+    let at = at.join(", ");
+    let Reason { cause, seen } = reason;
+    let (priority, why) = match cause {
+        Cause::User => (Priority::User, format!("split {name} at {at}")),
+        Cause::Load => (Priority::Balance, format!("split {name} at {at} for its load: {seen}")),
+        Cause::Size => (Priority::Balance, format!("split {name} at {at} for its size: {seen}")),
+    };
+    let target = voters(group).map(|replica| replica.node).collect();
+    let mut operator = operators::begin(meta, group, target, priority, why, now_ms);
+    for at in keys {
+        let child = asked_before(ledger, group.id, &at).unwrap_or(meta.next_group);
+        meta.next_group += u64::from(child == meta.next_group);
+        operator.cuts.push(Cut { at, child, cause: *cause, seen: seen.clone() });
+    }
+    // Programs that know nothing of places would write them away.
+    meta.format = meta.format.max(FORMAT);
+    operator
+}
+
+/// A tenant's namespace, by TENANT or TENANT/NAMESPACE.
+pub(crate) fn known<'a>(
+    ledger: &'a Ledger,
+    name: &str,
+) -> Result<(&'a Tenant, &'a Namespace), Refusal> {
     let (of, part) = name.split_once('/').unwrap_or((name, ""));
     let tenant = ledger.tenant(of);
     let tenant = tenant.ok_or_else(|| refused(format!("there is no tenant \"{of}\"")))?;
     let namespace = tenant.namespaces.iter().find(|namespace| namespace.name == part);
     let namespace =
         namespace.ok_or_else(|| refused(format!("tenant \"{of}\" has no namespace \"{part}\"")))?;
+    Ok((tenant, namespace))
+}
+
+/// An etcd that clients use.
+fn etcd<'a>(ledger: &'a Ledger, name: &str) -> Result<(&'a Tenant, &'a Namespace), Refusal> {
+    let (tenant, namespace) = known(ledger, name)?;
+    let of = &tenant.name;
     if let NamespaceKind::Shared { prefix } = &namespace.kind {
         return Err(refused(format!(
             "\"{name}\" is a stretch of the keys of \"{of}\": atoll tenant split {of} --at-prefix \
@@ -187,7 +226,7 @@ fn cuts(wish: &Wish<'_>) -> Result<BTreeSet<Bytes>, Refusal> {
 }
 
 /// The first key behind all that begin with `prefix`; `None` if there is none.
-fn behind(prefix: &Bytes) -> Option<Bytes> {
+pub(crate) fn behind(prefix: &[u8]) -> Option<Bytes> {
     let last = prefix.iter().rposition(|byte| *byte != 0xff)?;
     let mut next = prefix.get(..=last)?.to_vec();
     *next.last_mut()? += 1;
@@ -204,7 +243,7 @@ fn asked_before(ledger: &Ledger, group: u64, at: &Bytes) -> Option<u64> {
 }
 
 /// A group that can be cut now.
-fn fit<'a>(
+pub(crate) fn fit<'a>(
     ledger: &'a Ledger,
     inventory: &Inventory,
     health: &Health<'_>,
@@ -295,11 +334,13 @@ pub fn learn(ledger: &Ledger, id: u64, said: &Said, now_ms: u64) -> Option<Chang
         let mut asked = ledger.operators.values().rev().filter(|operator| operator.group == id);
         let (operator, cut) =
             asked.find_map(|operator| Some((operator, operator.cuts.iter().find(is_new)?)))?;
+        let by = format!("by operator {}", operator.id);
         let place = Place {
             start: cut.at.clone(),
             group: cut.child,
             version: next_version,
-            why: format!("by operator {}", operator.id),
+            why: if cut.seen.is_empty() { by } else { format!("{by}: {}", cut.seen) },
+            cause: cut.cause,
         };
         places.insert(at + 1, place);
         change = change.put(Record::Group(newborn(group, cut.child)));
@@ -364,7 +405,6 @@ mod tests {
     use crate::check::check;
     use crate::health::tests::{World, now_ms};
     use crate::operators::{cancel, finish, running};
-    use crate::record::Meta;
     use crate::ring::stable;
     use crate::{charters, nodes, tenants, view};
     use proto::GroupId;
@@ -512,7 +552,8 @@ mod tests {
         assert_eq!(map.replicas(GroupId(home + 2)).len(), 3);
         let Ok(Answer::Tenants(shown)) = tenants::show(ledger, Some("acme")) else { panic!() };
         let whys: Vec<_> = shown[0].places.iter().map(|place| place.why.as_str()).collect();
-        assert_eq!((shown[0].groups, whys), (3, vec!["", "by operator 1", "by operator 1"]));
+        let by = "user: by operator 1";
+        assert_eq!((shown[0].groups, whys), (3, vec!["", by, by]));
         assert!(shown[0].places[0].home && !shown[0].places[1].home && !shown[0].heard);
         assert_eq!(view::whereabouts(ledger).len(), 3);
         let (_, answer) = begin(&world, &[], &["/registry/events/"]).expect("nothing to do");
@@ -801,10 +842,9 @@ mod tests {
 
     #[test]
     fn behind_a_prefix_is_the_first_key_without_it() {
-        let of = |prefix: &'static [u8]| behind(&Bytes::from_static(prefix));
-        assert_eq!(of(b"/e/").as_deref(), Some(&b"/e0"[..]));
-        assert_eq!(of(b"a\xff\xff").as_deref(), Some(&b"b"[..]));
-        assert_eq!((of(b"\xff"), of(b"\xff\xff")), (None, None));
+        assert_eq!(behind(b"/e/").as_deref(), Some(&b"/e0"[..]));
+        assert_eq!(behind(b"a\xff\xff").as_deref(), Some(&b"b"[..]));
+        assert_eq!((behind(b"\xff"), behind(b"\xff\xff")), (None, None));
     }
 
     #[test]

@@ -9,9 +9,10 @@ use proto::KeyRange;
 
 use crate::command::{Answer, GroupView, KeysView, PlaceView, Refusal, TenantView, refused};
 use crate::ledger::{Change, Ledger};
+use crate::policy::SplitMode;
 use crate::record::{
-    FIRST_VERSION, Founder, Group, Meta, Namespace, NamespaceKind, Place, Record, Reserved, Tenant,
-    TenantState, keys_of, text,
+    Cause, FIRST_VERSION, Founder, Group, Meta, Namespace, NamespaceKind, Place, Record, Reserved,
+    Tenant, TenantState, keys_of, text,
 };
 use crate::ring;
 use crate::splits;
@@ -149,6 +150,7 @@ pub fn create_reusing(ledger: &Ledger, name: &str, replicas: usize, port: u16) -
         next_namespace: 0,
         namespaces: vec![separate(&group, "", port)],
         pin: None,
+        splits: SplitMode::Default,
     };
     let change = Change::default()
         .put(Record::Meta(meta))
@@ -427,7 +429,7 @@ fn views(ledger: &Ledger, tenant: &Tenant) -> Vec<TenantView> {
             TenantState::Deleted => tenant.deleted_ms,
             _ => namespace.deleted_ms,
         };
-        let places = place_views(ledger, namespace);
+        let places = place_views(ledger, tenant, namespace);
         let stored = || places.iter().filter_map(|place| ledger.groups.get(&place.group));
         let mut nodes: Vec<String> = Vec::new();
         for node in places.iter().flat_map(|place| &place.nodes) {
@@ -455,14 +457,42 @@ fn views(ledger: &Ledger, tenant: &Tenant) -> Vec<TenantView> {
     tenant.namespaces.iter().map(view).collect()
 }
 
-fn place_views(ledger: &Ledger, namespace: &Namespace) -> Vec<PlaceView> {
+/// The groups of an etcd as people see them.
+pub(crate) fn place_views(
+    ledger: &Ledger,
+    tenant: &Tenant,
+    namespace: &Namespace,
+) -> Vec<PlaceView> {
     let places = namespace.places();
+    // Of the tenant's default etcd.
+    let rules = tenant.namespaces.iter().filter(|_| namespace.id == DEFAULT_NAMESPACE);
+    let ends_at = |place: &Place, rule: &Namespace| match &rule.kind {
+        NamespaceKind::Shared { prefix } => {
+            let prefix = prefix.as_bytes();
+            place.start == prefix || splits::behind(prefix).is_some_and(|end| place.start == end)
+        }
+        NamespaceKind::Separate { .. } => false,
+    };
+    let cause = |at: usize, place: &Place| match place.cause {
+        _ if at == 0 => (String::new(), String::new()),
+        Cause::Load => ("load".to_owned(), String::new()),
+        Cause::Size => ("size".to_owned(), String::new()),
+        Cause::User => match rules.clone().find(|rule| ends_at(place, rule)) {
+            Some(rule) => ("rule".to_owned(), format!(" {}", rule.name)),
+            None => ("user".to_owned(), String::new()),
+        },
+    };
+    let why = |at: usize, place: &Place| match cause(at, place) {
+        (cause, _) if cause.is_empty() => String::new(),
+        (cause, of) => format!("{cause}{of}: {}", place.why),
+    };
     let view = |(at, place): (usize, &Place)| PlaceView {
         group: place.group,
         home: at == 0,
         keys: keys_view(&keys_of(&places, at)),
         version: place.version,
-        why: place.why.clone(),
+        why: why(at, place),
+        cause: cause(at, place).0,
         leader: None,
         nodes: ledger.groups.get(&place.group).map_or_else(Vec::new, |g| node_names(ledger, g)),
         size: None,

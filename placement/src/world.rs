@@ -7,6 +7,7 @@ use crate::inventory::{GroupReport, Inventory, NodeReport};
 use crate::ledger::{Change, Ledger};
 use crate::operators;
 use crate::plans;
+use crate::policy::{SplitMode, SplitPolicy};
 use crate::record::{
     FIRST_VERSION, FORMAT, Group, Meta, Namespace, NamespaceKind, Node, NodeState, OperatorState,
     Record, Replica, Tenant, TenantState, repair_after_ms,
@@ -51,6 +52,7 @@ impl World {
                 repair_after_ms: repair_after_ms(),
                 last_plan: 0,
                 balance_paused: false,
+                splits: SplitPolicy::default(),
             }),
             ..Ledger::default()
         };
@@ -103,6 +105,7 @@ impl World {
             next_namespace: 0,
             namespaces: vec![Namespace { id: 1, name: String::new(), deleted_ms: 0, kind }],
             pin: None,
+            splits: SplitMode::Default,
         };
         let replica = |node: &u64| Replica { node: *node, replica: *node, learner: false };
         let record = Group {

@@ -21,13 +21,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use proto::cluster::group::Command;
+use parking_lot::Mutex;
+use proto::cluster::group::{Command, GroupRequest};
 use proto::group::{GroupError, Reply};
 use proto::{Error, GroupId, NodeId};
 
 use crate::lease::Lessor;
 use crate::machine::{Machine, Published};
 use crate::node::{Asked, Parting, Role};
+use crate::touched::{Touch, Touched, is_drawn};
 use core::Core;
 use large::Slot;
 use reads::Reads;
@@ -41,12 +43,24 @@ pub type Ticket = u64;
 pub struct Work {
     requests: AtomicU64,
     written_bytes: AtomicU64,
+    /// Taken for few requests only, and by those who look.
+    touched: Mutex<Touched>,
 }
 
 impl Work {
-    /// One request more.
-    pub(crate) fn request(&self) {
-        self.requests.fetch_add(1, Ordering::Relaxed);
+    /// One request more. Few of them ask for the time, in milliseconds of the node's clock.
+    pub(crate) fn request(&self, request: &GroupRequest, now_ms: impl FnOnce() -> u64) {
+        let number = self.requests.fetch_add(1, Ordering::Relaxed);
+        if is_drawn(number)
+            && let Some(body) = &request.body
+        {
+            self.touched.lock().note(body, now_ms());
+        }
+    }
+
+    /// What requests have touched lately.
+    pub fn touches(&self, now_ms: u64) -> Vec<Touch> {
+        self.touched.lock().touches(now_ms)
     }
 
     /// So many bytes more were appended to the log.

@@ -3,6 +3,7 @@
 pub mod access;
 pub mod autocompact;
 pub mod charter;
+pub mod cut;
 pub mod disk;
 pub mod engine;
 pub mod extents;
@@ -18,6 +19,7 @@ pub mod read;
 pub mod room;
 pub mod split;
 pub mod store;
+pub mod touched;
 pub mod transport;
 pub mod watch;
 pub mod worker;

@@ -17,6 +17,8 @@ use std::sync::LazyLock;
 const PURE: &[&str] = &[
     "shard/src/group/core.rs",
     "shard/src/machine.rs",
+    "shard/src/cut.rs",
+    "shard/src/touched.rs",
     "shard/src/machine/",
     "shard/src/node.rs",
     "shard/src/node/",

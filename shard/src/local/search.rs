@@ -264,7 +264,7 @@ impl Caller {
             && shared.published.revision() >= request.floor
             && request.read_at.is_none()
         {
-            shared.work.request();
+            shared.work.request(request, || self.handle.now_ms());
             charter::admit(&shared.published.charter(), request)
                 .map_err(|error| GroupError::not_done(error, None))?;
             return read(body, Reading::Newest);

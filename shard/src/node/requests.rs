@@ -38,7 +38,7 @@ impl Node {
         let Some(group) = self.groups.get_mut(&id) else {
             return self.answer(ticket, Err(GroupError::not_done(Error::NoLeader, None)));
         };
-        group.shared.work.request();
+        group.shared.work.request(&request, || self.now_ms);
         if group.stopped.is_some() {
             let error = GroupError::not_done(Error::Quarantined, group.leader_node());
             return self.answer(ticket, Err(error));

@@ -183,6 +183,19 @@ impl Counts {
         self.blocks.values().map(|live| i64::from(*live)).sum()
     }
 
+    /// Where the live keys are: at most `most` stretches, by their first keys, and what lives in each.
+    pub fn stretches(&self, most: usize) -> Vec<(Bytes, u64)> {
+        let each = self.blocks.len().div_ceil(most.max(1)).max(1);
+        let mut stretches: Vec<(Bytes, u64)> = Vec::new();
+        for (place, (first, live)) in self.blocks.iter().enumerate() {
+            match stretches.last_mut() {
+                Some((_, sum)) if place % each != 0 => *sum += u64::from(*live),
+                _ => stretches.push((first.clone(), u64::from(*live))),
+            }
+        }
+        stretches
+    }
+
     /// The blocks wholly inside `range`: where they begin and end, and what lives there.
     fn inside(&self, range: &KeyRange) -> Option<(KeyRange, i64)> {
         let start = self.blocks.range::<Bytes, _>(&range.start..).next()?.0.clone();
@@ -373,6 +386,21 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn stretches_have_all_that_lives() {
+        let mut builder = Builder::new(4);
+        let keys: Vec<[u8; 2]> = (0..1000u16).map(u16::to_be_bytes).collect();
+        keys.iter().for_each(|key| builder.live(key));
+        let counts = Counts { blocks: builder.blocks, ..Counts::new(Arc::default(), 1, 4) };
+        for most in [1, 2, 7, 100, 5000] {
+            let stretches = counts.stretches(most);
+            assert_eq!(stretches.iter().map(|(_, live)| live).sum::<u64>(), 1000);
+            assert!(stretches.len() <= most && stretches[0].0.is_empty());
+            assert!(stretches.windows(2).all(|pair| pair[0].0 < pair[1].0));
+        }
+        assert_eq!(counts.stretches(5000).len(), counts.blocks.len());
     }
 
     #[test]
