@@ -578,7 +578,8 @@ impl World {
         self.note(&format!("crash n{}", host + 1));
         self.harm(host);
         // Two at a time would be two lost replicas of three.
-        if self.weather.forgetful == Some(host) && self.spice.permille(500) {
+        let forgets = self.weather.forgetful == Some(host) && self.spice.permille(500);
+        if forgets && self.has_buried_all() {
             let all = self.spice.permille(300);
             let engine = &self.hosts[host].engine;
             if all {

@@ -130,6 +130,13 @@ pub(super) struct Service {
     may_be_single: bool,
 }
 
+/// A machine that takes part later: its node's number is none that a replica will ever have, as
+/// with nodes that draw theirs from 64 bits.
+fn newcomer(index: usize) -> Host {
+    let host = Host::spare(index);
+    Host { id: 1_000 + host.id, ..host }
+}
+
 // === impl Service ===
 
 impl Service {
@@ -140,7 +147,7 @@ impl Service {
             host.founds = vec![id::SYSTEM_GROUP, id::DEFAULT_GROUP];
         }
         for _ in 0..random.between(1, 2) {
-            hosts.push(Host::spare(hosts.len()));
+            hosts.push(newcomer(hosts.len()));
         }
         let may_lose = random.permille(300);
         Service {
@@ -668,6 +675,13 @@ impl World {
 
     // === faults ===
 
+    /// Does nobody count on a machine any more that is lost for good?
+    pub(super) fn has_buried_all(&self) -> bool {
+        self.service.as_ref().is_none_or(|service| {
+            service.lost.iter().all(|node| !service.newest.nodes.contains_key(node))
+        })
+    }
+
     /// A machine is gone, and another one, which is empty, takes part from now on.
     fn lose(&mut self) {
         // Before the service is founded nobody could be told.
@@ -676,7 +690,13 @@ impl World {
         }
         let hosts = self.hosts.len() as u64;
         let host = self.chance().below(hosts) as usize;
-        if self.weather.forgetful == Some(host) {
+        let forgetful = self.weather.forgetful;
+        let waits = |host: usize| {
+            let process = self.hosts[host].process.as_ref();
+            process.is_none_or(|p| p.node.groups().any(|(_, group)| group.is_seeded_anew()))
+        };
+        // Two at a time would be two lost replicas of three.
+        if forgetful == Some(host) || forgetful.is_some_and(waits) || !self.has_buried_all() {
             return;
         }
         let node = self.hosts[host].id;
@@ -685,7 +705,7 @@ impl World {
         self.note(&format!("n{node} is lost for good"));
         self.removed(host);
         let index = self.hosts.len();
-        self.hosts.push(Host::spare(index));
+        self.hosts.push(newcomer(index));
         self.hosts[index].sync_ms = self.weather.sync_ms;
         self.start(index);
         self.schedule_in(300, super::Event::Service(Event::Steward { host: index }));
