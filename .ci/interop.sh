@@ -5,8 +5,8 @@
 #   ATOLL_BIN=target/release/atoll .ci/interop.sh [PART...]
 #   INTEROP_PEER=etcd              .ci/interop.sh [PART...]   the same against real etcd
 #
-# Parts: etcdctl, old-etcdctl, go, python, node, rust, apiserver, members, playground, tenants,
-# thousand, repair, rebalance, tenants-apiserver, disk, damage, perf, cluster;
+# Parts: etcdctl, old-etcdctl, go, python, node, rust, apiserver, members, playground, split, tenants,
+# thousand, repair, recover, rebalance, tenants-apiserver, disk, damage, perf, cluster;
 # all when none is named. Each starts its own server and is told as passed or failed; the
 # rest goes on after a failure. Servers listen on free ports of 127.0.0.1.
 #
@@ -23,9 +23,9 @@ export ATOLL_BIN
 . tests/interop/lib.sh
 . tests/interop/servers.sh
 
-PARTS="etcdctl old-etcdctl go python node rust apiserver members playground tenants thousand repair rebalance tenants-apiserver disk damage perf cluster"
+PARTS="etcdctl old-etcdctl go python node rust apiserver members playground split tenants thousand repair recover rebalance tenants-apiserver disk damage perf cluster"
 # How a full disk is met, and the commands for members, are our own.
-[ "$INTEROP_PEER" = atoll ] || PARTS=${PARTS/ members playground tenants thousand repair rebalance tenants-apiserver disk damage/}
+[ "$INTEROP_PEER" = atoll ] || PARTS=${PARTS/ members playground split tenants thousand repair recover rebalance tenants-apiserver disk damage/}
 [ $# -eq 0 ] || PARTS=$*
 # What Atoll does not have yet. Real etcd is asked for everything.
 if [ "$INTEROP_PEER" = atoll ]; then
@@ -74,9 +74,11 @@ part_rust() { serve_one server && tests/interop/clients.sh "$ENDPOINT" rust; }
 part_apiserver() { serve_one server && tests/interop/apiserver.sh "$ENDPOINT"; }
 part_members() { tests/interop/members.sh; }
 part_playground() { tests/interop/playground.sh; }
+part_split() { tests/interop/split.sh; }
 part_tenants() { tests/interop/tenants.sh; }
 part_thousand() { tests/interop/thousand.sh; }
 part_repair() { tests/interop/repair.sh; }
+part_recover() { tests/interop/recover.sh; }
 part_rebalance() { tests/interop/rebalance.sh; }
 part_tenants_apiserver() { tests/interop/tenants-apiserver.sh; }
 part_disk() { tests/interop/disk.sh; }

@@ -9,6 +9,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "etcd/rpc.proto",
         "etcd/lock.proto",
         "etcd/election.proto",
+        "cluster/range.proto",
+        "cluster/split.proto",
         "cluster/raft.proto",
         "cluster/group.proto",
         "cluster/admin.proto",

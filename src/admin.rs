@@ -80,7 +80,10 @@ impl Admin for Service {
         let text = request.into_inner().command;
         let command: Command = serde_json::from_str(&text)
             .map_err(|error| Status::invalid_argument(format!("the command: {error}")))?;
-        let inventory = self.roll_call.inventory().await;
+        let mut inventory = self.roll_call.inventory().await;
+        if let Some(group) = command.asks_of() {
+            inventory.replicas = self.roll_call.replicas(group).await;
+        }
         let mut answer = self.office.run(&command, &inventory, now_ms()).await;
         let begins =
             matches!(command, Command::TenantCreate { .. } | Command::NamespaceCreate { .. });

@@ -1,12 +1,14 @@
 //! `atoll tenant | namespace | node | group | op | env`: from words to commands, from answers to
 //! tables. Whatever was refused ends the program with 1 and one line that says why.
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use placement::command::{
-    GroupView, NodeView, OperatorView, ShortView, Standing, StatusView, TenantView,
+    GroupDetail, GroupLoad, GroupView, KeysView, NodeView, OperatorView, RecoveryView, ReplicaView,
+    ShortView, Standing, StatusView, TenantView,
 };
 use placement::record::{NodeState, OperatorState, TenantState};
 use placement::{Answer, Command};
@@ -108,6 +110,22 @@ pub(crate) enum TenantVerb {
         /// Names or ids of the nodes, separated by commas.
         #[arg(long, value_delimiter = ',', required = true)]
         to: Vec<String>,
+    },
+    /// Cut its keys over more groups while it runs: each has its own leader, and clients see one etcd
+    /// as before. Keys are written as they are, with \\ for a backslash and \xNN for any byte.
+    #[command(group = clap::ArgGroup::new("cuts").required(true).multiple(true))]
+    Split {
+        /// Its name, or TENANT/NAMESPACE.
+        name: String,
+        /// The first key of a new group.
+        #[arg(long, value_name = "KEY", group = "cuts")]
+        at: Vec<String>,
+        /// All keys that begin so get a group of their own.
+        #[arg(long, value_name = "PREFIX", group = "cuts")]
+        at_prefix: Vec<String>,
+        /// Wait for its end and tell how far it is.
+        #[arg(long)]
+        wait: bool,
     },
     /// Say where it may be; what is elsewhere moves there.
     #[command(group = clap::ArgGroup::new("where").required(true))]
@@ -230,6 +248,32 @@ pub(crate) enum NodeVerb {
 pub(crate) enum GroupVerb {
     /// List all groups.
     List,
+    /// Show all that is known of one: its replicas, how far each is, what works on it.
+    Show {
+        /// Its id.
+        group: u64,
+    },
+    /// Show the groups that make the most work.
+    Top {
+        /// So many of them, 0 for all.
+        #[arg(long, default_value_t = 20)]
+        limit: usize,
+        /// Show them anew every so often, for example 2s, until interrupted.
+        #[arg(long, value_parser = time, value_name = "TIME")]
+        watch: Option<Duration>,
+    },
+    /// Have a group that lost most of its replicas for good go on with one that is left. Without
+    /// --accept-loss it only says which one that is and what is lost, and ends with 1.
+    Recover {
+        /// Its id.
+        group: u64,
+        /// Name or id of the node whose replica goes on [default: the one with the newest log].
+        #[arg(long, value_name = "NODE")]
+        choose: Option<String>,
+        /// Do it: what only the others had is lost.
+        #[arg(long)]
+        accept_loss: bool,
+    },
 }
 
 /// What to do about operators.
@@ -274,6 +318,9 @@ impl From<TenantVerb> for Command {
             TenantVerb::Undelete { name } => Command::TenantUndelete { name },
             TenantVerb::Rename { name, to } => Command::TenantRename { name, to },
             TenantVerb::Move { name, to } => Command::TenantMove { name, to },
+            TenantVerb::Split { name, at, at_prefix, wait: _ } => {
+                Command::TenantSplit { name, at, prefixes: at_prefix }
+            }
             TenantVerb::Pin { name, to, zone, none: _ } => {
                 Command::TenantPin { name, to, zone: zone.unwrap_or_default() }
             }
@@ -322,9 +369,18 @@ impl From<GroupVerb> for Command {
     fn from(verb: GroupVerb) -> Command {
         match verb {
             GroupVerb::List => Command::GroupList,
+            GroupVerb::Show { group } => Command::GroupShow { group },
+            GroupVerb::Top { limit, watch: _ } => Command::GroupTop { limit },
+            GroupVerb::Recover { group, choose, accept_loss } => {
+                let choose = choose.unwrap_or_default();
+                Command::GroupRecover { group, choose, accept_loss }
+            }
         }
     }
 }
+
+/// Pause between two looks at operators.
+const LOOK: Duration = Duration::from_millis(300);
 
 fn time(text: &str) -> Result<Duration, String> {
     parse_duration(text).ok_or_else(|| "give a time such as 30s or 10m".to_owned())
@@ -345,6 +401,70 @@ pub(crate) fn ask(way: &Way, command: &Command) -> Result<Answer, String> {
 /// Carries a command out and prints what comes back.
 pub(crate) fn run(way: &Way, command: Command) -> Result<(), String> {
     print(way, &ask(way, &command)?)
+}
+
+/// Carries a command about a tenant out and prints what comes back.
+pub(crate) fn tenant(way: &Way, verb: TenantVerb) -> Result<(), String> {
+    let waits = matches!(&verb, TenantVerb::Split { wait: true, .. });
+    let answer = ask(way, &verb.into())?;
+    match answer {
+        Answer::Operators(begun) if waits => await_operators(way, begun),
+        answer => print(way, &answer),
+    }
+}
+
+/// Tells what operators do until they are over; one that was not carried out is an error.
+fn await_operators(way: &Way, mut views: Vec<OperatorView>) -> Result<(), String> {
+    let mut told = Vec::new();
+    while views.iter().any(|view| view.state == OperatorState::Running) {
+        let now: Vec<String> = views.iter().filter_map(progress).collect();
+        if way.is_for_people() && now != told {
+            now.iter().for_each(|line| println!("{line}"));
+            told = now;
+        }
+        std::thread::sleep(LOOK);
+        for view in &mut views {
+            if let Answer::Operators(found) = ask(way, &Command::OperatorShow { id: view.id })?
+                && let Some(newer) = found.into_iter().next()
+            {
+                *view = newer;
+            }
+        }
+    }
+    let left = views.iter().find(|view| view.state != OperatorState::Done).map(|view| view.id);
+    print(way, &Answer::Operators(views))?;
+    left.map_or(Ok(()), |id| Err(format!("operator {id} was not carried out")))
+}
+
+/// What an operator is about to do; `None` for one that is over.
+fn progress(view: &OperatorView) -> Option<String> {
+    let is_running = view.state == OperatorState::Running;
+    is_running.then(|| format!("operator {} on group {}: {}", view.id, view.group, view.step))
+}
+
+/// Carries a command about groups out; one that only says what it would do ends with 1.
+pub(crate) fn group(way: &Way, verb: GroupVerb) -> Result<(), String> {
+    let watch = match &verb {
+        GroupVerb::Top { watch, .. } => *watch,
+        _ => None,
+    };
+    let command = verb.into();
+    loop {
+        let answer = ask(way, &command)?;
+        if watch.is_some() && way.is_for_people() && std::io::stdout().is_terminal() {
+            // On a terminal each list takes the place of the one before.
+            print!("\x1b[H\x1b[2J");
+        }
+        print(way, &answer)?;
+        if let Answer::Recovery(view) = &answer {
+            let id = view.group;
+            return Err(format!(
+                "nothing was changed: atoll group recover {id} --accept-loss does it"
+            ));
+        }
+        let Some(pause) = watch else { return Ok(()) };
+        std::thread::sleep(pause);
+    }
 }
 
 /// Prints how everything is; the exit code says it to scripts.
@@ -381,6 +501,9 @@ fn lines(answer: &Answer) -> Vec<String> {
         Answer::Tenants(views) => tenants(views),
         Answer::Nodes(views) => nodes(views),
         Answer::Groups(views) => groups(views),
+        Answer::Group(view) => group_lines(view),
+        Answer::Loads(views) => loads(views),
+        Answer::Recovery(view) => recovery(view),
         Answer::Operators(views) => operators(views),
         Answer::Status(view) => whole(view),
         Answer::Balance(view) => rebalance::balance(view),
@@ -421,6 +544,9 @@ fn whole(view: &StatusView) -> Vec<String> {
     };
     let mut listed: Vec<String> =
         view.without_quorum.iter().map(|view| short(view, "has no quorum")).collect();
+    if let Some(first) = view.without_quorum.first() {
+        listed.push(format!("atoll group recover {} says what is left of it", first.group));
+    }
     listed.extend(view.quarantined.iter().map(|view| {
         format!("group {} of {} on {}: {}", view.group, view.of, view.node, view.reason)
     }));
@@ -442,7 +568,8 @@ fn since(begun_ms: u64) -> String {
 }
 
 fn tenants(views: &[TenantView]) -> Vec<String> {
-    let head = ["NAME", "ID", "STATE", "PORT", "CLUSTER", "GROUP", "NODES", "QUOTA", "SIZE"];
+    let head =
+        ["NAME", "ID", "STATE", "PORT", "CLUSTER", "GROUP", "GROUPS", "NODES", "QUOTA", "SIZE"];
     let mut table = Table::new(&head);
     for view in views {
         let mut state = match view.state {
@@ -465,12 +592,48 @@ fn tenants(views: &[TenantView]) -> Vec<String> {
             dash(view.port != 0, view.port.to_string()),
             dash(view.cluster_id != 0, format!("{:x}", view.cluster_id)),
             home,
+            dash(view.groups != 0, view.groups.to_string()),
             dash(!view.nodes.is_empty(), view.nodes.join(",")),
             if view.quota == 0 { "default".to_owned() } else { size(view.quota) },
             view.size.map_or("-".to_owned(), size),
         ]);
     }
-    table.lines()
+    let mut lines = table.lines();
+    for view in views.iter().filter(|view| view.places.len() > 1) {
+        lines.extend(places(view));
+    }
+    lines
+}
+
+/// The groups of an etcd that is split.
+fn places(view: &TenantView) -> Vec<String> {
+    let head = ["GROUP", "KEYS", "WHY", "LEADER", "NODES", "VERSION", "SIZE"];
+    let mut table = Table::new(&head);
+    for place in &view.places {
+        table.row(vec![
+            place.group.to_string(),
+            keys(&place.keys),
+            if place.home { "home".to_owned() } else { place.why.clone() },
+            place.leader.clone().unwrap_or("-".to_owned()),
+            place.nodes.join(","),
+            place.version.to_string(),
+            place.size.map_or("-".to_owned(), size),
+        ]);
+    }
+    let (name, count) = (&view.name, view.places.len());
+    let mut lines = vec![String::new(), format!("{name} is split over {count} groups:")];
+    lines.extend(table.lines());
+    lines
+}
+
+/// Keys in words.
+fn keys(view: &KeysView) -> String {
+    match (view.start.as_str(), &view.end) {
+        ("", None) => "all".to_owned(),
+        ("", Some(end)) => format!("below {end}"),
+        (start, None) => format!("from {start}"),
+        (start, Some(end)) => format!("from {start} to below {end}"),
+    }
 }
 
 /// What sizes are counted in.
@@ -553,12 +716,153 @@ fn nodes(views: &[NodeView]) -> Vec<String> {
 }
 
 fn groups(views: &[GroupView]) -> Vec<String> {
-    let mut table = Table::new(&["GROUP", "OF", "NODES"]);
+    let mut table = Table::new(&["GROUP", "OF", "KEYS", "NODES"]);
     for view in views {
         let nodes = if view.dead { "(being removed)".into() } else { view.nodes.join(",") };
-        table.row(vec![view.id.to_string(), view.of.clone(), nodes]);
+        table.row(vec![view.id.to_string(), view.of.clone(), keys(&view.keys), nodes]);
     }
     table.lines()
+}
+
+fn group_lines(view: &GroupDetail) -> Vec<String> {
+    let load = view.load.as_ref();
+    let keys = keys(&view.range);
+    let load = load.map_or("-".to_owned(), |load| {
+        let (requests, cpu) = (load.requests_per_s, percent(load.cpu_us_per_s));
+        format!("{requests} requests/s, {}/s written, {cpu} CPU", size(load.write_bytes_per_s))
+    });
+    let mut lines = Vec::new();
+    for (what, value) in [
+        ("group", view.id.to_string()),
+        ("of", format!("{} (tenant {}, namespace {})", view.of, view.tenant, view.namespace)),
+        ("cluster", format!("{:x}", view.cluster_id)),
+        ("keys", format!("{keys}: {} live", view.keys)),
+        ("keys' version", view.range_version.to_string()),
+        ("leader", view.leader.clone().unwrap_or("nobody".to_owned())),
+        ("term", view.term.to_string()),
+        ("revision", format!("{}, compacted up to {}", view.revision, view.compacted)),
+        ("members' version", view.membership_version.to_string()),
+        ("load", load),
+        ("waiting commands", view.pending.to_string()),
+    ] {
+        lines.push(format!("{what:<18}{value}"));
+    }
+    for prefix in &view.stretches {
+        lines.push(format!("{:<18}keys {prefix}", "rule for"));
+    }
+    if view.dead {
+        lines.push("Its rows are being removed.".to_owned());
+    }
+    if view.wanted > 0 {
+        lines.push(format!("It is to have {} voters again.", view.wanted));
+    }
+    if let Some(recovery) = &view.recovery {
+        let survivor = view.replicas.iter().find(|known| known.replica == recovery.replica);
+        let node = survivor.map_or(format!("node {:x}", recovery.node), |known| known.node.clone());
+        let ago = since(recovery.at_ms);
+        lines.push(match view.membership_version < recovery.version {
+            true => format!(
+                "{node} was told {ago} ago to go on alone, and has not said yet that it has."
+            ),
+            false => format!("It was recovered {ago} ago: {node} went on alone."),
+        });
+    }
+    lines.push(String::new());
+    lines.extend(replicas(&view.replicas));
+    if !view.operators.is_empty() {
+        lines.push(String::new());
+        lines.extend(operators(&view.operators));
+    }
+    lines
+}
+
+fn replicas(views: &[ReplicaView]) -> Vec<String> {
+    let head = [
+        "NODE",
+        "REPLICA",
+        "ROLE",
+        "TERM",
+        "LOG",
+        "OF TERM",
+        "COMMITTED",
+        "APPLIED",
+        "REVISION",
+        "SIZE",
+        "VERSION",
+        "STANDS",
+    ];
+    let mut table = Table::new(&head);
+    for view in views {
+        let role = match (view.leads, view.learner) {
+            (true, _) => "leader",
+            (_, true) => "learner",
+            _ => "voter",
+        };
+        let known = view.membership_version > 0 || view.last_index > 0;
+        let told = |number: String| if known { number } else { "-".to_owned() };
+        table.row(vec![
+            view.node.clone(),
+            format!("{:x}", view.replica),
+            role.to_owned(),
+            told(view.term.to_string()),
+            told(view.last_index.to_string()),
+            told(view.last_term.to_string()),
+            told(view.committed.to_string()),
+            told(view.applied.to_string()),
+            told(view.revision.to_string()),
+            told(size(view.size)),
+            told(view.membership_version.to_string()),
+            if view.trouble.is_empty() { "well".to_owned() } else { view.trouble.clone() },
+        ]);
+    }
+    table.lines()
+}
+
+/// Share of a core.
+fn percent(us_per_s: u64) -> String {
+    format!("{}.{}%", us_per_s / 10_000, us_per_s / 1_000 % 10)
+}
+
+fn loads(views: &[GroupLoad]) -> Vec<String> {
+    let head = ["GROUP", "OF", "KEYS", "LEADER", "CPU", "REQUESTS/S", "WRITTEN/S", "SIZE", "NODES"];
+    let mut table = Table::new(&head);
+    for view in views {
+        table.row(vec![
+            view.group.to_string(),
+            view.of.clone(),
+            keys(&view.keys),
+            view.leader.clone().unwrap_or("-".to_owned()),
+            percent(view.cpu_us_per_s),
+            view.requests_per_s.to_string(),
+            size(view.write_bytes_per_s),
+            size(view.size),
+            view.nodes.join(","),
+        ]);
+    }
+    table.lines()
+}
+
+fn recovery(view: &RecoveryView) -> Vec<String> {
+    let (id, of) = (view.group, &view.of);
+    let mut lines = vec![
+        format!("Group {id} of {of}: {} of {} voters are well.", view.well, view.all),
+        String::new(),
+    ];
+    lines.extend(replicas(&view.replicas));
+    lines.extend([
+        String::new(),
+        format!("{} would go on: {}.", view.chosen, view.why),
+        view.loss.clone(),
+        format!(
+            "The revision would be {} or more, and all history before it compacted, so that every \
+             watch and every list begins anew.",
+            view.revision
+        ),
+        "The others would be left behind for good, also if they come back. A node that is only \
+         away: start it instead. One that still runs where this one cannot see it: stop it first."
+            .to_owned(),
+    ]);
+    lines
 }
 
 fn operators(views: &[OperatorView]) -> Vec<String> {
@@ -619,6 +923,89 @@ fn with_port(url: &str, port: u16) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use placement::command::PlaceView;
+
+    fn range(start: &str, end: Option<&str>) -> KeysView {
+        KeysView { start: start.to_owned(), end: end.map(str::to_owned) }
+    }
+
+    fn tenant_on(places: Vec<PlaceView>) -> TenantView {
+        TenantView {
+            id: 2,
+            name: "acme".to_owned(),
+            state: TenantState::Open,
+            heard: true,
+            port: 0,
+            cluster_id: 0xabc,
+            prefix: None,
+            group: 3,
+            nodes: vec!["n1".to_owned()],
+            purge_ms: 0,
+            quota: 0,
+            size: Some(1 << 20),
+            groups: places.len(),
+            places,
+        }
+    }
+
+    #[test]
+    fn a_tenant_says_where_it_is_cut_and_why() {
+        let place = |group, home, keys, why: &str| PlaceView {
+            group,
+            home,
+            keys,
+            version: 2,
+            why: why.to_owned(),
+            leader: Some("n1".to_owned()),
+            nodes: vec!["n1".to_owned()],
+            size: Some(1 << 19),
+        };
+        let home = || place(3, true, range("", Some("/e/")), "");
+        let view = tenant_on(vec![home(), place(9, false, range("/e/", None), "by operator 4")]);
+        let shown = lines(&Answer::Tenants(vec![view]));
+        let said = |line: usize| shown[line].split_whitespace().collect::<Vec<_>>().join(" ");
+        assert_eq!(said(1), "acme 2 open - abc 3 2 n1 default 1MiB");
+        assert_eq!(said(3), "acme is split over 2 groups:");
+        assert_eq!(said(5), "3 below /e/ home n1 n1 2 512KiB");
+        assert_eq!(said(6), "9 from /e/ by operator 4 n1 n1 2 512KiB");
+        let whole = tenant_on(vec![home()]);
+        assert_eq!(lines(&Answer::Tenants(vec![whole])).len(), 2, "it is not split");
+    }
+
+    #[test]
+    fn an_operator_that_waits_says_what_is_next() {
+        let mut view = OperatorView {
+            id: 4,
+            group: 3,
+            target: Vec::new(),
+            why: "split acme at /e/".to_owned(),
+            state: OperatorState::Running,
+            step: "group 9 begins at /e/".to_owned(),
+            begun_ms: 1,
+            ended_ms: 0,
+        };
+        let said = progress(&view);
+        assert_eq!(said.as_deref(), Some("operator 4 on group 3: group 9 begins at /e/"));
+        view.state = OperatorState::Done;
+        assert_eq!(progress(&view), None);
+    }
+
+    #[test]
+    fn a_split_says_where() {
+        use clap::Parser;
+        #[derive(Parser)]
+        struct Line {
+            #[command(subcommand)]
+            verb: TenantVerb,
+        }
+        let read =
+            |words: &str| Line::try_parse_from(words.split(' ')).map(|line| line.verb.into());
+        let split = read("atoll split acme --at /m --at-prefix /e/ --at-prefix /l/ --wait");
+        let list = |keys: &[&str]| keys.iter().map(|key| (*key).to_owned()).collect::<Vec<_>>();
+        let (name, at, prefixes) = ("acme".to_owned(), list(&["/m"]), list(&["/e/", "/l/"]));
+        assert_eq!(split.ok(), Some(Command::TenantSplit { name, at, prefixes }));
+        assert!(read("atoll split acme").is_err());
+    }
 
     #[test]
     fn sizes_are_read_as_they_are_written() {

@@ -6,6 +6,7 @@ mod commands;
 mod config;
 mod directory;
 mod members;
+mod offline;
 mod playground;
 mod rebalance;
 mod rollcall;
@@ -87,6 +88,12 @@ enum Verb {
         #[command(subcommand)]
         command: commands::GroupVerb,
     },
+    /// Placement's own group lost most of its nodes for good: have the replica in the data directory
+    /// of a stopped node go on alone. Without --accept-loss it only says how far it is.
+    RecoverLedger {
+        #[command(flatten)]
+        options: offline::Options,
+    },
     /// Work on groups, under way or over.
     Op {
         #[command(flatten)]
@@ -133,10 +140,11 @@ fn main() -> ExitCode {
             .and_then(|settings| run(settings, false)),
         Verb::Playground { options } => playground::run(&options),
         Verb::Member { endpoint, command } => members::run(&endpoint, command),
-        Verb::Tenant { way, command } => commands::run(&way, command.into()),
+        Verb::Tenant { way, command } => commands::tenant(&way, command),
         Verb::Namespace { way, command } => commands::run(&way, command.into()),
         Verb::Node { way, command } => commands::run(&way, command.into()),
-        Verb::Group { way, command } => commands::run(&way, command.into()),
+        Verb::Group { way, command } => commands::group(&way, command),
+        Verb::RecoverLedger { options } => offline::run(&options),
         Verb::Op { way, command } => commands::run(&way, command.into()),
         Verb::Rebalance { way, command } => rebalance::run(&way, command),
         Verb::Env { way, tenant } => commands::env(&way, &tenant),

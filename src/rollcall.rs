@@ -16,10 +16,15 @@ use parking_lot::Mutex;
 use placement::Ledger;
 use placement::inventory::{self, ASK_MS, Inventory};
 use placement::record::Node;
+use proto::cluster::group::DescribeRequest;
 use proto::cluster::node::nodes_client::NodesClient;
 use proto::cluster::node::nodes_server::{Nodes, NodesServer};
-use proto::cluster::node::{GroupReport, InventoryAsk, InventoryReport, NodeReport, ReportAsk};
+use proto::cluster::node::{
+    GroupReport, InventoryAsk, InventoryReport, NodeReport, ReplicaAsk, ReplicaReport, ReportAsk,
+};
+use proto::group::{Reply, request_to};
 use proto::{GroupId, id};
+use shard::node::Answer;
 use shard::transport::MESSAGE_BYTES;
 use shard::worker::NodeHandle;
 use tokio::sync::watch;
@@ -75,6 +80,18 @@ fn cpu_us() -> u64 {
     let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
     let ticks: u64 = fields.skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
     ticks * CPU_TICK_US
+}
+
+fn endpoint(url: &str) -> Option<Endpoint> {
+    let endpoint = Endpoint::from_shared(url.to_owned()).ok()?;
+    Some(endpoint.connect_timeout(PATIENCE).timeout(PATIENCE).tcp_nodelay(true))
+}
+
+/// Does this node of the cluster run, and answer at this address?
+pub(crate) async fn runs(cluster: u64, node: u64, url: &str) -> bool {
+    let Some(endpoint) = endpoint(url) else { return false };
+    let Ok(channel) = endpoint.connect().await else { return false };
+    NodesClient::new(channel).report(ReportAsk { cluster, node }).await.is_ok()
 }
 
 // === impl RollCall ===
@@ -157,9 +174,7 @@ impl RollCall {
         let channel = match channels.get(url) {
             Some(channel) => channel.clone(),
             None => {
-                let endpoint = Endpoint::from_shared(url.to_owned()).ok()?;
-                let endpoint = endpoint.connect_timeout(PATIENCE).timeout(PATIENCE);
-                let channel = endpoint.tcp_nodelay(true).connect_lazy();
+                let channel = endpoint(url)?.connect_lazy();
                 channels.insert(url.to_owned(), channel.clone());
                 channel
             }
@@ -200,10 +215,46 @@ impl RollCall {
             if let Some(told) = told {
                 let nodes = told.nodes.into_iter().map(|node| (node.node, from_wire(node)));
                 let later_ms = told.later_ms.into_iter().collect();
-                return Inventory { since_ms: told.since_ms, later_ms, nodes: nodes.collect() };
+                let nodes = nodes.collect();
+                let since_ms = told.since_ms;
+                return Inventory { since_ms, later_ms, nodes, ..Inventory::default() };
             }
         }
         Inventory::default()
+    }
+
+    /// What all nodes say of their replicas of a group, now. Who does not answer is left out.
+    pub(crate) async fn replicas(
+        &self,
+        group: u64,
+    ) -> BTreeMap<(u64, u64), inventory::ReplicaReport> {
+        let urls = self.urls.lock().clone();
+        let asked = urls.into_iter().map(|(node, url)| async move {
+            let report = if node == self.node {
+                self.replica(GroupId(group)).await
+            } else {
+                let ask = ReplicaAsk { cluster: self.cluster, node, group };
+                self.client(&url)?.replica(ask).await.ok()?.into_inner()
+            };
+            Some(((group, node), replica_from_wire(report)?))
+        });
+        join_all(asked).await.into_iter().flatten().collect()
+    }
+
+    /// What this node says of its replica of a group.
+    async fn replica(&self, group: GroupId) -> ReplicaReport {
+        if let Some(found) = self.handle.quarantined().remove(&group) {
+            let (replica, quarantined) = (found.replica, Some(found.reason));
+            return ReplicaReport { replica, quarantined, description: None };
+        }
+        let Some(view) = self.handle.group(group) else { return ReplicaReport::default() };
+        let request = request_to(group, proto::group::Request::Describe(DescribeRequest {}));
+        let told = tokio::time::timeout(PATIENCE, self.handle.request(request)).await;
+        let description = match told {
+            Ok(Ok(Answer::Reply(Reply::Describe(description)))) => Some(description),
+            _ => None,
+        };
+        ReplicaReport { replica: view.shared.replica(), quarantined: None, description }
     }
 
     /// What this node says of itself.
@@ -274,6 +325,33 @@ fn from_wire(told: NodeReport) -> inventory::NodeReport {
     }
 }
 
+/// Without a description nothing is known of a replica that is in service.
+fn replica_from_wire(told: ReplicaReport) -> Option<inventory::ReplicaReport> {
+    let ReplicaReport { replica, quarantined, description } = told;
+    if description.is_none() && quarantined.is_none() {
+        return None;
+    }
+    let described = description.unwrap_or_default();
+    let header = described.header.unwrap_or_default();
+    Some(inventory::ReplicaReport {
+        replica,
+        quarantined,
+        leader: described.leader,
+        term: header.raft_term,
+        last_index: described.raft_index,
+        last_term: described.last_term,
+        committed: described.raft_committed_index,
+        applied: described.raft_applied_index,
+        revision: header.revision,
+        compacted: described.compacted,
+        keys: described.keys,
+        size_bytes: u64::try_from(described.size_in_use).unwrap_or(0),
+        membership_version: described.membership_version,
+        pending: described.proposals_pending,
+        is_hollow: described.is_hollow,
+    })
+}
+
 fn to_wire(node: u64, report: &inventory::NodeReport) -> NodeReport {
     let group = |(id, group): (&u64, &inventory::GroupReport)| GroupReport {
         group: *id,
@@ -303,6 +381,17 @@ impl Nodes for RollCall {
             return Err(Status::failed_precondition("another node is asked for"));
         }
         Ok(Response::new(RollCall::report(self)))
+    }
+
+    async fn replica(
+        &self,
+        request: Request<ReplicaAsk>,
+    ) -> Result<Response<ReplicaReport>, Status> {
+        let ask = request.into_inner();
+        if (ask.cluster, ask.node) != (self.cluster, self.node) {
+            return Err(Status::failed_precondition("another node is asked for"));
+        }
+        Ok(Response::new(RollCall::replica(self, GroupId(ask.group)).await))
     }
 
     async fn inventory(

@@ -250,6 +250,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), String> {
         min_lease_ttl_s: (config.election_ms * 3 / 2).div_ceil(1000) as i64,
         block_keys: BLOCK_KEYS,
         large_bytes: config.large_value_bytes,
+        withhold: true,
         checkpoint: CheckpointPolicy { commands: config.snapshot_count, ..Default::default() },
         transfer: TransferPolicy::default(),
     };

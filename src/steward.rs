@@ -7,19 +7,22 @@
 //! all of them is not free, so none is taken while nothing can have changed: the ledger is the same,
 //! the node has no news of its replicas, and nothing was left to be done.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use placement::record::{Node, Replica};
-use placement::view::{self, Duties, Wanted};
+use placement::recovery::is_needed;
+use placement::splits::{self, Said};
+use placement::view::{self, Duties, Survivor, Wanted};
 use placement::{Ledger, Office};
 use proto::cluster::group::DescribeRequest;
 use proto::group::{Reply, Request, request_to};
-use proto::{GroupId, NodeId, id};
+use proto::{GroupId, KeyRange, NodeId, id};
 use router::Router;
 use shard::local::LocalGroups;
-use shard::node::{Answer, Birth, Input};
+use shard::node::{Answer, Birth, Input, Recover};
 use shard::transport::Peers;
 use shard::worker::NodeHandle;
 use tokio::sync::watch;
@@ -35,6 +38,9 @@ const RETRY: Duration = Duration::from_millis(200);
 const LOOK: Duration = Duration::from_millis(500);
 /// After a look the steward rests so many times as long as the look took, but no longer than [`LOOK`].
 const LOOK_REST: u32 = 4;
+/// How long replicas that were on disk wait for placement's word at most: without placement they
+/// take part all the same.
+const PLACEMENT_PATIENCE: Duration = Duration::from_secs(15);
 /// Looks between two copies of the ledger.
 const LOOKS_PER_COPY: u32 = 4;
 /// Looks between two rounds of what time alone asks for.
@@ -68,12 +74,15 @@ impl Steward {
         tokio::spawn(self.roll_call.clone().run(ledger.clone()));
         let steward = Arc::new(self);
         tokio::spawn(steward.clone().settle());
+        tokio::spawn(steward.clone().release());
         steward.look(&mut ledger).await;
     }
 
     async fn look(self: Arc<Self>, ledger: &mut watch::Receiver<Arc<Ledger>>) {
         let mut looks = 0u32;
         let (mut told, mut copied) = (0, 0);
+        // The groups of split etcds, as the node was told.
+        let mut whereabouts = BTreeMap::new();
         // As of the look that left nothing to be done.
         let mut settled = None;
         let mut working: Option<JoinHandle<()>> = None;
@@ -84,6 +93,11 @@ impl Steward {
             if now.meta.is_some() {
                 if now.revision != told {
                     self.tell(&now);
+                    let split = view::whereabouts(&now);
+                    if split != whereabouts {
+                        self.handle.input(Input::Whereabouts(split.clone()));
+                        whereabouts = split;
+                    }
                     told = now.revision;
                 }
                 if looks.is_multiple_of(LOOKS_PER_COPY) && now.revision != copied {
@@ -133,6 +147,48 @@ impl Steward {
         }
     }
 
+    /// Lets the replicas that were on disk take part, but for those that the ledger has left behind:
+    /// two of them could elect each other before they hear of it. It is asked until none waits.
+    async fn release(self: Arc<Self>) {
+        let begun = Instant::now();
+        loop {
+            let waiting: Vec<GroupId> = self.withheld();
+            if waiting.is_empty() {
+                return;
+            }
+            let free = |ledger: &Ledger| {
+                let node = NodeId(self.node.id);
+                let has = self.replicas();
+                let may = |id: &GroupId| {
+                    let view = self.handle.group(*id);
+                    let version = view.map_or(0, |view| view.shared.membership_version());
+                    has(*id).is_some_and(|r| view::may_take_part(ledger, *id, node, r, version))
+                };
+                waiting.iter().copied().filter(may).collect::<Vec<_>>()
+            };
+            match self.office.look(free).await {
+                Ok(free) => self.handle.input(Input::Release(free)),
+                Err(error) if begun.elapsed() >= PLACEMENT_PATIENCE => {
+                    tracing::warn!(%error, "placement does not answer: replicas go by what they know");
+                    return self.handle.input(Input::Release(waiting));
+                }
+                Err(error) => tracing::debug!(%error, "replicas wait for placement"),
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    /// The groups whose replicas here wait for placement's word.
+    fn withheld(&self) -> Vec<GroupId> {
+        let mut waiting = Vec::new();
+        self.handle.each_group(|id, view| {
+            if view.shared.is_withheld() {
+                waiting.push(id);
+            }
+        });
+        waiting
+    }
+
     fn leads(&self, group: GroupId) -> bool {
         let view = self.handle.group(group);
         view.is_some_and(|view| view.shared.leader() == Some(self.node.id))
@@ -170,6 +226,11 @@ impl Steward {
         }
     }
 
+    /// The keys of a replica here, as far as it has applied.
+    fn keys(&self, group: GroupId) -> Option<KeyRange> {
+        self.handle.group(group).map(|view| view.shared.published.range())
+    }
+
     /// Has the replicas that the ledger wants here, and has no more what is dead. Says whether that
     /// was so already.
     async fn fulfil(&self, ledger: &Ledger) -> bool {
@@ -180,16 +241,19 @@ impl Steward {
             self.handle.input(Input::Deaths(duties.dead));
         }
         is_done &= self.leave(ledger).await;
-        if duties.wanted.is_empty() {
+        if duties.wanted.is_empty() && duties.recoveries.is_empty() {
             return is_done;
         }
-        // What is followed may be old: a replica is begun only on what placement says now.
+        // What is followed may be old: a replica is begun, or goes on alone, only on what placement
+        // says now.
         let newest = |ledger: &Ledger| {
             let known = ledger.nodes.get(&self.node.id).map(|known| known.directory);
-            let wanted = view::duties(ledger, node, self.replicas()).wanted;
-            (known, wanted)
+            let mut duties = view::duties(ledger, node, self.replicas());
+            // What a group here will bring itself is waited for.
+            duties.wanted.retain(|wanted| view::may_come(ledger, wanted.group, |id| self.keys(id)));
+            (known, duties)
         };
-        let Ok((known, wanted)) = self.office.look(newest).await else { return false };
+        let Ok((known, duties)) = self.office.look(newest).await else { return false };
         // A founder that has not said yet who it is: it will, in a moment.
         if known == Some(0) {
             return false;
@@ -200,11 +264,28 @@ impl Steward {
             );
             return false;
         }
-        let births: Vec<Birth> = wanted.into_iter().map(birth).collect();
+        if !duties.recoveries.is_empty() {
+            self.go_alone().await;
+        }
+        let births: Vec<Birth> = duties.wanted.into_iter().map(birth).collect();
         if !births.is_empty() {
             self.handle.input(Input::Births(births));
         }
         false
+    }
+
+    /// Has replicas here go on alone that were told to, where that is needed still: an order may be old.
+    async fn go_alone(&self) {
+        let (inventory, now_ms) = (self.roll_call.inventory().await, now_ms());
+        let needed = |ledger: &Ledger| {
+            let ordered = view::duties(ledger, NodeId(self.node.id), self.replicas()).recoveries;
+            let is_needed = |s: &Survivor| is_needed(ledger, &inventory, s.group.0, now_ms);
+            ordered.into_iter().filter(is_needed).collect::<Vec<_>>()
+        };
+        let Ok(needed) = self.office.look(needed).await else { return };
+        for survivor in needed {
+            self.handle.input(Input::Recover(recover(survivor)));
+        }
     }
 
     /// Drops replicas that were removed without a word: nobody whom they know has the group. Says
@@ -237,17 +318,18 @@ impl Steward {
         false
     }
 
-    /// Reports the members of the groups that are led here, where placement does not know them. Says
-    /// whether it knew all.
+    /// Reports the members and the keys of the groups that are led here, where placement does not
+    /// know them. Says whether it knew all.
     async fn report(&self, ledger: &Ledger) -> bool {
         let mut is_done = true;
         for group in ledger.groups.values() {
             let id = GroupId(group.id);
-            let newer = self.handle.group(id).is_some_and(|view| {
-                view.shared.leader() == Some(self.node.id)
-                    && view.shared.membership_version() > group.membership_version
-            });
-            if !newer {
+            let led = self.handle.group(id).filter(|v| v.shared.leader() == Some(self.node.id));
+            let Some(led) = led else { continue };
+            if led.shared.published.range_version() > ledger.range_version(group.id) {
+                is_done &= self.report_keys(ledger, id).await;
+            }
+            if led.shared.membership_version() <= group.membership_version {
                 continue;
             }
             is_done = false;
@@ -268,10 +350,37 @@ impl Steward {
         is_done
     }
 
+    /// Reports the keys of a group that is led here: it was cut, and placement did not hear of it
+    /// from who asked for that. Says whether there was nothing to be reported.
+    async fn report_keys(&self, ledger: &Ledger, group: GroupId) -> bool {
+        let request = request_to(group, Request::Describe(DescribeRequest {}));
+        let answer = self.handle.request(request).await;
+        let Ok(Answer::Reply(Reply::Describe(told))) = answer else { return false };
+        let Some(said) = told.place.map(Said::from) else { return true };
+        if splits::learn(ledger, group.0, &said, now_ms()).is_none() {
+            // Nobody's command led to it: `atoll rebalance check` is for people.
+            tracing::debug!(%group, ?said, "its keys are others than placement knows");
+            return true;
+        }
+        if let Err(error) = self.office.report_keys(group, &said, now_ms()).await {
+            tracing::debug!(%error, %group, "placement has not heard of its keys yet");
+        }
+        false
+    }
+
     async fn keep(&self, ledger: &Ledger) {
         if let Err(error) = self.office.keep(ledger, now_ms()).await {
             tracing::debug!(%error, "placement does not answer");
         }
+    }
+}
+
+fn recover(survivor: Survivor) -> Recover {
+    Recover {
+        group: survivor.group,
+        replica: survivor.replica,
+        membership_version: survivor.membership_version,
+        revision: survivor.revision,
     }
 }
 

@@ -530,8 +530,15 @@ impl<'a> Cluster<'a> {
             let of = |group: &Held| group.load(group.leader == place.id)[measure];
             of(a).total_cmp(&of(b)).then(b.id.cmp(&a.id))
         });
+        let others = || self.places.iter().filter(|other| other.id != place.id);
+        let full: Vec<&str> =
+            others().filter(|other| other.room <= 0.0).map(|other| other.name.as_str()).collect();
+        let free = format!("less than {:.0} % of its disk free", 100.0 * DISK_FREE);
         let why = match heavy {
             _ if self.places.len() < 2 => "there is no other node".to_owned(),
+            _ if full.len() == others().count() => {
+                format!("no other node takes a replica, each has {free}: {}", full.join(", "))
+            }
             Some(group)
                 if group.load(group.leader == place.id)[measure] > place.load[measure] / 2.0 =>
             {
@@ -540,6 +547,10 @@ impl<'a> Cluster<'a> {
             }
             _ if !groups.clone().any(|group| group.free) => {
                 "its groups have just been moved, are being moved, or are pinned".to_owned()
+            }
+            _ if !full.is_empty() => {
+                let full = full.join(", ");
+                format!("no move to a node that has room makes it better; with {free}: {full}")
             }
             _ => "no move makes it better without making another node as bad".to_owned(),
         };
@@ -576,7 +587,7 @@ impl Held {
 }
 
 /// How a node's CPU time is shared out to its groups.
-enum CpuShare {
+pub(crate) enum CpuShare {
     /// The node tells what it spends for each.
     Told,
     /// It tells what the process spends, in microseconds a second: each group has a share by its
@@ -587,7 +598,8 @@ enum CpuShare {
 // === impl CpuShare ===
 
 impl CpuShare {
-    fn of(node: &NodeReport) -> CpuShare {
+    /// By what a node tells.
+    pub(crate) fn of(node: &NodeReport) -> CpuShare {
         match node.groups.values().any(|group| group.cpu_us_per_s > 0) {
             true => CpuShare::Told,
             false => CpuShare::ByWork {
@@ -597,7 +609,8 @@ impl CpuShare {
         }
     }
 
-    fn cpu(&self, group: &GroupReport) -> u64 {
+    /// Microseconds a second of a group there.
+    pub(crate) fn cpu(&self, group: &GroupReport) -> u64 {
         match self {
             CpuShare::Told => group.cpu_us_per_s,
             CpuShare::ByWork { cpu, all } => {
@@ -783,6 +796,30 @@ mod tests {
         let proposal = propose(&world.ledger, &inventory, world.now_ms, 10).expect("known");
         assert_eq!(proposal.moves, []);
         assert!(proposal.stays[0].contains("t2 alone makes most of it"), "{:?}", proposal.stays);
+    }
+
+    #[test]
+    fn nodes_with_full_disks_are_named_as_the_reason() {
+        let mut world = World::new(1, 5, 0);
+        for _ in 0..30 {
+            world.tenant(&[1, 2, 3], truth(1_000.0));
+        }
+        let mut inventory = world.inventory();
+        let mut stays = |full: &[u64]| {
+            for node in full {
+                let report = inventory.nodes.get_mut(node).expect("it answers");
+                report.disk_free = report.disk_total / 10;
+            }
+            let proposal = propose(&world.ledger, &inventory, world.now_ms, 500);
+            proposal.expect("known").stays
+        };
+        assert!(!stays(&[]).iter().any(|why| why.contains("disk")));
+        let some = stays(&[4, 5]);
+        assert!(some[0].contains("with less than 10 % of its disk free: n4, n5"), "{some:?}");
+        let all = stays(&[1, 2, 3, 4, 5]);
+        let said =
+            "no other node takes a replica, each has less than 10 % of its disk free: n2, n3";
+        assert!(all[0].contains(said), "{all:?}");
     }
 
     #[test]

@@ -16,10 +16,16 @@ use crate::record::{Group, Namespace, Record, Tenant, TenantState};
 pub fn untold(ledger: &Ledger) -> impl Iterator<Item = (&Group, Charter)> {
     let living = ledger.groups.values().filter(|group| !group.dead);
     living.filter_map(|group| {
-        let tenant = ledger.tenants.get(&group.tenant)?;
-        let namespace = tenant.namespaces.iter().find(|found| found.id == group.namespace)?;
-        (group.told < tenant.version).then(|| (&**group, charter(tenant, namespace)))
+        let charter = of(ledger, group)?;
+        (group.told < charter.version).then_some((&**group, charter))
     })
+}
+
+/// What the ledger says of a group; `None` for one that is nobody's.
+pub(crate) fn of(ledger: &Ledger, group: &Group) -> Option<Charter> {
+    let tenant = ledger.tenants.get(&group.tenant)?;
+    let namespace = tenant.namespaces.iter().find(|found| found.id == group.namespace)?;
+    Some(charter(tenant, namespace))
 }
 
 fn charter(tenant: &Tenant, namespace: &Namespace) -> Charter {

@@ -2,6 +2,7 @@
 //! should mend. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -76,18 +77,54 @@ fn tenants(ledger: &Ledger, found: &mut Findings) {
             if let Some(other) = ports.insert(*port, full.clone()).filter(|_| *port != 0) {
                 found.wrong(format!("\"{other}\" and \"{full}\" have the same port {port}"));
             }
-            if let Some(other) = homes.insert(*group, full.clone()) {
-                found.wrong(format!("\"{other}\" and \"{full}\" have the same group {group}"));
-            }
-            let home = ledger.groups.get(group);
-            if !home.is_some_and(|home| !home.dead && home.tenant == id) {
-                found.wrong(format!("\"{full}\" has no group: {group} is not its own"));
+            places(&full, *group, namespace, found);
+            for place in namespace.places().iter() {
+                let group = place.group;
+                if let Some(other) = homes.insert(group, full.clone()) {
+                    found.wrong(format!("\"{other}\" and \"{full}\" have the same group {group}"));
+                }
+                let stored = ledger.groups.get(&group);
+                let is_its = |stored: &Arc<Group>| {
+                    !stored.dead && (stored.tenant, stored.namespace) == (id, namespace.id)
+                };
+                if !stored.is_some_and(is_its) {
+                    found.wrong(format!("\"{full}\" has no group: {group} is not its own"));
+                }
             }
         }
         if !tenant.namespaces.iter().any(|it| matches!(it.kind, NamespaceKind::Separate { .. })) {
             found.wrong(format!("tenant \"{name}\" has no group for keys outside its namespaces"));
         }
         overlaps(tenant, found);
+    }
+}
+
+/// The places of an etcd: home is the first and begins with the first key of all, each other one
+/// begins behind the one before, so that they have all keys and none twice.
+fn places(full: &str, home: u64, namespace: &Namespace, found: &mut Findings) {
+    let places = namespace.places();
+    if let Some(first) = places.first()
+        && first.group != home
+    {
+        let group = first.group;
+        found.wrong(format!(
+            "\"{full}\" has its first keys in group {group}, not at home in {home}"
+        ));
+    }
+    if places.first().is_some_and(|first| !first.start.is_empty()) {
+        found.wrong(format!("the first keys of \"{full}\" are in no group"));
+    }
+    for pair in places.windows(2) {
+        if let [one, other] = pair
+            && other.start <= one.start
+        {
+            let (one, other) = (one.group, other.group);
+            found.wrong(format!("the keys of groups {one} and {other} of \"{full}\" overlap"));
+        }
+    }
+    for place in places.iter().filter(|place| place.version == 0) {
+        let group = place.group;
+        found.wrong(format!("the keys of group {group} of \"{full}\" have no version"));
     }
 }
 
@@ -120,9 +157,8 @@ fn owner(ledger: &Ledger, group: &Group, found: &mut Findings) {
         return found
             .wrong(format!("group {id} belongs to tenant {}, which is no more", group.tenant));
     };
-    let its = |it: &&Namespace| it.id == group.namespace;
-    match tenant.namespaces.iter().find(its).map(|namespace| &namespace.kind) {
-        Some(NamespaceKind::Separate { group, .. }) if *group == id => {}
+    match tenant.place_of(id) {
+        Some((namespace, _)) if namespace.id == group.namespace => {}
         _ => found.wrong(format!("group {id} belongs to no namespace of \"{}\"", tenant.name)),
     }
 }
@@ -196,6 +232,14 @@ fn work(ledger: &Ledger, found: &mut Findings) {
                 "operator {id} brings group {group} to {node:016x}, which is no more"
             ));
         }
+        for cut in &operator.cuts {
+            let child = cut.child;
+            if ledger.meta.as_ref().is_some_and(|meta| child >= meta.next_group) {
+                found.wrong(format!(
+                    "operator {id} cuts off group {child}, whose number is still to be given"
+                ));
+            }
+        }
         if operator.leader != 0 && !operator.target.contains(&operator.leader) {
             found.wrong(format!("operator {id} wants a leader where it puts no replica"));
         }
@@ -207,8 +251,6 @@ fn work(ledger: &Ledger, found: &mut Findings) {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::record::{Operator, Priority};
     use crate::tenants::tests::founded;
@@ -294,8 +336,10 @@ mod tests {
             }
         });
         assert!(said.contains("has a learner on n4 that nobody works on"), "{said}");
-        let said = after(|ledger| group(ledger).namespace = 9);
-        assert!(said.contains("belongs to no namespace"), "{said}");
+        let mut ledger = sound();
+        group(&mut ledger).namespace = 9;
+        let said = found(&ledger);
+        assert!(said[0].contains("has no group") && said[1].contains("belongs to no namespace"));
     }
 
     #[test]
@@ -308,6 +352,8 @@ mod tests {
             leader: 4,
             priority: Priority::User,
             why: String::new(),
+            cuts: Vec::new(),
+            given_up_ms: 0,
             state: OperatorState::Running,
             begun_ms: 1,
             ended_ms: 0,

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::check::Finding;
-use crate::record::{Fate, NodeLoad, NodeState, OperatorState, TenantState, hex};
+use crate::record::{Fate, NodeLoad, NodeState, OperatorState, Recovery, TenantState, hex};
 
 /// A command.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
@@ -154,6 +154,39 @@ pub enum Command {
     Status,
     /// All groups.
     GroupList,
+    /// One group.
+    GroupShow {
+        /// Which.
+        group: u64,
+    },
+    /// The groups that make the most work.
+    GroupTop {
+        /// So many of them; 0 for all.
+        #[serde(default)]
+        limit: usize,
+    },
+    /// A group that lost most of its replicas goes on with one of them.
+    GroupRecover {
+        /// Which.
+        group: u64,
+        /// Name or id of the node whose replica goes on; empty for the best.
+        #[serde(default)]
+        choose: String,
+        /// What only the others had is lost. Without it nothing is changed.
+        #[serde(default)]
+        accept_loss: bool,
+    },
+    /// Cuts the keys of an etcd, so that they are on more groups.
+    TenantSplit {
+        /// The tenant, or TENANT/NAMESPACE.
+        name: String,
+        /// First keys of new groups, as texts (`record::text`).
+        #[serde(default)]
+        at: Vec<String>,
+        /// Keys that begin so get groups of their own.
+        #[serde(default)]
+        prefixes: Vec<String>,
+    },
     /// Moves all groups of the tenant to these nodes.
     TenantMove {
         /// Which.
@@ -238,6 +271,12 @@ pub enum Answer {
     Nodes(Vec<NodeView>),
     /// Groups.
     Groups(Vec<GroupView>),
+    /// One group.
+    Group(Box<GroupDetail>),
+    /// What groups give nodes to do.
+    Loads(Vec<GroupLoad>),
+    /// What a recovery would do; nothing was changed.
+    Recovery(Box<RecoveryView>),
     /// Operators.
     Operators(Vec<OperatorView>),
     /// How everything is.
@@ -284,9 +323,46 @@ pub struct TenantView {
     /// Bytes from which on it is refused more; 0 for the nodes' own setting.
     #[serde(default)]
     pub quota: u64,
-    /// Bytes of all its versions, if its group was asked and has said so.
+    /// Bytes of all its versions, if its groups were asked and have said so.
     #[serde(default)]
     pub size: Option<u64>,
+    /// Groups that it is on; 0 for a stretch of the tenant's keys.
+    #[serde(default)]
+    pub groups: usize,
+    /// These groups and their keys, home first; not in a list of all tenants.
+    #[serde(default)]
+    pub places: Vec<PlaceView>,
+}
+
+/// A group of an etcd as an operator sees it.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct PlaceView {
+    /// Its id.
+    pub group: u64,
+    /// Is it the one with leases, compaction and members?
+    pub home: bool,
+    /// Its keys.
+    #[serde(flatten)]
+    pub keys: KeysView,
+    /// Counts their changes.
+    pub version: u64,
+    /// Why they begin there; empty for home.
+    pub why: String,
+    /// Name of the node that leads it, if it was asked and has said so.
+    pub leader: Option<String>,
+    /// Names of the nodes that have it.
+    pub nodes: Vec<String>,
+    /// Bytes of all its versions, if it was asked and has said so.
+    pub size: Option<u64>,
+}
+
+/// Keys as an operator sees them: all from the first on, up to the end, as texts (`record::text`).
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+pub struct KeysView {
+    /// The first.
+    pub start: String,
+    /// The first that is not among them; without it there is none.
+    pub end: Option<String>,
 }
 
 /// A node as an operator sees it.
@@ -399,8 +475,139 @@ pub struct GroupView {
     pub of: String,
     /// Names of the nodes that have it.
     pub nodes: Vec<String>,
+    /// Its keys.
+    #[serde(flatten)]
+    pub keys: KeysView,
     /// Its rows are being removed.
     pub dead: bool,
+}
+
+/// All that is known of a group.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct GroupDetail {
+    /// Its id.
+    pub id: u64,
+    /// Whose keys it has.
+    pub of: String,
+    /// Id of the tenant, 0 for placement's own group.
+    pub tenant: u64,
+    /// Id of the namespace.
+    pub namespace: u64,
+    /// Id of the virtual cluster.
+    #[serde(with = "hex")]
+    pub cluster_id: u64,
+    /// Its rows are being removed.
+    pub dead: bool,
+    /// Its keys.
+    #[serde(flatten)]
+    pub range: KeysView,
+    /// Counts their changes.
+    pub range_version: u64,
+    /// Stretches of these keys that have a rule of their own.
+    pub stretches: Vec<String>,
+    /// Name of the node that leads it.
+    pub leader: Option<String>,
+    /// Raft's term.
+    pub term: u64,
+    /// Its revision.
+    pub revision: i64,
+    /// The revision up to which history is compacted; -1 if it never was.
+    pub compacted: i64,
+    /// Live keys.
+    pub keys: i64,
+    /// Commands that wait to be applied.
+    pub pending: u64,
+    /// Changes of members, as placement knows them.
+    pub membership_version: u64,
+    /// Voters that it is to have again; 0 if it has them.
+    pub wanted: usize,
+    /// The last time that one replica was to go on alone.
+    pub recovery: Option<Recovery>,
+    /// Its replicas.
+    pub replicas: Vec<ReplicaView>,
+    /// What it gives its nodes to do.
+    pub load: Option<GroupLoad>,
+    /// Work on it, newest first.
+    pub operators: Vec<OperatorView>,
+}
+
+/// A replica as an operator sees it. What is not known is 0.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct ReplicaView {
+    /// The name of its node.
+    pub node: String,
+    /// Its number.
+    #[serde(with = "hex")]
+    pub replica: u64,
+    /// It does not vote.
+    pub learner: bool,
+    /// It leads.
+    pub leads: bool,
+    /// Why it cannot be counted on; empty if it can.
+    pub trouble: String,
+    /// Its term.
+    pub term: u64,
+    /// Term of the last entry in its log.
+    pub last_term: u64,
+    /// Index of that entry.
+    pub last_index: u64,
+    /// Index of the last entry that it knows to be committed.
+    pub committed: u64,
+    /// Index of the last entry that it has applied.
+    pub applied: u64,
+    /// Its revision.
+    pub revision: i64,
+    /// Bytes of its rows and large values.
+    pub size: u64,
+    /// Version of the members that it knows.
+    pub membership_version: u64,
+}
+
+/// What a group gives nodes to do.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct GroupLoad {
+    /// Its id.
+    pub group: u64,
+    /// Whose keys it has.
+    pub of: String,
+    /// Its keys.
+    #[serde(flatten)]
+    pub keys: KeysView,
+    /// Name of the node that leads it.
+    pub leader: Option<String>,
+    /// Names of its nodes.
+    pub nodes: Vec<String>,
+    /// Requests a second, on all its nodes.
+    pub requests_per_s: u64,
+    /// Bytes a second appended to its log.
+    pub write_bytes_per_s: u64,
+    /// CPU time on all its nodes, in microseconds a second.
+    pub cpu_us_per_s: u64,
+    /// Bytes of its rows and large values.
+    pub size: u64,
+}
+
+/// What a recovery would do.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct RecoveryView {
+    /// The group.
+    pub group: u64,
+    /// Whose keys it has.
+    pub of: String,
+    /// Voters that can be counted on.
+    pub well: usize,
+    /// All voters.
+    pub all: usize,
+    /// The replicas.
+    pub replicas: Vec<ReplicaView>,
+    /// Name of the node whose replica would go on.
+    pub chosen: String,
+    /// Why that one.
+    pub why: String,
+    /// What would be lost, in words.
+    pub loss: String,
+    /// The revision would be this one, about, and history before it gone.
+    pub revision: i64,
 }
 
 /// An operator as people see it.
@@ -540,4 +747,14 @@ pub enum Refusal {
 /// A refusal in words.
 pub fn refused(why: impl Into<String>) -> Refusal {
     Refusal::Refused(why.into())
+}
+
+impl Command {
+    /// The group about whose replicas all nodes are to be asked first.
+    pub fn asks_of(&self) -> Option<u64> {
+        match self {
+            Command::GroupShow { group } | Command::GroupRecover { group, .. } => Some(*group),
+            _ => None,
+        }
+    }
 }

@@ -8,9 +8,11 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use proto::cluster::group::{ChangeReplica, GroupRequest, SetCharter, change_replica::Kind};
+use proto::cluster::group::{
+    ChangeReplica, DescribeRequest, GroupRequest, SetCharter, SplitRange, change_replica::Kind,
+};
 use proto::etcd::{Member, MoveLeaderRequest};
-use proto::group::{GroupError, Request, request_to};
+use proto::group::{GroupError, Reply, Request, request_to};
 use proto::{Error, GroupId};
 use tokio::task::JoinSet;
 
@@ -21,8 +23,9 @@ use crate::ledger::Ledger;
 use crate::office::Office;
 use crate::operators::{self, Step};
 use crate::plans;
-use crate::record::{Group, Operator};
+use crate::record::{Cut, Group, Operator, text};
 use crate::repairs;
+use crate::splits::{self, Said};
 
 /// How long a group may take for one step, in milliseconds.
 const STEP_MS: u64 = 2000;
@@ -73,11 +76,12 @@ impl Office {
         let first = now_ms as usize % untold.len();
         untold.rotate_left(first);
         let mut asked = JoinSet::new();
+        let ledger = Arc::new(ledger.clone());
         for (group, charter) in untold.into_iter().take(TELL_MAX) {
-            let (office, group) = (self.clone(), group.clone());
+            let (office, ledger, group) = (self.clone(), ledger.clone(), group.clone());
             asked.spawn(async move {
                 let set = Request::SetCharter(SetCharter { charter: Some(charter) });
-                let told = office.ask(&group, set).await;
+                let told = office.ask(&ledger, &group, set).await;
                 if let Err(error) = &told {
                     tracing::debug!(group = group.id, %error, "it has not heard of its charter");
                 }
@@ -96,10 +100,10 @@ impl Office {
     async fn take_steps(&self, ledger: &Arc<Ledger>, inventory: &Inventory, now_ms: u64) {
         let mut steps = JoinSet::new();
         for (group, to) in handovers(ledger, inventory, now_ms) {
-            let (office, group) = (self.clone(), group.clone());
+            let (office, ledger, group) = (self.clone(), ledger.clone(), group.clone());
             steps.spawn(async move {
                 let body = Request::MoveLeader(MoveLeaderRequest { target_id: to });
-                if let Err(error) = office.ask(&group, body).await {
+                if let Err(error) = office.ask(&ledger, &group, body).await {
                     tracing::debug!(group = group.id, %error, "its leader stays for now");
                 }
             });
@@ -113,11 +117,24 @@ impl Office {
 
     async fn step(&self, ledger: &Ledger, operator: &Operator, now_ms: u64) {
         let step = operators::next_step(ledger, operator);
+        if let Step::Recover(node) = step {
+            tracing::debug!(operator = operator.id, group = operator.group, node, "waits");
+            return;
+        }
         let group = ledger.groups.get(&operator.group);
+        match (group, &step) {
+            (Some(group), Step::Cut(cut)) => {
+                return self.cut(ledger, operator, group, cut, now_ms).await;
+            }
+            (Some(group), Step::Settle(_)) => {
+                return self.settle_cut(ledger, operator, group, now_ms).await;
+            }
+            _ => {}
+        }
         let (Some(group), Step::Add(_) | Step::Promote(_) | Step::Remove(_)) = (group, &step)
         else {
             if let (Some(group), Step::Lead(node)) = (group, &step)
-                && let Err(error) = self.ask(group, hand_over(*node)).await
+                && let Err(error) = self.ask(ledger, group, hand_over(*node)).await
             {
                 tracing::debug!(operator = operator.id, group = group.id, %error, "waits");
                 return;
@@ -127,13 +144,13 @@ impl Office {
         // The one that is to go may lead: it is to hand over to the right one.
         let heir = group.replicas.iter().find(|r| r.node == operator.leader && !r.learner);
         if let (Step::Remove(_), Some(heir)) = (&step, heir)
-            && let Err(error) = self.ask(group, hand_over(heir.node)).await
+            && let Err(error) = self.ask(ledger, group, hand_over(heir.node)).await
         {
             tracing::debug!(operator = operator.id, group = group.id, %error, "no handover");
         }
         for step in operators::choices(ledger, operator) {
-            match self.ask(group, change(ledger, group, &step)).await {
-                Ok(()) => {
+            match self.ask(ledger, group, change(ledger, group, &step)).await {
+                Ok(_) => {
                     tracing::info!(operator = operator.id, group = group.id, ?step, "done");
                     return;
                 }
@@ -161,14 +178,99 @@ impl Office {
         }
     }
 
-    async fn ask(&self, group: &Group, body: Request) -> Result<(), GroupError> {
+    /// Asks a group's leader to cut its keys. Says it that they are others than the ledger knows,
+    /// then that is what there is to be learned.
+    async fn cut(
+        &self,
+        ledger: &Ledger,
+        operator: &Operator,
+        group: &Group,
+        cut: &Cut,
+        now_ms: u64,
+    ) {
+        let ask = SplitRange { at: cut.at.clone(), child: cut.child };
+        let answer = self.ask(ledger, group, Request::SplitRange(ask)).await;
+        let said = match answer {
+            Ok(Reply::Ranges(ranges)) => {
+                ranges.places.into_iter().find(|place| place.group == group.id).map(Said::from)
+            }
+            Err(error) if error.error == Error::StaleRange => self.described(ledger, group).await,
+            answer => {
+                let (operator, group, cut) = (operator.id, group.id, text::of(&cut.at));
+                tracing::debug!(operator, group, cut, ?answer, "it is not cut yet");
+                None
+            }
+        };
+        if let Some(said) =
+            said.filter(|said| splits::learn(ledger, group.id, said, now_ms).is_some())
+        {
+            tracing::info!(operator = operator.id, group = group.id, ?said, "keys of others now");
+            return self.learned(group, &said, now_ms).await;
+        }
+        let late = |l: &Ledger| splits::give_up(l, operator.id, now_ms);
+        if late(ledger).is_some()
+            && let Err(error) = self.insist(late).await
+        {
+            tracing::debug!(%error, operator = operator.id, "it cannot be given up now");
+        }
+    }
+
+    /// Finds out what has become of a cut that is not asked for any more, and ends its operator.
+    async fn settle_cut(&self, ledger: &Ledger, operator: &Operator, group: &Group, now_ms: u64) {
+        let Some(said) = self.described(ledger, group).await else { return };
+        if splits::learn(ledger, group.id, &said, now_ms).is_some() {
+            return self.learned(group, &said, now_ms).await;
+        }
+        if !splits::is_settled(operator, now_ms) {
+            return;
+        }
+        // Under another version nothing that was asked for is done any more. Under the same one, what
+        // was done would have been done before this word, which changes nothing, is taken in.
+        let is_over = said.version > ledger.range_version(group.id) || {
+            let Some(charter) = charters::of(ledger, group) else { return };
+            let word = Request::SetCharter(SetCharter { charter: Some(charter) });
+            self.ask(ledger, group, word).await.is_ok()
+        };
+        let id = operator.id;
+        let is_next = |l: &Ledger| {
+            let operator = l.operators.get(&id)?;
+            let is_next = matches!(operators::next_step(l, operator), Step::Settle(_));
+            is_next.then(|| operators::finish(l, id, false, now_ms)).flatten()
+        };
+        if is_over && let Err(error) = self.insist(is_next).await {
+            tracing::debug!(%error, operator = id, "its end cannot be written now");
+        }
+    }
+
+    async fn learned(&self, group: &Group, said: &Said, now_ms: u64) {
+        if let Err(error) = self.report_keys(GroupId(group.id), said, now_ms).await {
+            tracing::debug!(%error, group = group.id, "its keys cannot be written down now");
+        }
+    }
+
+    /// A group's keys, as some replica of it has applied them.
+    async fn described(&self, ledger: &Ledger, group: &Group) -> Option<Said> {
+        let answer = self.ask(ledger, group, Request::Describe(DescribeRequest {})).await;
+        match answer {
+            Ok(Reply::Describe(told)) => told.place.map(Said::from),
+            _ => None,
+        }
+    }
+
+    async fn ask(
+        &self,
+        ledger: &Ledger,
+        group: &Group,
+        body: Request,
+    ) -> Result<Reply, GroupError> {
         let request = GroupRequest {
             tenant: group.tenant,
             namespace: group.namespace,
+            range_version: ledger.range_version(group.id),
             timeout_ms: STEP_MS,
             ..request_to(GroupId(group.id), body)
         };
-        self.groups.call(request).await.map(drop)
+        self.groups.call(request).await
     }
 }
 
@@ -194,7 +296,14 @@ pub fn change(ledger: &Ledger, group: &Group, step: &Step) -> Request {
         Step::Add(node) => (Kind::Add, *node, 0),
         Step::Promote(which) => (Kind::Promote, which.node, which.replica),
         Step::Remove(which) => (Kind::Remove, which.node, which.replica),
-        Step::Lead(_) | Step::Done | Step::Void => unreachable!("the members stay as they are"),
+        Step::Lead(_)
+        | Step::Recover(_)
+        | Step::Cut(_)
+        | Step::Settle(_)
+        | Step::Done
+        | Step::Void => {
+            unreachable!("the members stay as they are")
+        }
     };
     let known = ledger.nodes.get(&node);
     let member = Member {

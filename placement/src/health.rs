@@ -87,6 +87,11 @@ impl<'a> Health<'a> {
         patience.saturating_sub(self.inventory.silence_ms(node, self.now_ms))
     }
 
+    /// How long nothing was heard of a node, in milliseconds.
+    pub fn silence_ms(&self, node: u64) -> u64 {
+        self.inventory.silence_ms(node, self.now_ms)
+    }
+
     /// What has become of a node; `None` while it is there, or waited for.
     pub fn of_node(&self, node: u64) -> Option<Loss> {
         self.lost.get(&node).copied()

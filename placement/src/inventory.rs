@@ -26,6 +26,43 @@ pub struct Inventory {
     pub later_ms: BTreeMap<u64, u64>,
     /// The last report of each node that has answered.
     pub nodes: BTreeMap<u64, NodeReport>,
+    /// What nodes were asked about single replicas just now, by group and node.
+    pub replicas: BTreeMap<(u64, u64), ReplicaReport>,
+}
+
+/// What a node says of its replica of a group when it is asked for that one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReplicaReport {
+    /// Its number.
+    pub replica: u64,
+    /// Why it was taken out of service, if it was; nothing else is known of it then.
+    pub quarantined: Option<String>,
+    /// The node that leads, as far as it knows; 0 if it knows of nobody.
+    pub leader: u64,
+    /// Its term.
+    pub term: u64,
+    /// Index of the last entry in its log.
+    pub last_index: u64,
+    /// Term of that entry.
+    pub last_term: u64,
+    /// Index of the last entry that it knows to be committed.
+    pub committed: u64,
+    /// Index of the last entry that it has applied.
+    pub applied: u64,
+    /// Its revision.
+    pub revision: i64,
+    /// The revision up to which history is compacted.
+    pub compacted: i64,
+    /// Live keys.
+    pub keys: i64,
+    /// Bytes of its rows and large values.
+    pub size_bytes: u64,
+    /// Version of the members that it knows.
+    pub membership_version: u64,
+    /// Commands that wait to be applied.
+    pub pending: u64,
+    /// Its rows are not here yet, or not any more.
+    pub is_hollow: bool,
 }
 
 /// The last that a node said.

@@ -16,7 +16,8 @@ use proto::etcd::{
 use proto::mvccpb::{Event, event::EventType};
 
 use crate::record::{
-    Group, META_KEY, Meta, Node, Operator, Plan, Record, Reserved, Tenant, Unreadable,
+    FIRST_RANGE, Group, META_KEY, Meta, Namespace, Node, Operator, Plan, Record, Reserved, Tenant,
+    Unreadable,
 };
 
 /// See the module. What there are many of is shared by all copies of a ledger.
@@ -210,6 +211,20 @@ impl Ledger {
             _ if group.tenant == 0 => "(placement)".to_owned(),
             _ => "(gone)".to_owned(),
         }
+    }
+
+    /// The etcd that a group is of, and which of its places it is.
+    pub fn place_of(&self, group: u64) -> Option<(&Namespace, usize)> {
+        let tenant = self.groups.get(&group)?.tenant;
+        self.tenants.get(&tenant)?.place_of(group)
+    }
+
+    /// The version of a group's keys; it answers requests of no other.
+    pub fn range_version(&self, group: u64) -> u64 {
+        let version = |(namespace, at): (&Namespace, usize)| {
+            namespace.places().get(at).map(|place| place.version)
+        };
+        self.place_of(group).and_then(version).unwrap_or(FIRST_RANGE)
     }
 
     /// The transaction that makes `change` if this is still the ledger.

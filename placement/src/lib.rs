@@ -21,6 +21,8 @@
 //!   operators.rs where a group is to be, step by step: move, drain (pure)
 //!   health.rs    what has become of nodes and replicas (pure)
 //!   repairs.rs   replaces what is lost (pure)
+//!   recovery.rs  which replica goes on when most are lost (pure)
+//!   groups.rs    what is known of a group, and how much work each makes (pure)
 //!   status.rs    how everything is, in words and numbers (pure)
 //!   charters.rs  what groups are told of themselves (pure)
 //!   view.rs      what routers and nodes are told: map, replicas to have (pure)
@@ -38,6 +40,7 @@ pub mod charters;
 pub mod check;
 pub mod command;
 pub mod executor;
+pub mod groups;
 pub mod health;
 pub mod inventory;
 pub mod ledger;
@@ -47,8 +50,10 @@ pub mod operators;
 pub mod pins;
 pub mod plans;
 pub mod record;
+pub mod recovery;
 pub mod repairs;
 pub mod ring;
+pub mod splits;
 pub mod status;
 pub mod tenants;
 pub mod view;

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use proto::id;
+use proto::limits::RECOVERY_STEP;
 
 use crate::command::{Answer, NodeView, Refusal, refused};
 use crate::health::Health;
@@ -11,7 +12,7 @@ use crate::inventory::{Inventory, SILENT_MS};
 use crate::ledger::{Change, Ledger};
 use crate::operators;
 use crate::record::{
-    FIRST_VERSION, FORMAT, Founder, Group, Meta, Namespace, NamespaceKind, Node, NodeState,
+    FIRST_FORMAT, FIRST_VERSION, Founder, Group, Meta, Namespace, NamespaceKind, Node, NodeState,
     Operator, OperatorState, Record, Replica, Tenant, TenantState, repair_after_ms,
 };
 use crate::tenants::Planned;
@@ -32,7 +33,7 @@ pub fn found(
     }
     let replicas = if founders.len() < REPLICAS { 1 } else { REPLICAS };
     let meta = Meta {
-        format: FORMAT,
+        format: FIRST_FORMAT,
         cluster,
         next_tenant: id::DEFAULT_TENANT.0 + 1,
         next_group: id::DEFAULT_GROUP.0 + 1,
@@ -43,7 +44,8 @@ pub fn found(
         last_plan: 0,
         balance_paused: false,
     };
-    let kind = NamespaceKind::Separate { cluster_id: cluster, port: 0, group: id::DEFAULT_GROUP.0 };
+    let group = id::DEFAULT_GROUP.0;
+    let kind = NamespaceKind::Separate { cluster_id: cluster, port: 0, group, places: Vec::new() };
     let tenant = Tenant {
         id: id::DEFAULT_TENANT.0,
         name: "default".to_owned(),
@@ -71,6 +73,8 @@ pub fn found(
         membership_version: 1,
         told: FIRST_VERSION,
         dead: false,
+        wanted: 0,
+        recovery: None,
     };
     let change = Change::default()
         .put(Record::Meta(meta))
@@ -90,12 +94,22 @@ pub fn report(
     retired: &[u64],
 ) -> Option<Change> {
     let known = ledger.groups.get(&group)?;
-    if version <= known.membership_version {
+    // While a recovery is under way nobody else's word counts: they are about to be left behind.
+    let is_old = known.recovering().is_some_and(|recovery| version < recovery.version);
+    if version <= known.membership_version || is_old {
         return None;
     }
+    let before = operators::voters(known).count();
+    let now = replicas.iter().filter(|replica| !replica.learner).count();
+    let wanted = if version - known.membership_version >= RECOVERY_STEP {
+        known.wanted.max(before | 1)
+    } else {
+        known.wanted
+    };
     let mut group = Group::clone(known);
     group.replicas = replicas.to_vec();
     group.membership_version = version;
+    group.wanted = if now < wanted { wanted } else { 0 };
     let gone = ledger.nodes.values().filter(|node| retired.contains(&node.id));
     let gone = gone.filter(|node| node.state != NodeState::Draining);
     let change = Change::default().put(Record::Group(group));

@@ -27,14 +27,17 @@ use proto::group::{
 use proto::mvccpb::Event;
 use proto::{GroupId, KeyRange, NamespaceId, TenantId, id};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::command::{Answer, Command, Refusal};
 use crate::inventory::Inventory;
 use crate::ledger::{Change, Ledger};
 use crate::record::{END, META_KEY, Node, NodeState, PREFIX, Replica};
+use crate::recovery;
+use crate::splits::{self, Said, Wish};
 use crate::tenants::{self, Planned};
-use crate::{check, nodes, operators, pins, plans, status};
+use crate::{check, groups, nodes, operators, pins, plans, status};
 
 /// Tries before a change that always meets another one is given up.
 const TRIES: usize = 20;
@@ -222,6 +225,16 @@ impl Office {
         self.insist(|ledger| nodes::report(ledger, group.0, version, replicas, retired)).await
     }
 
+    /// Tells the keys of a group, as a replica of it has applied them.
+    pub async fn report_keys(
+        &self,
+        group: GroupId,
+        said: &Said,
+        now_ms: u64,
+    ) -> Result<(), Refusal> {
+        self.insist(|ledger| splits::learn(ledger, group.0, said, now_ms)).await
+    }
+
     /// Does what time alone asks for: what was deleted goes when its grace is over, and so does old
     /// history of the ledger.
     pub async fn keep(&self, ledger: &Ledger, now_ms: u64) -> Result<(), Refusal> {
@@ -269,6 +282,12 @@ impl Office {
                 Ok(Answer::Status(Box::new(status)))
             }
             Command::GroupList => self.look(tenants::groups).await,
+            Command::GroupShow { group } => {
+                self.look(|ledger| groups::show(ledger, inventory, *group, now_ms)).await?
+            }
+            Command::GroupTop { limit } => {
+                self.look(|ledger| groups::top(ledger, inventory, *limit, now_ms)).await
+            }
             Command::OperatorList => self.look(|ledger| operators::show(ledger, None)).await?,
             Command::OperatorShow { id } => {
                 self.look(|ledger| operators::show(ledger, Some(*id))).await?
@@ -313,13 +332,25 @@ impl Office {
     /// The same views with the sizes that their groups tell.
     async fn with_sizes(&self, answer: Answer) -> Answer {
         let Answer::Tenants(mut views) = answer else { return answer };
-        for view in views.iter_mut().filter(|view| view.group != 0) {
+        let mut asked = JoinSet::new();
+        for group in views.iter().flat_map(|view| &view.places).map(|place| place.group) {
             let describe = Request::Describe(DescribeRequest {});
             let timeout_ms = DESCRIBE_MS;
-            let ask = GroupRequest { timeout_ms, ..request_to(GroupId(view.group), describe) };
-            if let Ok(Reply::Describe(told)) = self.groups.call(ask).await {
-                view.size = u64::try_from(told.size_in_use).ok();
+            let ask = GroupRequest { timeout_ms, ..request_to(GroupId(group), describe) };
+            let groups = self.groups.clone();
+            asked.spawn(async move { (group, groups.call(ask).await) });
+        }
+        while let Some(told) = asked.join_next().await {
+            let Ok((group, Ok(Reply::Describe(told)))) = told else { continue };
+            let leader = self.known.lock().node_name(told.leader);
+            let mut places = views.iter_mut().flat_map(|view| &mut view.places);
+            if let Some(place) = places.find(|place| place.group == group) {
+                place.size = u64::try_from(told.size_in_use).ok();
+                place.leader = (told.leader != 0).then_some(leader);
             }
+        }
+        for view in views.iter_mut().filter(|view| view.group != 0) {
+            view.size = view.places.iter().map(|place| place.size).sum();
         }
         Answer::Tenants(views)
     }
@@ -426,6 +457,9 @@ fn plan(ledger: &Ledger, command: &Command, inventory: &Inventory, now_ms: u64) 
         Command::NodeRemove { name, force: false } => nodes::remove(ledger, name),
         Command::NodeRemove { name, force: true } => nodes::give_up(ledger, name),
         Command::NodeRepairAfter { ms } => nodes::set_repair_after(ledger, *ms),
+        Command::TenantSplit { name, at, prefixes } => {
+            splits::split(ledger, inventory, &Wish { name, at, prefixes }, now_ms)
+        }
         Command::TenantMove { name, to } => operators::move_tenant(ledger, name, to, now_ms),
         Command::TenantPin { name, to, zone } => pins::pin(ledger, name, to, zone, now_ms),
         Command::NodeLabel { name, key, value } => nodes::set_label(ledger, name, key, value),
@@ -436,12 +470,18 @@ fn plan(ledger: &Ledger, command: &Command, inventory: &Inventory, now_ms: u64) 
         Command::RebalanceRevert { version } => plans::revert(ledger, inventory, *version, now_ms),
         Command::RebalancePause => plans::pause(ledger, now_ms),
         Command::RebalanceResume => plans::resume(ledger),
-        Command::OperatorCancel { id } => operators::cancel(ledger, *id),
+        Command::OperatorCancel { id } => operators::cancel(ledger, *id, now_ms),
+        Command::GroupRecover { group, choose, accept_loss } => {
+            let wish = recovery::Wish { group: *group, choose, accept_loss: *accept_loss };
+            recovery::recover(ledger, inventory, &wish, now_ms)
+        }
         Command::TenantList
         | Command::TenantShow { .. }
         | Command::NamespaceList { .. }
         | Command::NodeList
         | Command::Status
+        | Command::GroupShow { .. }
+        | Command::GroupTop { .. }
         | Command::OperatorList
         | Command::OperatorShow { .. }
         | Command::RebalanceShow

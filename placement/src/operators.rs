@@ -6,6 +6,7 @@
 //! the step was made for.
 //!
 //! ```text
+//!   a recovery that was ordered    -> the replica goes on alone, and its node sees to it
 //!   a replica that is lost         -> remove it
 //!   a learner that is wanted       -> promote it        (refused until it has caught up)
 //!   a learner that is not          -> remove it
@@ -14,6 +15,8 @@
 //!   a wanted leader                -> hand over to it   (nothing to do for one that leads)
 //!   otherwise                      -> done
 //! ```
+//!
+//! One that is about the group's keys (`splits.rs`) cuts them, and leaves the members alone.
 //!
 //! So a group never has more than one voter above its number, and fewer only while one that is lost
 //! and did not count for anything is replaced.
@@ -26,9 +29,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::command::{Answer, OperatorView, Refusal, refused};
 use crate::ledger::{Change, Ledger};
 use crate::record::{
-    Group, Meta, Node, NodeState, Operator, OperatorState, Priority, Record, Replica, TenantState,
+    Cut, Group, Meta, Node, NodeState, Operator, OperatorState, Priority, Record, Replica,
+    TenantState, text,
 };
 use crate::ring;
+use crate::splits;
 use crate::tenants::Planned;
 
 /// Operators that may run at a time.
@@ -49,6 +54,12 @@ pub enum Step {
     Remove(Replica),
     /// Have the node lead, and that is all.
     Lead(u64),
+    /// Wait until the node's replica has gone on without the others.
+    Recover(u64),
+    /// Cut the group's keys.
+    Cut(Cut),
+    /// Find out whether they were cut, which is not asked for any more.
+    Settle(Cut),
     /// Nothing: the group is where it is to be.
     Done,
     /// Nothing: the group is no more.
@@ -60,6 +71,12 @@ pub fn next_step(ledger: &Ledger, operator: &Operator) -> Step {
     let Some(group) = ledger.groups.get(&operator.group).filter(|group| !group.dead) else {
         return Step::Void;
     };
+    if let Some(recovery) = group.recovering() {
+        return Step::Recover(recovery.node);
+    }
+    if operator.is_split() {
+        return splits::next_step(ledger, operator);
+    }
     if let Some(lost) = lost(group, operator) {
         return Step::Remove(lost.clone());
     }
@@ -158,7 +175,7 @@ pub fn holder(ledger: &Ledger, group: u64) -> Option<&Operator> {
 
 /// Makes room for an operator of `priority` on a group: the end of a weaker one, which needs no
 /// more than that, since the next one goes on from the members that are. Refused when a stronger
-/// or equal one works there.
+/// or equal one works there, or one that cuts the group's keys: it must see what has become of that.
 pub fn displace(
     ledger: &Ledger,
     group: u64,
@@ -167,7 +184,7 @@ pub fn displace(
 ) -> Result<Option<Record>, Refusal> {
     match holder(ledger, group) {
         None => Ok(None),
-        Some(weaker) if weaker.yields_to(priority) => {
+        Some(weaker) if weaker.yields_to(priority) && !weaker.is_split() => {
             Ok(Some(Record::Operator(weaker.given_up(now_ms))))
         }
         Some(holder) => {
@@ -196,6 +213,8 @@ pub(crate) fn begin(
         leader: 0,
         priority,
         why,
+        cuts: Vec::new(),
+        given_up_ms: 0,
         state: OperatorState::Running,
         begun_ms: now_ms,
         ended_ms: 0,
@@ -239,7 +258,7 @@ pub(crate) fn taken_back(ledger: &Ledger, operator: &Operator) -> Operator {
 }
 
 /// Takes an operator back.
-pub fn cancel(ledger: &Ledger, id: u64) -> Planned {
+pub fn cancel(ledger: &Ledger, id: u64, now_ms: u64) -> Planned {
     let operator = ledger.operators.get(&id);
     let operator = operator.ok_or_else(|| refused(format!("there is no operator {id}")))?;
     if operator.state != OperatorState::Running {
@@ -248,7 +267,10 @@ pub fn cancel(ledger: &Ledger, id: u64) -> Planned {
     if operator.priority == Priority::Repair {
         return Err(refused(format!("operator {id} replaces what is lost: it goes on")));
     }
-    let operator = taken_back(ledger, operator);
+    let operator = match operator.is_split() {
+        true => splits::taken_back(operator, now_ms),
+        false => taken_back(ledger, operator),
+    };
     let answer = Answer::Operators(vec![view(ledger, &operator)]);
     Ok((Change::default().put(Record::Operator(operator)), answer))
 }
@@ -276,6 +298,10 @@ pub fn move_tenant(ledger: &Ledger, name: &str, to: &[String], now_ms: u64) -> P
         let operator = begin(&mut meta, group, target, Priority::User, why, now_ms);
         if next_step(ledger, &operator) != Step::Done {
             views.push(view(ledger, &operator));
+            if group.wanted > 0 {
+                // Somebody says how many there are to be from now on.
+                change = change.put(Record::Group(Group { wanted: 0, ..Group::clone(group) }));
+            }
             change = displaced.into_iter().fold(change, Change::put);
             change = change.put(Record::Operator(operator));
         }
@@ -402,6 +428,9 @@ pub(crate) fn view(ledger: &Ledger, operator: &Operator) -> OperatorView {
         Step::Promote(replica) => format!("let {} catch up and vote", name(&replica.node)),
         Step::Remove(replica) => format!("remove {}", name(&replica.node)),
         Step::Lead(node) => format!("hand over to {}", name(&node)),
+        Step::Recover(node) => format!("{} goes on alone", name(&node)),
+        Step::Cut(cut) => format!("group {} begins at {}", cut.child, text::of(&cut.at)),
+        Step::Settle(cut) => format!("see whether it was cut at {}", text::of(&cut.at)),
         Step::Done | Step::Void => "finish".to_owned(),
     };
     OperatorView {
@@ -437,7 +466,12 @@ pub(crate) mod tests {
                 found.expect("it is a replica").learner = false;
             }
             Step::Remove(which) => replicas.retain(|r| r.replica != which.replica),
-            Step::Lead(_) | Step::Done | Step::Void => return ledger.clone(),
+            Step::Lead(_)
+            | Step::Recover(_)
+            | Step::Cut(_)
+            | Step::Settle(_)
+            | Step::Done
+            | Step::Void => return ledger.clone(),
         }
         let version = group.membership_version + 1;
         let change = nodes::report(ledger, group.id, version, &replicas, &[]);
@@ -516,7 +550,7 @@ pub(crate) mod tests {
         ledger = change.applied_to(&ledger);
         let operator = running(&ledger)[0].clone();
         ledger = carry_out(&ledger, &operator, &next_step(&ledger, &operator));
-        ledger = cancel(&ledger, operator.id).unwrap().0.applied_to(&ledger);
+        ledger = cancel(&ledger, operator.id, 6).unwrap().0.applied_to(&ledger);
         execute(&mut ledger);
         assert_eq!(nodes_of(&ledger, group), before);
         assert_eq!(ledger.operators[&operator.id].state, OperatorState::Cancelled);

@@ -12,10 +12,14 @@
 //! ```
 //!
 //! Ids stand in keys and values as sixteen hexadecimal digits: they need all 64 bits, which JSON's
-//! numbers do not have. Unknown fields are kept out of old programs by `Meta::format`.
+//! numbers do not have. Keys of tenants stand as text ([`text`]). Unknown fields are kept out of old
+//! programs by `Meta::format`.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
+use proto::KeyRange;
 use serde::{Deserialize, Serialize};
 
 /// All keys begin with this.
@@ -24,8 +28,10 @@ pub const PREFIX: &str = "atoll/";
 pub const END: &str = "atoll0";
 /// Key of [`Meta`].
 pub const META_KEY: &str = "atoll/meta";
-/// Format that this program writes and the newest it reads.
-pub const FORMAT: u32 = 1;
+/// The newest format that this program reads: that of a ledger in which a tenant was to be split.
+pub const FORMAT: u32 = 2;
+/// Format of a new ledger.
+pub const FIRST_FORMAT: u32 = 1;
 
 /// Sixteen hexadecimal digits for an id.
 pub mod hex {
@@ -57,6 +63,67 @@ pub mod hex_list {
         let texts = Vec::<String>::deserialize(deserializer)?;
         let read = |text: &String| u64::from_str_radix(text, 16).map_err(D::Error::custom);
         texts.iter().map(read).collect()
+    }
+}
+
+/// A key of a tenant as text that JSON and terminals can have: what cannot be printed stands as
+/// `\xNN`, a backslash twice.
+pub mod text {
+    use bytes::Bytes;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    /// Writes a key.
+    pub fn serialize<S: Serializer>(key: &Bytes, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&of(key))
+    }
+
+    /// Reads a key.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Bytes, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        read(&text).ok_or_else(|| D::Error::custom("no key"))
+    }
+
+    /// The text of a key.
+    pub fn of(key: &[u8]) -> String {
+        let mut text = String::new();
+        for chunk in key.utf8_chunks() {
+            for found in chunk.valid().chars() {
+                match found {
+                    '\\' => text.push_str("\\\\"),
+                    found if found.is_control() => {
+                        let mut bytes = [0; 4];
+                        let bytes = found.encode_utf8(&mut bytes).bytes();
+                        text.extend(bytes.map(|byte| format!("\\x{byte:02x}")));
+                    }
+                    found => text.push(found),
+                }
+            }
+            text.extend(chunk.invalid().iter().map(|byte| format!("\\x{byte:02x}")));
+        }
+        text
+    }
+
+    /// The key of a text; `None` if it is not one that [`of`] could mean.
+    pub fn read(text: &str) -> Option<Bytes> {
+        let mut key = Vec::with_capacity(text.len());
+        let mut rest = text;
+        while let Some((plain, special)) = rest.split_once('\\') {
+            key.extend(plain.bytes());
+            rest = match special.strip_prefix('\\') {
+                Some(rest) => {
+                    key.push(b'\\');
+                    rest
+                }
+                None => {
+                    let (digits, rest) = special.strip_prefix('x')?.split_at_checked(2)?;
+                    let is_hex = digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+                    key.push(u8::from_str_radix(digits, 16).ok().filter(|_| is_hex)?);
+                    rest
+                }
+            };
+        }
+        key.extend(rest.bytes());
+        Some(key.into())
     }
 }
 
@@ -225,6 +292,10 @@ pub enum NamespaceKind {
         port: u16,
         /// Its home group.
         group: u64,
+        /// Its groups and what keys each has, in order, home first; none while home has all of
+        /// them and always had.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        places: Vec<Place>,
     },
     /// A stretch of the tenant's one key space that may be placed by itself.
     Shared {
@@ -232,6 +303,24 @@ pub enum NamespaceKind {
         prefix: String,
     },
 }
+
+/// What a group of an etcd has: all keys from the first on, up to the next group's.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Place {
+    /// The first key.
+    #[serde(with = "text")]
+    pub start: Bytes,
+    /// The group.
+    pub group: u64,
+    /// Counts the changes of its keys, as the group does.
+    pub version: u64,
+    /// Why its keys begin there, in words; empty for home.
+    #[serde(default)]
+    pub why: String,
+}
+
+/// Version of the keys that a group was founded with.
+pub const FIRST_RANGE: u64 = 1;
 
 /// A Raft group.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
@@ -258,6 +347,36 @@ pub struct Group {
     /// Its rows are to be removed everywhere.
     #[serde(default)]
     pub dead: bool,
+    /// Voters that it had before most of them were lost, and is to have again; 0 if it has them.
+    #[serde(default)]
+    pub wanted: usize,
+    /// The last time that one of its replicas was to go on alone.
+    #[serde(default)]
+    pub recovery: Option<Recovery>,
+}
+
+/// A replica goes on without the others, because most of them are lost. See `recovery.rs`.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Recovery {
+    /// The node of the one that goes on.
+    #[serde(with = "hex")]
+    pub node: u64,
+    /// Its number.
+    #[serde(with = "hex")]
+    pub replica: u64,
+    /// Version of the members from then on: it is done when the group reports it.
+    pub version: u64,
+    /// The group's revision from then on, at least.
+    pub revision: i64,
+    /// When it was ordered, in milliseconds since 1970.
+    pub at_ms: u64,
+}
+
+impl Group {
+    /// The recovery that was ordered and is not reported yet.
+    pub fn recovering(&self) -> Option<&Recovery> {
+        self.recovery.as_ref().filter(|recovery| recovery.version > self.membership_version)
+    }
 }
 
 /// A node that a group began on. Its replica has the node's number.
@@ -318,12 +437,29 @@ pub struct Operator {
     pub priority: Priority,
     /// What it is for, in words.
     pub why: String,
+    /// Where the group's keys are to be cut, the highest first; such an operator does nothing else,
+    /// and `target` is where the group is. See `splits.rs`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cuts: Vec<Cut>,
+    /// When it was taken back, in milliseconds since 1970; 0 if it was not, or is not about cuts.
+    #[serde(default)]
+    pub given_up_ms: u64,
     /// Where it stands.
     pub state: OperatorState,
     /// When it was begun, in milliseconds since 1970.
     pub begun_ms: u64,
     /// When it ended, 0 while it runs.
     pub ended_ms: u64,
+}
+
+/// The keys of a group from one on go to a new group.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Cut {
+    /// The first of them.
+    #[serde(with = "text")]
+    pub at: Bytes,
+    /// The new group's number: nobody else has, had or gets it.
+    pub child: u64,
 }
 
 impl Operator {
@@ -344,6 +480,11 @@ impl Operator {
             ended_ms: now_ms,
             ..self.clone()
         }
+    }
+
+    /// Is it about the keys of the group, not about where it is?
+    pub fn is_split(&self) -> bool {
+        !self.cuts.is_empty()
     }
 
     /// Was it taken back?
@@ -626,6 +767,14 @@ impl Tenant {
         }
     }
 
+    /// The namespace that has a group, and which of its places that is.
+    pub fn place_of(&self, group: u64) -> Option<(&Namespace, usize)> {
+        self.namespaces.iter().find_map(|namespace| {
+            let place = namespace.places().iter().position(|place| place.group == group)?;
+            Some((namespace, place))
+        })
+    }
+
     /// Name by which clients choose a namespace of it.
     pub fn full_name(&self, namespace: &Namespace) -> String {
         match namespace.name.as_str() {
@@ -633,6 +782,34 @@ impl Tenant {
             name => format!("{}/{name}", self.name),
         }
     }
+}
+
+// === impl Namespace ===
+
+impl Namespace {
+    /// Its groups and their keys, home first; none of a stretch of the tenant's keys.
+    pub fn places(&self) -> Cow<'_, [Place]> {
+        match &self.kind {
+            NamespaceKind::Separate { places, .. } if !places.is_empty() => Cow::Borrowed(places),
+            NamespaceKind::Separate { group, .. } => {
+                let why = String::new();
+                let (start, version) = (Bytes::new(), FIRST_RANGE);
+                Cow::Owned(vec![Place { start, group: *group, version, why }])
+            }
+            NamespaceKind::Shared { .. } => Cow::Borrowed(&[]),
+        }
+    }
+
+    /// Is it an etcd that is on several groups?
+    pub fn is_split(&self) -> bool {
+        matches!(&self.kind, NamespaceKind::Separate { places, .. } if places.len() > 1)
+    }
+}
+
+/// The keys of one of the places of an etcd.
+pub fn keys_of(places: &[Place], place: usize) -> KeyRange {
+    let start = places.get(place).map(|place| place.start.clone()).unwrap_or_default();
+    KeyRange { start, end: places.get(place + 1).map(|next| next.start.clone()) }
 }
 
 #[cfg(test)]
@@ -651,6 +828,8 @@ mod tests {
             membership_version: 3,
             told: 2,
             dead: false,
+            wanted: 3,
+            recovery: Some(Recovery { node: 7, replica: 7, version: 9, revision: 8, at_ms: 5 }),
         };
         let shared = NamespaceKind::Shared { prefix: "/registry/events/".into() };
         let tenant = Tenant {
@@ -690,12 +869,46 @@ mod tests {
             panic!("a group")
         };
         assert_eq!(group.told, 0, "it does not know whose it is");
+        assert_eq!((group.wanted, group.recovery), (0, None));
+        let place = Place { start: Bytes::new(), group: 3, version: 1, why: String::new() };
+        let etcd = &tenant.namespaces[0];
+        assert!(!etcd.is_split() && etcd.places()[..] == [place], "its group has all keys");
+        let old = br#"{"id":1,"group":3,"target":[],"priority":"user","why":"move","state":"done",
+            "begun_ms":1,"ended_ms":2}"#;
+        let Some(Record::Operator(operator)) = Record::decode("atoll/operator/1", old).unwrap()
+        else {
+            panic!("an operator")
+        };
+        assert!(!operator.is_split());
+    }
+
+    #[test]
+    fn an_etcd_that_was_never_split_is_written_as_old_programs_read_it() {
+        let kind = NamespaceKind::Separate { cluster_id: 1, port: 0, group: 3, places: vec![] };
+        let written = serde_json::to_string(&kind).unwrap();
+        assert_eq!(written, r#"{"separate":{"cluster_id":"0000000000000001","port":0,"group":3}}"#);
+    }
+
+    #[test]
+    fn any_key_is_a_text_and_back() {
+        let of = |key: &[u8]| text::of(key);
+        assert_eq!(of(b"/registry/events/"), "/registry/events/");
+        assert_eq!(of("/ä b".as_bytes()), "/ä b");
+        assert_eq!(of(b"a\\b\0\xff\x7f\n"), r"a\\b\x00\xff\x7f\x0a");
+        for one in 0..=255u8 {
+            for key in [vec![one], vec![b'a', one, 0xc3], vec![one, b'\\', b'x', one]] {
+                assert_eq!(text::read(&of(&key)).as_deref(), Some(&key[..]), "{key:?}");
+            }
+        }
+        for no_key in [r"\", r"\x", r"\x0", r"\n", r"a\xg0", r"\x+1", "\\xä"] {
+            assert_eq!(text::read(no_key), None, "{no_key}");
+        }
     }
 
     #[test]
     fn what_a_newer_program_wrote_is_not_taken_for_something_else() {
         assert_eq!(Record::decode("atoll/hat/1", b"{}").expect("not ours"), None);
-        let newer = br#"{"format":2,"cluster":"1","next_tenant":1,"next_group":1,"next_operator":1,"replicas":3,"default_tenant":1}"#;
+        let newer = br#"{"format":3,"cluster":"1","next_tenant":1,"next_group":1,"next_operator":1,"replicas":3,"default_tenant":1}"#;
         assert!(Record::decode(META_KEY, newer).is_err());
         assert!(Record::decode("atoll/node/1", b"{").is_err());
     }

@@ -6,6 +6,9 @@
 //! damaged, else on one that the ring proposes. A dead voter goes before the new one comes: it
 //! counts against the quorum, the new one would too.
 //!
+//! A group that was recovered (`recovery.rs`) has fewer voters than it had: it gets new ones as soon
+//! as there are nodes for an odd number of them.
+//!
 //! Invariants:
 //! * nothing is removed unless most of the voters that stay are well;
 //! * nothing is brought to a node that does not answer, or that was given up;
@@ -16,18 +19,21 @@ use crate::inventory::Inventory;
 use crate::ledger::{Change, Ledger};
 use crate::operators::{self, RUNNING_MAX, begin, holder, one_more, ongoing, voters};
 use crate::record::{Group, Meta, NodeState, Operator, Priority, Record, Replica, node_key};
+use crate::splits;
 
 /// What is to begin, and what is to be given up; `None` when that is nothing.
 pub fn plan(ledger: &Ledger, inventory: &Inventory, now_ms: u64) -> Option<Change> {
     let health = Health::of(ledger, inventory, now_ms);
-    if health.is_all_well() {
+    let is_short = |group: &Group| !group.dead && voters(group).count() < group.wanted;
+    if health.is_all_well() && !ledger.groups.values().any(|group| is_short(group)) {
         return None;
     }
     let seen = ledger.with_silent(health.silent.clone());
     let mut plan = Plan { ledger: &seen, health: &health, now_ms, meta: ledger.meta.clone()? };
     let mut change = plan.forget(Change::default());
     let mut groups: Vec<(usize, &Group)> = Vec::new();
-    for group in seen.groups.values().filter(|group| !group.dead) {
+    let waits = |group: &Group| group.dead || group.recovering().is_some();
+    for group in seen.groups.values().filter(|group| !waits(group)) {
         // The more endangered one first.
         let (well, all) = health.count(group);
         groups.push((well.saturating_sub(all / 2), group));
@@ -37,11 +43,18 @@ pub fn plan(ledger: &Ledger, inventory: &Inventory, now_ms: u64) -> Option<Chang
     let mut room = RUNNING_MAX.saturating_sub(under_way.count());
     let mut begun = false;
     for (_, group) in groups {
-        if let Some(given_up) = plan.hopeless(group) {
+        if let Some(split) = holder(ledger, group.id).filter(|holder| holder.is_split()) {
+            // It has to see first what has become of its cut: it does not ask any more.
+            if !split.cancelled() && lost(&health, group).next().is_some() {
+                change = change.put(Record::Operator(splits::taken_back(split, now_ms)));
+            }
+        } else if let Some(given_up) = plan.hopeless(group) {
             change = change.put(Record::Operator(given_up));
         } else if let Some(better) = plan.elsewhere(group) {
             change = change.put(Record::Operator(better));
-        } else if let Some(operator) = plan.replace(group).filter(|_| room > 0) {
+        } else if let Some(operator) =
+            plan.replace(group).or_else(|| plan.grow(group)).filter(|_| room > 0)
+        {
             if let Some(holder) = holder(ledger, group.id) {
                 change = change.put(Record::Operator(holder.given_up(now_ms)));
             }
@@ -59,9 +72,27 @@ pub fn plan(ledger: &Ledger, inventory: &Inventory, now_ms: u64) -> Option<Chang
 /// Can the group's lost replicas not be replaced for want of another node?
 pub fn is_stuck(health: &Health<'_>, ledger: &Ledger, group: &Group) -> bool {
     let mut lost = lost(health, group).peekable();
-    lost.peek().is_some()
+    let is_short = voters(group).count() < group.wanted && grown(health, ledger, group).is_none();
+    (lost.peek().is_some() || is_short)
         && holder(ledger, group.id).is_none_or(|o| o.priority != Priority::Repair)
         && lost.all(|(replica, loss)| target(health, ledger, group, replica, loss).is_none())
+}
+
+/// Where a group is to be that has fewer voters than it had; `None` if there is no room for more.
+fn grown(health: &Health<'_>, ledger: &Ledger, group: &Group) -> Option<Vec<u64>> {
+    let now = voters(group).count();
+    let mut target: Vec<u64> = voters(group).map(|replica| replica.node).collect();
+    let fits = |node| health.is_node_well(node);
+    while target.len() < group.wanted
+        && let Some(next) = one_more(ledger, group.id, &target, fits)
+    {
+        target.push(next);
+    }
+    // An even number of voters stands no more losses than one less.
+    if target.len().is_multiple_of(2) {
+        target.pop();
+    }
+    (target.len() > now).then_some(target)
 }
 
 struct Plan<'a> {
@@ -137,6 +168,17 @@ impl Plan<'_> {
         };
         let operator = begin(&mut self.meta, group, target, Priority::Repair, why, self.now_ms);
         Some(Operator { lost: vec![replica.replica], ..operator })
+    }
+
+    fn grow(&mut self, group: &Group) -> Option<Operator> {
+        let (well, all) = self.health.count(group);
+        let is_held = holder(self.ledger, group.id).is_some_and(|o| !o.yields_to(Priority::Repair));
+        if all >= group.wanted || well < all || is_held {
+            return None;
+        }
+        let target = grown(self.health, self.ledger, group)?;
+        let why = format!("repair: it has {all} of {} replicas", group.wanted);
+        Some(begin(&mut self.meta, group, target, Priority::Repair, why, self.now_ms))
     }
 }
 
@@ -226,7 +268,13 @@ mod tests {
                     Step::Done => {
                         finish(&world.ledger, operator.id, false, 7).map(|c| c.applied_to(&seen))
                     }
-                    Step::Void | Step::Lead(_) => panic!("nobody wants {step:?} here"),
+                    Step::Void
+                    | Step::Lead(_)
+                    | Step::Recover(_)
+                    | Step::Cut(_)
+                    | Step::Settle(_) => {
+                        panic!("nobody wants {step:?} here")
+                    }
                     Step::Add(node) => {
                         assert!(health.is_node_well(*node), "brought to node {node}");
                         Some(carry_out(&seen, operator, &step))

@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use proto::id;
+
 use crate::command::{NodeView, QuarantineView, ShortView, Standing, StatusView};
 use crate::health::{Health, Loss};
 use crate::inventory::Inventory;
@@ -33,6 +35,7 @@ pub fn of(ledger: &Ledger, inventory: &Inventory, now_ms: u64) -> StatusView {
         let (well, all) = health.count(group);
         let repair = holder(ledger, group.id).filter(|o| o.priority == Priority::Repair);
         let wanted = repair.map_or(all, |operator| operator.target.len().max(all));
+        let wanted = wanted.max(group.wanted);
         let short = ShortView { group: group.id, of: owner(ledger, group), well, wanted };
         // What has not been heard of yet is not missing.
         if well < wanted && is_known(&health, inventory, group, now_ms) {
@@ -50,7 +53,18 @@ pub fn of(ledger: &Ledger, inventory: &Inventory, now_ms: u64) -> StatusView {
         .filter(|node| inventory.fresh(node.id, now_ms).is_none())
         .filter(|node| node.state != NodeState::Lost && !health.silent.contains(&node.id))
         .collect();
-    let troubles = troubles(ledger, &health, &status, stuck);
+    let mut troubles = troubles(ledger, &health, &status, stuck);
+    let leads = |node: &&Node| {
+        let report = inventory.fresh(node.id, now_ms);
+        report.is_some_and(|r| r.groups.get(&id::SYSTEM_GROUP.0).is_some_and(|group| group.leads))
+    };
+    let leaders: Vec<&str> =
+        ledger.nodes.values().filter(leads).map(|node| node.name.as_str()).collect();
+    if leaders.len() > 1 {
+        // Each was told by hand to go on alone.
+        let names = leaders.join(" and ");
+        troubles.insert(0, format!("{names} both lead placement: stop one, and empty its disk"));
+    }
     (status.standing, status.verdict) = if inventory.since_ms == 0 {
         let said = "Cannot tell: no node says that it leads placement.";
         (Standing::Unknown, said.to_owned())
@@ -136,6 +150,11 @@ fn troubles(
         let have = if count == 1 { "has" } else { "have" };
         troubles.push(format!("{} {have} {well} of {wanted} replicas", counted(count, "group")));
     }
+    for group in ledger.groups.values().filter(|group| !group.dead) {
+        let Some(ordered) = group.recovering() else { continue };
+        let (id, node) = (group.id, name(ledger, ordered.node));
+        troubles.push(format!("group {id} waits for {node} to go on alone"));
+    }
     let repairs = ongoing(ledger).filter(|o| o.priority == Priority::Repair).count();
     if repairs > 0 {
         troubles.push(format!("{} {} under way", counted(repairs, "repair"), is_are(repairs)));
@@ -169,7 +188,9 @@ mod tests {
     use super::*;
     use crate::command::Answer;
     use crate::health::tests::{World, now_ms};
-    use crate::record::{NodeState, Operator};
+    use crate::inventory::GroupReport;
+    use crate::ledger::Change;
+    use crate::record::{NodeState, Operator, Record, Recovery, Replica};
     use crate::{operators, tenants};
 
     /// Four nodes, the default tenant on three, one more.
@@ -215,6 +236,26 @@ mod tests {
         partly.since_ms = now_ms() - 1_000;
         let partly = of(&world.ledger, &partly, now_ms());
         assert_eq!(partly.verdict, "Cannot tell yet: nothing has been heard of n4.");
+    }
+
+    #[test]
+    fn a_recovery_that_waits_and_two_placements_are_told() {
+        let mut world = world();
+        let mut group = Group::clone(&world.ledger.groups[&2]);
+        let Replica { node, replica, .. } = group.replicas[0].clone();
+        group.recovery = Some(Recovery { node, replica, version: 99, revision: 0, at_ms: 0 });
+        let change = Change::default().put(Record::Group(group));
+        world.ledger = change.applied_to(&world.ledger);
+        let text = format!("group 2 waits for n{node} to go on alone.");
+        assert_eq!(verdict(&world), (Standing::Degraded, text));
+        let mut inventory = world.inventory();
+        for (node, report) in &mut inventory.nodes {
+            let leads = [1, 3].contains(node);
+            let group = GroupReport { leads, ..Default::default() };
+            report.groups.insert(id::SYSTEM_GROUP.0, group);
+        }
+        let verdict = of(&world.ledger, &inventory, now_ms()).verdict;
+        assert!(verdict.starts_with("n1 and n3 both lead placement: "), "{verdict}");
     }
 
     #[test]

@@ -5,13 +5,16 @@
 
 use std::sync::Arc;
 
-use crate::command::{Answer, GroupView, Refusal, TenantView, refused};
+use proto::KeyRange;
+
+use crate::command::{Answer, GroupView, KeysView, PlaceView, Refusal, TenantView, refused};
 use crate::ledger::{Change, Ledger};
 use crate::record::{
-    FIRST_VERSION, Founder, Group, Meta, Namespace, NamespaceKind, Record, Reserved, Tenant,
-    TenantState,
+    FIRST_VERSION, Founder, Group, Meta, Namespace, NamespaceKind, Place, Record, Reserved, Tenant,
+    TenantState, keys_of, text,
 };
 use crate::ring;
+use crate::splits;
 
 /// How long a deleted tenant can be undeleted.
 pub const GRACE_MS: u64 = 24 * 3600 * 1000;
@@ -97,11 +100,14 @@ fn new_group(
         // It is born with what a new tenant is; what an older one was made since it must be told.
         told: FIRST_VERSION,
         dead: false,
+        wanted: 0,
+        recovery: None,
     })
 }
 
 fn separate(group: &Group, name: &str, port: u16) -> Namespace {
-    let kind = NamespaceKind::Separate { cluster_id: group.cluster_id, port, group: group.id };
+    let (cluster_id, group_id) = (group.cluster_id, group.id);
+    let kind = NamespaceKind::Separate { cluster_id, port, group: group_id, places: Vec::new() };
     Namespace { id: group.namespace, name: name.to_owned(), deleted_ms: 0, kind }
 }
 
@@ -187,7 +193,8 @@ pub fn create_namespace(
         None => {
             check_port(ledger, port)?;
             // As many replicas as the tenant has.
-            let like = ledger.groups.values().find(|g| g.tenant == tenant.id && !g.dead);
+            let was_founded = |g: &&Arc<Group>| g.tenant == tenant.id && !g.founders.is_empty();
+            let like = ledger.groups.values().filter(was_founded).find(|group| !group.dead);
             let replicas = like.map_or(0, |group| group.founders.len());
             let group = new_group(ledger, &mut meta, (tenant.id, id), replicas)?;
             tenant.namespaces.push(separate(&group, name, port));
@@ -368,7 +375,7 @@ pub fn purge(ledger: &Ledger, now_ms: u64) -> Option<Change> {
             let reserved = Reserved { name: tenant.name.clone(), tenant: tenant.id, until_ms };
             change = change.remove(crate::record::tenant_key(tenant.id));
             change = change.put(Record::Reserved(reserved));
-            change = groups.fold(change, |change, group| bury(change, group));
+            change = groups.fold(change, |change, group| bury(change, ledger, group));
             continue;
         }
         let gone = tenant.namespaces.iter().filter(|namespace| over(namespace.deleted_ms));
@@ -381,7 +388,7 @@ pub fn purge(ledger: &Ledger, now_ms: u64) -> Option<Change> {
         tenant.next_namespace = tenant.next_namespace.max(highest.unwrap_or(0) + 1);
         tenant.namespaces.retain(|namespace| !gone.contains(&namespace.id));
         let groups = groups.filter(|group| gone.contains(&group.namespace));
-        change = groups.fold(change, |change, group| bury(change, group));
+        change = groups.fold(change, |change, group| bury(change, ledger, group));
         change = change.put(Record::Tenant(tenant));
     }
     for reserved in ledger.reserved.values().filter(|reserved| now_ms >= reserved.until_ms) {
@@ -390,15 +397,20 @@ pub fn purge(ledger: &Ledger, now_ms: u64) -> Option<Change> {
     (!change.is_empty()).then_some(change)
 }
 
-fn bury(change: Change, group: &Group) -> Change {
-    change.put(Record::Group(Group { dead: true, ..group.clone() }))
+fn bury(change: Change, ledger: &Ledger, group: &Group) -> Change {
+    let all = splits::unborn(ledger, group).into_values().chain([group.clone()]);
+    all.fold(change, |change, group| change.put(Record::Group(Group { dead: true, ..group })))
 }
 
 /// One tenant, or all.
 pub fn show(ledger: &Ledger, name: Option<&str>) -> Result<Answer, Refusal> {
+    let brief = |view| TenantView { places: Vec::new(), ..view };
     let views = match name {
         Some(name) => views(ledger, &tenant(ledger, name)?),
-        None => ledger.tenants.values().flat_map(|tenant| views(ledger, tenant)).collect(),
+        None => {
+            let all = ledger.tenants.values().flat_map(|tenant| views(ledger, tenant));
+            all.map(brief).collect()
+        }
     };
     Ok(Answer::Tenants(views))
 }
@@ -406,7 +418,7 @@ pub fn show(ledger: &Ledger, name: Option<&str>) -> Result<Answer, Refusal> {
 fn views(ledger: &Ledger, tenant: &Tenant) -> Vec<TenantView> {
     let view = |namespace: &Namespace| {
         let (cluster_id, port, group, prefix) = match &namespace.kind {
-            NamespaceKind::Separate { cluster_id, port, group } => {
+            NamespaceKind::Separate { cluster_id, port, group, .. } => {
                 (*cluster_id, *port, *group, None)
             }
             NamespaceKind::Shared { prefix } => (0, 0, 0, Some(prefix.clone())),
@@ -415,23 +427,57 @@ fn views(ledger: &Ledger, tenant: &Tenant) -> Vec<TenantView> {
             TenantState::Deleted => tenant.deleted_ms,
             _ => namespace.deleted_ms,
         };
-        let stored = ledger.groups.get(&group);
+        let places = place_views(ledger, namespace);
+        let stored = || places.iter().filter_map(|place| ledger.groups.get(&place.group));
+        let mut nodes: Vec<String> = Vec::new();
+        for node in places.iter().flat_map(|place| &place.nodes) {
+            if !nodes.contains(node) {
+                nodes.push(node.clone());
+            }
+        }
         TenantView {
             id: tenant.id,
             name: tenant.full_name(namespace),
             state: tenant.state_of(namespace),
-            heard: stored.is_none_or(|group| group.told >= tenant.version),
+            heard: stored().all(|group| group.told >= tenant.version),
             port,
             cluster_id,
             prefix,
             group,
-            nodes: stored.map_or_else(Vec::new, |group| node_names(ledger, group)),
+            nodes,
             purge_ms: if deleted_ms > 0 { deleted_ms + GRACE_MS } else { 0 },
             quota: tenant.quota,
             size: None,
+            groups: places.len(),
+            places,
         }
     };
     tenant.namespaces.iter().map(view).collect()
+}
+
+fn place_views(ledger: &Ledger, namespace: &Namespace) -> Vec<PlaceView> {
+    let places = namespace.places();
+    let view = |(at, place): (usize, &Place)| PlaceView {
+        group: place.group,
+        home: at == 0,
+        keys: keys_view(&keys_of(&places, at)),
+        version: place.version,
+        why: place.why.clone(),
+        leader: None,
+        nodes: ledger.groups.get(&place.group).map_or_else(Vec::new, |g| node_names(ledger, g)),
+        size: None,
+    };
+    places.iter().enumerate().map(view).collect()
+}
+
+fn keys_view(keys: &KeyRange) -> KeysView {
+    KeysView { start: text::of(&keys.start), end: keys.end.as_ref().map(|end| text::of(end)) }
+}
+
+/// The keys of a group.
+pub(crate) fn keys(ledger: &Ledger, group: u64) -> KeysView {
+    let keys = ledger.place_of(group).map(|(namespace, at)| keys_of(&namespace.places(), at));
+    keys_view(&keys.unwrap_or_else(KeyRange::all))
 }
 
 fn node_names(ledger: &Ledger, group: &Group) -> Vec<String> {
@@ -442,7 +488,8 @@ fn node_names(ledger: &Ledger, group: &Group) -> Vec<String> {
 pub fn groups(ledger: &Ledger) -> Answer {
     let view = |group: &Arc<Group>| {
         let of = owner(ledger, group);
-        GroupView { id: group.id, of, nodes: node_names(ledger, group), dead: group.dead }
+        let keys = keys(ledger, group.id);
+        GroupView { id: group.id, of, nodes: node_names(ledger, group), keys, dead: group.dead }
     };
     Answer::Groups(ledger.groups.values().map(view).collect())
 }

@@ -1,12 +1,16 @@
 //! What others are told of a ledger: the map for routers, and for each node the replicas that it
 //! is to have. Pure.
 
+use std::collections::BTreeMap;
+
 use proto::etcd::Member;
-use proto::map::{PlacementMap, RouterPlace, Standing, Target, VirtualEtcd};
-use proto::{GroupId, NamespaceId, NodeId, TenantId};
+use proto::map::{PlacementMap, RangePlacement, RouterPlace, Standing, Target, VirtualEtcd};
+use proto::{GroupId, KeyRange, NamespaceId, NodeId, TenantId};
 
 use crate::ledger::Ledger;
-use crate::record::{Founder, Group, NamespaceKind, Replica, Tenant, TenantState};
+use crate::record::{
+    Founder, Group, NamespaceKind, Place, Recovery, Replica, Tenant, TenantState, keys_of,
+};
 
 /// A replica that a node is to have.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,6 +36,21 @@ pub struct Duties {
     pub wanted: Vec<Wanted>,
     /// Groups whose rows are to go.
     pub dead: Vec<GroupId>,
+    /// Replicas here that are to go on alone.
+    pub recoveries: Vec<Survivor>,
+}
+
+/// A replica that is to go on without the others.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Survivor {
+    /// The group.
+    pub group: GroupId,
+    /// The replica.
+    pub replica: u64,
+    /// Version of the members from then on.
+    pub membership_version: u64,
+    /// The revision from then on, at least.
+    pub revision: i64,
 }
 
 /// The map.
@@ -61,16 +80,24 @@ pub fn map(ledger: &Ledger) -> PlacementMap {
 
 fn etcds(tenant: &Tenant) -> impl Iterator<Item = VirtualEtcd> {
     tenant.namespaces.iter().filter_map(move |namespace| {
-        let NamespaceKind::Separate { cluster_id, port, group } = namespace.kind else {
+        let NamespaceKind::Separate { cluster_id, port, .. } = namespace.kind else {
             return None;
         };
-        let home = Target {
-            tenant: TenantId(tenant.id),
-            namespace: NamespaceId(namespace.id),
-            group: GroupId(group),
-            range_version: 1,
+        let places = namespace.places();
+        let range = |(at, place): (usize, &Place)| RangePlacement {
+            range: keys_of(&places, at),
+            target: Target {
+                tenant: TenantId(tenant.id),
+                namespace: NamespaceId(namespace.id),
+                group: GroupId(place.group),
+                range_version: place.version,
+            },
         };
-        let mut etcd = VirtualEtcd::unsplit(&tenant.full_name(namespace), cluster_id, home);
+        let ranges: Vec<RangePlacement> = places.iter().enumerate().map(range).collect();
+        let home = ranges.first()?.target;
+        let etcd = VirtualEtcd::unsplit(&tenant.full_name(namespace), cluster_id, home);
+        // Places that do not tile would be of somebody's hand: nobody is sent by them.
+        let mut etcd = etcd.with_ranges(ranges)?;
         etcd.port = port;
         etcd.standing = match tenant.state_of(namespace) {
             TenantState::Open => Standing::Open,
@@ -86,6 +113,16 @@ fn etcds(tenant: &Tenant) -> impl Iterator<Item = VirtualEtcd> {
 pub fn duties(ledger: &Ledger, node: NodeId, has: impl Fn(GroupId) -> Option<u64>) -> Duties {
     let mut duties = Duties::default();
     for group in ledger.groups.values() {
+        if let Some(recovery) = group.recovering().filter(|recovery| recovery.node == node.0)
+            && has(GroupId(group.id)) == Some(recovery.replica)
+        {
+            duties.recoveries.push(Survivor {
+                group: GroupId(group.id),
+                replica: recovery.replica,
+                membership_version: recovery.version,
+                revision: recovery.revision,
+            });
+        }
         let here = group.replicas.iter().find(|replica| replica.node == node.0);
         match here {
             _ if group.dead && has(GroupId(group.id)).is_some() => {
@@ -105,6 +142,55 @@ pub fn duties(ledger: &Ledger, node: NodeId, has: impl Fn(GroupId) -> Option<u64
         }
     }
     duties
+}
+
+/// May a replica of a group come to a node, of whose replicas `keys` tells the keys? Not while one
+/// of the same etcd still has its first key: it will bring the new group with it, rows and all,
+/// when it has applied what cuts them, and would find an empty one in its place.
+pub fn may_come(
+    ledger: &Ledger,
+    group: GroupId,
+    keys: impl Fn(GroupId) -> Option<KeyRange>,
+) -> bool {
+    let Some((namespace, at)) = ledger.place_of(group.0) else { return true };
+    let places = namespace.places();
+    let Some(own) = places.get(at) else { return true };
+    let others = places.iter().filter(|place| place.group != group.0);
+    let mut here = others.filter_map(|place| keys(GroupId(place.group)));
+    !here.any(|keys| keys.contains(&own.start))
+}
+
+/// The nodes that have replicas of the groups of split etcds.
+pub fn whereabouts(ledger: &Ledger) -> BTreeMap<GroupId, Vec<NodeId>> {
+    let mut nodes = BTreeMap::new();
+    for tenant in ledger.tenants.values() {
+        for namespace in tenant.namespaces.iter().filter(|namespace| namespace.is_split()) {
+            for place in namespace.places().iter() {
+                let Some(group) = ledger.groups.get(&place.group) else { continue };
+                let on = group.replicas.iter().map(|replica| NodeId(replica.node)).collect();
+                nodes.insert(GroupId(place.group), on);
+            }
+        }
+    }
+    nodes
+}
+
+/// May a replica that was on disk when its node started take part in its group? Not one that the
+/// group has left behind, and none but the chosen one while a recovery is under way. Of groups that
+/// the ledger does not know placement has nothing to say.
+pub fn may_take_part(
+    ledger: &Ledger,
+    group: GroupId,
+    node: NodeId,
+    replica: u64,
+    version: u64,
+) -> bool {
+    let Some(group) = ledger.groups.get(&group.0) else { return true };
+    let chosen = |r: &Recovery| (r.node, r.replica) == (node.0, replica);
+    let listed = group.replicas.iter().find(|known| known.node == node.0);
+    group.recovering().is_none_or(chosen)
+        && listed.is_none_or(|listed| listed.replica <= replica)
+        && !is_gone(group, node, replica, version)
 }
 
 /// Was a replica on `node` removed without a word to it? `version` is of the members that it
@@ -139,6 +225,43 @@ fn founders(group: &Group, replica: &Replica) -> Vec<Member> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::Meta;
+
+    #[test]
+    fn who_was_left_behind_takes_no_part_when_it_comes_back() {
+        let replica = |node| Replica { node, replica: node, learner: false };
+        let group = |replicas: &[u64], version, recovery| Group {
+            id: 3,
+            tenant: 1,
+            namespace: 1,
+            cluster_id: 7,
+            founders: Vec::new(),
+            replicas: replicas.iter().map(|node| replica(*node)).collect(),
+            membership_version: version,
+            told: 1,
+            dead: false,
+            wanted: 0,
+            recovery,
+        };
+        let order = || Some(Recovery { node: 1, replica: 1, version: 90, revision: 0, at_ms: 0 });
+        let may = |group: Group, node: u64, replica| {
+            let mut ledger = Ledger { meta: None::<Meta>, ..Ledger::default() };
+            ledger.groups.insert(group.id, group.into());
+            may_take_part(&ledger, GroupId(3), NodeId(node), replica, 4)
+        };
+        let whole = || group(&[1, 2, 3], 4, None);
+        assert!(may(whole(), 1, 1) && may(whole(), 2, 2));
+        let ordered = || group(&[1, 2, 3], 4, order());
+        assert!(may(ordered(), 1, 1), "the chosen one");
+        assert!(!may(ordered(), 2, 2) && !may(ordered(), 1, 7), "it is under way");
+        let done = || group(&[1], 90, order());
+        assert!(may(done(), 1, 1) && !may(done(), 2, 2) && !may(done(), 3, 3));
+        // The node has the group again, under another number.
+        let mut again = group(&[1, 2], 95, order());
+        again.replicas[1].replica = 80;
+        assert!(!may(again.clone(), 2, 2) && may(again, 2, 80));
+        assert!(may_take_part(&Ledger::default(), GroupId(3), NodeId(2), 2, 4), "not of placement");
+    }
 
     #[test]
     fn a_replica_that_was_removed_before_it_heard_a_word_is_gone() {
@@ -152,6 +275,8 @@ mod tests {
             replicas: vec![replica(1), replica(2)],
             membership_version: 4,
             dead: false,
+            wanted: 0,
+            recovery: None,
             told: 1,
         };
         let gone = |node, replica, version| is_gone(&group, NodeId(node), replica, version);

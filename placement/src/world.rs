@@ -92,7 +92,7 @@ impl World {
         let (id, group) = (meta.next_tenant, meta.next_group);
         meta.next_tenant += 1;
         meta.next_group += 1;
-        let kind = NamespaceKind::Separate { cluster_id: group, port: 0, group };
+        let kind = NamespaceKind::Separate { cluster_id: group, port: 0, group, places: vec![] };
         let tenant = Tenant {
             id,
             name: format!("t{id}"),
@@ -115,6 +115,8 @@ impl World {
             membership_version: 1,
             dead: false,
             told: FIRST_VERSION,
+            wanted: 0,
+            recovery: None,
         };
         self.ledger.tenants.insert(id, tenant.into());
         self.ledger.groups.insert(group, record.into());

@@ -163,8 +163,9 @@ pub enum WatchOutput {
         events: Vec<Arc<WatchEvent>>,
     },
     /// Everything up to `revision` that concerns the watches of this sink went out before
-    /// this. Answer to [`WatchControl::progress`]; not sent at all when one is not synced. It
-    /// says nothing of watches created after it was asked for: their keys are above `newest`.
+    /// this. Answer to [`WatchControl::progress`], then not sent at all when one is not synced,
+    /// and to [`WatchControl::progress_at`]. It says nothing of watches created after it was asked
+    /// for: their keys are above `newest`.
     Progress {
         /// The hub's current revision.
         revision: i64,
@@ -213,6 +214,11 @@ pub trait WatchControl: Send + Sync {
     fn cancel(&self, key: u64);
     /// Asks for [`WatchOutput::Progress`].
     fn progress(&self);
+    /// Asks for [`WatchOutput::Progress`] as soon as the hub has reached `revision` and the watches
+    /// of the sink are synced that were created before. Unlike [`WatchControl::progress`] it is
+    /// not forgotten; of several asks that wait only the lowest revision and the one that was
+    /// asked for last are kept, and one answer may be the answer to both.
+    fn progress_at(&self, revision: i64);
     /// Asks for [`WatchOutput::WatchProgress`] if the watch is synced and got nothing since
     /// the last such ask.
     fn watch_progress(&self, key: u64);

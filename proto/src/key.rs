@@ -54,6 +54,32 @@ impl KeyRange {
         let below = |a: &KeyRange, b: &KeyRange| b.end.as_ref().is_none_or(|end| a.start < *end);
         !self.is_empty() && !other.is_empty() && below(self, other) && below(other, self)
     }
+
+    /// The keys that fit inside both, if there are any.
+    pub fn common(&self, other: &KeyRange) -> Option<KeyRange> {
+        let end = match (&self.end, &other.end) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.as_ref().or(b.as_ref()),
+        };
+        let start = (&self.start).max(&other.start).clone();
+        self.overlaps(other).then(|| KeyRange { start, end: end.cloned() })
+    }
+
+    /// Does every key that fits inside fit inside `outer` as well?
+    pub fn is_within(&self, outer: &KeyRange) -> bool {
+        let ends = match (&self.end, &outer.end) {
+            (Some(end), Some(outer)) => end <= outer,
+            (_, outer) => outer.is_none(),
+        };
+        self.is_empty() || (outer.start <= self.start && ends)
+    }
+
+    /// etcd's spelling, as [`KeyRange::parse`] reads it. An interval that begins with the empty key
+    /// has none: no request may name that key.
+    pub fn spell(self) -> (Bytes, Bytes) {
+        let end = self.end.unwrap_or(Bytes::from_static(&[0]));
+        (self.start, end)
+    }
 }
 
 #[cfg(test)]
@@ -81,6 +107,26 @@ mod tests {
     fn an_end_below_the_start_holds_nothing() {
         let r = range("b", "a");
         assert!(r.is_empty() && !r.contains(b"b") && !r.overlaps(&KeyRange::all()));
+    }
+
+    #[test]
+    fn what_two_intervals_share_is_within_both() {
+        let (low, high, all) = (range("a", "m"), range("k", "\0"), KeyRange::all());
+        assert_eq!(low.common(&high), Some(range("k", "m")));
+        assert_eq!(high.common(&low), Some(range("k", "m")));
+        assert_eq!((all.common(&high), all.common(&all)), (Some(high.clone()), Some(all.clone())));
+        assert_eq!((low.common(&range("m", "n")), low.common(&range("c", "b"))), (None, None));
+        assert!(low.is_within(&all) && low.is_within(&low) && range("c", "").is_within(&low));
+        assert!(!all.is_within(&low) && !high.is_within(&low) && !low.is_within(&high));
+        assert!(range("z", "y").is_within(&low), "nothing is everywhere");
+    }
+
+    #[test]
+    fn a_spelled_interval_reads_as_itself() {
+        for range in [range("a", "m"), range("k", "\0"), range("c", "")] {
+            let (key, range_end) = range.clone().spell();
+            assert_eq!(KeyRange::parse(&key, &range_end), range);
+        }
     }
 
     #[test]

@@ -45,6 +45,11 @@ pub mod cluster {
         #![allow(missing_docs, clippy::all)]
         tonic::include_proto!("cluster.admin");
     }
+    /// A split tenant's groups among themselves.
+    pub mod split {
+        #![allow(missing_docs, clippy::all)]
+        tonic::include_proto!("cluster.split");
+    }
     /// Requests to groups and their replies; what a log entry says.
     pub mod group {
         #![allow(missing_docs, clippy::all)]

@@ -100,12 +100,14 @@ impl VirtualEtcd {
 
     /// Where requests for `key` go.
     pub fn lookup(&self, key: &[u8]) -> Target {
+        // There always is one: the first range starts below every key.
+        self.place(key).map_or(self.home, |place| place.target)
+    }
+
+    /// The range that has `key`.
+    pub fn place(&self, key: &[u8]) -> Option<&RangePlacement> {
         let after = self.ranges.partition_point(|place| place.range.start.as_ref() <= key);
-        match self.ranges.get(after.saturating_sub(1)) {
-            Some(place) => place.target,
-            // Cannot happen: the first range starts below every key.
-            None => self.home,
-        }
+        self.ranges.get(after.saturating_sub(1))
     }
 
     /// The group that has leases, compaction and members.

@@ -9,11 +9,11 @@
 //! map, or a little, and goes again. So it is when they differ about whose the group is, or
 //! whether it is frozen.
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use proto::{
     Error, GroupId, VirtualEtcd,
-    cluster::group::{GroupRequest, refusal::Outcome},
+    cluster::group::{GroupRequest, ReadAt, refusal::Outcome},
     etcd::ResponseHeader,
     group::{GroupError, Reply, Request},
     map::Target,
@@ -25,10 +25,11 @@ use tokio::{
 use tonic::Status;
 
 use crate::{
-    aim::aim,
+    aim::{Aim, aim},
     connection::{Admission, Connection, Visit},
     course::Course,
     door::Door,
+    gather::Gathering,
     identify,
     metadata::Metadata,
 };
@@ -106,8 +107,13 @@ impl Caller {
         self.door().groups.is_learner(self.etcd().home().group)
     }
 
-    /// What `ask` finds in the etcd as it is now, and the number of the map that says so.
-    fn now<T>(&self, ask: impl FnOnce(&VirtualEtcd) -> T) -> Result<(T, u64), Error> {
+    /// What `ask` finds in the etcd as it is now.
+    pub(crate) fn now<T>(&self, ask: impl FnOnce(&VirtualEtcd) -> T) -> Result<T, Error> {
+        self.numbered(ask).map(|(found, _)| found)
+    }
+
+    /// The same with the number of the map that says so.
+    fn numbered<T>(&self, ask: impl FnOnce(&VirtualEtcd) -> T) -> Result<(T, u64), Error> {
         let placed = self.door().placed.load();
         if placed.number == self.admission.number {
             return Ok((ask(self.etcd()), placed.number));
@@ -118,14 +124,9 @@ impl Caller {
         Ok((ask(etcd), placed.number))
     }
 
-    /// The group that has `key`.
-    pub(crate) fn place(&self, key: &[u8]) -> Result<Target, Error> {
-        self.now(|etcd| etcd.lookup(key)).map(|(target, _)| target)
-    }
-
     /// The home group.
     pub(crate) fn home(&self) -> Result<Target, Error> {
-        self.now(VirtualEtcd::home).map(|(target, _)| target)
+        self.now(VirtualEtcd::home)
     }
 
     /// Asks the group that answers `body`.
@@ -135,10 +136,10 @@ impl Caller {
 
     /// Asks the group that answers `body`, and says what a refusal means.
     pub(crate) async fn try_ask(&self, body: Request) -> Result<Reply, GroupError> {
-        let (target, number) = self.aim(&body)?;
+        let (aim, number) = self.aim(&body)?;
         let begun = Instant::now();
         let spare = body.clone();
-        match self.send(target, self.timeout_ms, body).await {
+        match self.attempt(aim, self.timeout_ms, body).await {
             Err(error) if is_stale(error) => {
                 Box::pin(self.ask_anew(spare, number, begun, error)).await
             }
@@ -165,23 +166,36 @@ impl Caller {
             if left == 0 {
                 return Err(refusal);
             }
-            let (target, now) = self.aim(&body)?;
+            let (aim, now) = self.aim(&body)?;
             number = now;
-            match self.send(target, left, body.clone()).await {
+            match self.attempt(aim, left, body.clone()).await {
                 Err(error) if is_stale(error) => refusal = error,
                 answer => return answer,
             }
         }
     }
 
-    fn aim(&self, body: &Request) -> Result<(Target, u64), GroupError> {
-        self.now(|etcd| aim(etcd, body)).map_err(|error| GroupError::not_done(error, None))
+    fn aim(&self, body: &Request) -> Result<(Aim, u64), GroupError> {
+        self.numbered(|etcd| aim(etcd, body)).map_err(|error| GroupError::not_done(error, None))
     }
 
-    async fn send(
+    async fn attempt(&self, aim: Aim, timeout_ms: u64, body: Request) -> Result<Reply, GroupError> {
+        match aim {
+            Aim::One(target) => self.send(target, timeout_ms, None, body).await,
+            Aim::Several(home) => {
+                // Boxed, so that what goes to one group is not made larger by it.
+                let gathering = Gathering::new(self, home, timeout_ms);
+                Box::pin(async move { gathering.answer(&body).await }).await
+            }
+        }
+    }
+
+    /// Asks one group.
+    pub(crate) async fn send(
         &self,
         target: Target,
         timeout_ms: u64,
+        read_at: Option<ReadAt>,
         body: Request,
     ) -> Result<Reply, GroupError> {
         let request = GroupRequest {
@@ -191,6 +205,7 @@ impl Caller {
             range_version: target.range_version,
             floor: self.visit().floor(),
             timeout_ms,
+            read_at,
             body: Some(body),
         };
         self.door().groups.call(request).await
@@ -211,30 +226,21 @@ impl Caller {
     /// What ends a stream that goes by `group` from outside.
     pub(crate) fn interruption(&self, group: GroupId) -> Interruption {
         let leaderless = self.require_leader.then(|| self.door().leadership.follow(group));
-        let course = self.door().course(self.visit().etcd);
+        let course = self.course();
         let closing = self.connection.closing();
         Interruption { leaderless, course, closing, outlives_freeze: false }
     }
 
     /// Resolves when the etcd is frozen or gone; with the status that says so.
     pub(crate) async fn refused(&self) -> Status {
-        refused(&mut self.door().course(self.visit().etcd), false).await
+        refused(&mut self.course(), false).await
     }
 
-    /// Resolves when the etcd's home is another group than `from`.
-    pub(crate) fn moved(&self, from: GroupId) -> Moved {
-        let mut course = self.door().course(self.visit().etcd);
-        Box::pin(async move {
-            let elsewhere = |now: &Course| now.is_ok_and(|home| home.group != from);
-            if course.wait_for(elsewhere).await.is_err() {
-                std::future::pending().await
-            }
-        })
+    /// The etcd's ranges, and whatever keeps clients from it, from now on.
+    pub(crate) fn course(&self) -> watch::Receiver<Course> {
+        self.door().course(self.visit().etcd)
     }
 }
-
-/// See [`Caller::moved`].
-pub(crate) type Moved = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 fn is_stale(error: GroupError) -> bool {
     error.error.is_stale() && error.outcome == Outcome::NotDone
@@ -245,7 +251,8 @@ async fn refused(course: &mut watch::Receiver<Course>, outlives_freeze: bool) ->
         Err(Error::TenantFrozen) => !outlives_freeze,
         now => now.is_err(),
     };
-    let refusal = course.wait_for(ends).await.ok().and_then(|course| course.err());
+    let refusal =
+        course.wait_for(ends).await.ok().and_then(|course| course.as_ref().err().copied());
     match refusal {
         Some(error) => error.into(),
         // Cannot happen: what is followed is kept.

@@ -7,13 +7,13 @@
 use std::{collections::HashMap, sync::Arc};
 
 use parking_lot::Mutex;
-use proto::{Error, PlacementMap, map::Target};
+use proto::{Error, PlacementMap, VirtualEtcd};
 use tokio::sync::watch;
 
 use crate::identify::{EtcdId, admit};
 
-/// Where an etcd's home is, or why nobody may go there.
-pub(crate) type Course = Result<Target, Error>;
+/// The etcd as those see it who go by its ranges, or why nobody may go there.
+pub(crate) type Course = Result<Arc<VirtualEtcd>, Error>;
 
 /// Who follows which etcd.
 #[derive(Default)]
@@ -33,7 +33,7 @@ impl Courses {
     ) -> watch::Receiver<Course> {
         let mut followed = self.followed.lock();
         let course = course(&map(), etcd);
-        let sender = followed.entry(etcd).or_insert_with(|| watch::Sender::new(course));
+        let sender = followed.entry(etcd).or_insert_with(|| watch::Sender::new(course.clone()));
         set(sender, course);
         sender.subscribe()
     }
@@ -50,13 +50,25 @@ impl Courses {
 }
 
 fn set(sender: &watch::Sender<Course>, course: Course) {
-    sender.send_if_modified(|now| std::mem::replace(now, course) != course);
+    sender.send_if_modified(|now| {
+        let goes_on = leads_alike(now, &course);
+        *now = course;
+        !goes_on
+    });
+}
+
+fn leads_alike(one: &Course, other: &Course) -> bool {
+    match (one, other) {
+        (Ok(one), Ok(other)) => Arc::ptr_eq(one, other) || one.ranges() == other.ranges(),
+        (Err(one), Err(other)) => one == other,
+        _ => false,
+    }
 }
 
 fn course(map: &PlacementMap, (tenant, namespace): EtcdId) -> Course {
     let etcd = map.etcd(tenant, namespace).ok_or(Error::UnknownTenant)?;
     admit(etcd)?;
-    Ok(etcd.home())
+    Ok(etcd.clone())
 }
 
 #[cfg(test)]
@@ -83,10 +95,27 @@ mod tests {
         assert_eq!(course.has_changed().ok(), Some(false));
         courses.change(|| Arc::new(frozen(&open)));
         assert_eq!(course.has_changed().ok(), Some(true));
-        assert_eq!(*course.borrow_and_update(), Err(Error::TenantFrozen));
+        assert_eq!(course.borrow_and_update().as_ref().err(), Some(&Error::TenantFrozen));
         courses.change(|| Arc::new(PlacementMap::default()));
         assert_eq!(*course.borrow_and_update(), Err(Error::UnknownTenant));
         courses.change(|| open.clone());
+        assert!(course.borrow_and_update().is_ok());
+    }
+
+    #[test]
+    fn a_range_that_changes_wakes_them_and_a_port_does_not() {
+        let courses = Courses::default();
+        let open = Arc::new(PlacementMap::embedded(1));
+        let mut course = courses.follow(DEFAULT, || open.clone());
+        let mut etcd = VirtualEtcd::clone(open.default_etcd().expect("there is a default"));
+        etcd.port = 4001;
+        courses.change(|| Arc::new(PlacementMap::clone(&open).with(etcd.clone())));
+        assert_eq!(course.has_changed().ok(), Some(false));
+        let mut places = etcd.ranges().to_vec();
+        places[0].target.range_version += 1;
+        let etcd = etcd.with_ranges(places).expect("tiles all keys");
+        courses.change(|| Arc::new(PlacementMap::clone(&open).with(etcd)));
+        assert_eq!(course.has_changed().ok(), Some(true));
         assert!(course.borrow_and_update().is_ok());
     }
 

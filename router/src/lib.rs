@@ -11,8 +11,10 @@
 //! connection.rs  what the client's socket has seen of that etcd
 //! api/*.rs       one file per etcd service: message -> Request -> group -> message
 //! validate.rs    what etcd refuses before it asks anybody (pure)
-//! aim.rs         which of the etcd's groups has the key (pure, by an immutable map)
+//! aim.rs         which of the etcd's groups has the keys (pure, by an immutable map)
 //! caller.rs      the one place that asks groups
+//! gather.rs      reads over several groups of an etcd, at one revision; lists.rs puts them
+//!                together (pure)
 //! ```
 //!
 //! Many tenants are served by one router, on the same port or on their own. The map says what
@@ -33,6 +35,7 @@
 mod aim;
 mod config;
 mod identify;
+mod lists;
 mod metadata;
 mod metrics;
 mod validate;
@@ -44,6 +47,7 @@ mod leadership;
 mod lease_ids;
 
 mod caller;
+mod gather;
 mod grpc;
 
 mod api;

@@ -3,6 +3,7 @@
 
 mod escape;
 mod fake;
+mod split;
 mod tenants;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};

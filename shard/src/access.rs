@@ -3,13 +3,14 @@
 
 use std::ops::ControlFlow;
 
-use proto::Error;
-use proto::etcd::{HashKvResponse, ResponseHeader};
+use proto::etcd::{HashKvResponse, LeaseTimeToLiveResponse, ResponseHeader};
 use proto::group::{GroupError, Reply, Request};
+use proto::{Error, KeyRange};
 
 use crate::engine::EngineError;
 use crate::group::Shared;
-use crate::machine::{NO_SHELF, txn};
+use crate::machine::{NO_SHELF, leases, txn};
+use crate::node::Reading;
 use crate::read;
 use crate::store::Store;
 use crate::store::counts::Counter;
@@ -27,17 +28,26 @@ pub fn is_serializable(request: &Request) -> bool {
     }
 }
 
-/// Answers a read from the rows as they are now.
-pub fn read(store: &Store, shared: &Shared, request: &Request) -> Result<Reply, GroupError> {
+/// Answers a read from the rows of the group under `range_version`.
+pub fn read(
+    store: &Store,
+    shared: &Shared,
+    request: &Request,
+    range_version: u64,
+    reading: Reading,
+) -> Result<Reply, GroupError> {
     let published = &shared.published;
     for _ in 0..TRIES {
         // In this order: a view must not be older than the revision it is read at.
-        let compacted = published.compacted();
-        let current = published.revision();
-        if published.shelf() == NO_SHELF {
+        let (compacted, current) = match reading {
+            Reading::Newest => (published.compacted(), published.revision()),
+            Reading::At { revision, compacted } => (compacted.max(published.compacted()), revision),
+        };
+        let versions = published.versions();
+        if versions == NO_SHELF {
             return Err(GroupError::not_done(Error::NoLeader, None));
         }
-        let view = store.view(published.shelf(), current);
+        let view = store.view(versions, current);
         let header =
             ResponseHeader { revision: current, raft_term: shared.term(), ..Default::default() };
         let read_at;
@@ -70,14 +80,22 @@ pub fn read(store: &Store, shared: &Shared, request: &Request) -> Result<Reply, 
                     return Err(GroupError::refused(Error::Compacted));
                 }
                 read_at = at;
-                hash(&view.at(at), compacted, header).map(Ok)
+                hash(&view.at(at), &published.shelves().range, compacted, header).map(Ok)
+            }
+            Request::LeaseTimeToLive(ask) => {
+                read_at = current;
+                attached(store, shared, ask.id, header).map(Ok)
             }
             _ => return Err(GroupError::refused(Error::KeyNotFound)),
         };
         // What was compacted while we read may be missing from the answer, and so may rows that a
         // snapshot has replaced meanwhile: look again.
-        if published.shelf() != view.shelf() {
+        if published.versions() != view.shelf() {
             continue;
+        }
+        // So may keys that are another group's by now.
+        if published.range_version() != range_version {
+            return Err(GroupError::not_done(Error::StaleRange, None));
         }
         if read_at > 0 && read_at < published.compacted() && read_at >= compacted {
             continue;
@@ -89,6 +107,20 @@ pub fn read(store: &Store, shared: &Shared, request: &Request) -> Result<Reply, 
         };
     }
     Err(GroupError::refused(Error::Compacted))
+}
+
+/// The keys that are attached to a lease in this group: the group's part of an answer that home
+/// completes, which has the lease.
+fn attached(
+    store: &Store,
+    shared: &Shared,
+    lease: i64,
+    header: ResponseHeader,
+) -> Result<Reply, EngineError> {
+    let keys = leases::attached(store, shared.published.shelves().own, lease)?;
+    let header = Some(header);
+    let part = LeaseTimeToLiveResponse { header, id: lease, keys, ..Default::default() };
+    Ok(Reply::LeaseTimeToLive(part))
 }
 
 /// Lowest revision that a reading transaction reads at.
@@ -106,12 +138,13 @@ fn oldest(request: &proto::etcd::TxnRequest, current: i64) -> i64 {
 /// newest at or below it unless it is a delete. Equal on all replicas, whatever they swept.
 fn hash(
     view: &crate::store::view::View,
+    range: &KeyRange,
     compacted: i64,
     header: ResponseHeader,
 ) -> Result<Reply, EngineError> {
     let mut hash = crc32fast::Hasher::new();
     let mut settled: Option<Vec<u8>> = None;
-    view.all_versions(None, &mut |row_key, row| {
+    view.all_versions(range, None, &mut |row_key, row| {
         let Some((escaped, revision)) = layout::split_version(row_key) else {
             return Ok(ControlFlow::Continue(()));
         };

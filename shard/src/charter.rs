@@ -59,7 +59,7 @@ pub fn admit(charter: &Charter, request: &GroupRequest) -> Result<(), Error> {
 }
 
 /// Does it show or change keys or leases?
-fn is_about_keys(body: &Request) -> bool {
+pub fn is_about_keys(body: &Request) -> bool {
     match body {
         Request::Range(_)
         | Request::Put(_)
@@ -83,6 +83,8 @@ fn is_about_keys(body: &Request) -> bool {
         | Request::MoveLeader(_)
         | Request::Publish(_)
         | Request::ChangeReplica(_)
+        | Request::Span(_)
+        | Request::SplitRange(_)
         | Request::SetCharter(_) => false,
     }
 }

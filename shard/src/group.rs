@@ -26,6 +26,7 @@ use proto::{Error, GroupId, NodeId};
 
 use crate::lease::Lessor;
 use crate::machine::{Machine, Published};
+use crate::node::{Parting, Role};
 use core::Core;
 use large::Slot;
 use reads::Reads;
@@ -75,6 +76,7 @@ pub struct Shared {
     replica: u64,
     membership_version: AtomicU64,
     stopped: AtomicBool,
+    withheld: AtomicBool,
     /// Milliseconds of the node's clock when the leader was lost, 0 while there is one.
     leaderless_since_ms: AtomicU64,
 }
@@ -110,9 +112,14 @@ impl Shared {
         self.stopped.store(true, Ordering::Release);
     }
 
+    /// Does the replica wait for a word before it takes part?
+    pub fn is_withheld(&self) -> bool {
+        self.withheld.load(Ordering::Acquire)
+    }
+
     /// May the replica be asked, and watched? Not while it waits for its first snapshot.
     pub fn is_usable(&self) -> bool {
-        !self.is_stopped() && self.published.applied() > 0
+        !self.is_stopped() && !self.is_withheld() && self.published.applied() > 0
     }
 
     /// Raft's term.
@@ -137,6 +144,8 @@ pub(crate) enum Then {
     AfterSweep(Ticket, i64),
     /// The lessor's own revocation.
     Expiry(i64),
+    /// A split tenant's entry, by its tag.
+    Split(i64),
 }
 
 impl Then {
@@ -145,7 +154,7 @@ impl Then {
             Then::Answer(ticket) | Then::Refuse(ticket, _) | Then::AfterSweep(ticket, _) => {
                 Some(*ticket)
             }
-            Then::Expiry(_) => None,
+            Then::Expiry(_) | Then::Split(_) => None,
         }
     }
 }
@@ -207,6 +216,8 @@ pub struct Group {
     pub(crate) queued: Vec<(Command, Then)>,
     pub(crate) proposals: Proposals,
     pub(crate) reads: Reads,
+    /// Parts of reads over several groups, by the revision that is to be applied first.
+    pub(crate) parts: BTreeMap<i64, Vec<(Ticket, i64)>>,
     pub(crate) sweeping: Vec<(Ticket, i64, Reply)>,
     pub(crate) lease_asks: BTreeMap<i64, Vec<LeaseAsk>>,
     pub(crate) transfer: Option<Transfer>,
@@ -225,8 +236,14 @@ pub struct Group {
     pub(crate) held: BTreeMap<u64, Vec<Slot>>,
     /// It stands for election although no timeout is over: there was no leader to be heard.
     pub(crate) eager: Option<Eager>,
+    /// Its part in a split tenant, while it leads.
+    pub(crate) role: Option<Box<Role>>,
+    /// A split that is under way.
+    pub(crate) parting: Option<Parting>,
     /// Nodes of replicas that spoke to this one before it knew the members.
     pub(crate) heard: BTreeMap<u64, NodeId>,
+    /// Version of the members in a recovery that stands in the log and is not applied yet, or was.
+    pub(crate) recovering: u64,
 }
 
 impl Group {
@@ -241,6 +258,7 @@ impl Group {
             replica: core.key().replica,
             membership_version: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
+            withheld: AtomicBool::new(false),
             leaderless_since_ms: AtomicU64::new(1),
         });
         let checkpointed = machine.state().applied_index;
@@ -254,6 +272,7 @@ impl Group {
             queued: Vec::new(),
             proposals: Proposals::new(),
             reads: Reads::default(),
+            parts: BTreeMap::new(),
             sweeping: Vec::new(),
             lease_asks: BTreeMap::new(),
             transfer: None,
@@ -266,10 +285,23 @@ impl Group {
             stopped: None,
             held: BTreeMap::new(),
             eager: None,
+            role: None,
+            parting: None,
             heard: BTreeMap::new(),
+            recovering: 0,
         };
         group.publish_membership();
         group
+    }
+
+    /// Has the replica take no part, or take part again.
+    pub(crate) fn withhold(&self, withheld: bool) {
+        self.shared.withheld.store(withheld, Ordering::Release);
+    }
+
+    /// Stands a recovery in the log that is not applied yet? Whoever speaks meanwhile is left behind.
+    pub fn is_recovering(&self) -> bool {
+        self.recovering > self.machine.state().membership_version
     }
 
     /// For other threads.
@@ -280,6 +312,11 @@ impl Group {
     /// The machine.
     pub fn machine(&self) -> &Machine {
         &self.machine
+    }
+
+    /// Index and term of the last entry in its log.
+    pub fn last_entry(&self) -> (u64, u64) {
+        (self.core.last_index(), self.core.last_term())
     }
 
     /// Does this replica lead, as far as it knows?

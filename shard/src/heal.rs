@@ -51,7 +51,7 @@ async fn heal_one(
     peers: &Peers,
     damage: &Damage,
 ) -> Result<(), String> {
-    let found = handle.group_of_shelf(damage.shelf);
+    let found = handle.group_of_row(damage.shelf, &damage.key);
     let (group, range_version, owner) = found.ok_or("its replica is not here any more")?;
     for member in peers.members_of(group) {
         if member.id == node.0 {

@@ -159,5 +159,7 @@ impl WatchControl for Nowhere {
 
     fn progress(&self) {}
 
+    fn progress_at(&self, _revision: i64) {}
+
     fn watch_progress(&self, _key: u64) {}
 }

@@ -20,14 +20,18 @@ mod charters;
 pub mod effect;
 mod keys;
 pub mod leases;
+mod ranges;
+pub mod recovery;
+mod split;
 pub mod state;
 mod sweep;
 pub mod txn;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicI64, AtomicU64, Ordering};
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use parking_lot::RwLock;
 use proto::cluster::group::{Batch, Charter, Command, command};
@@ -36,15 +40,19 @@ use proto::etcd::{
     Member, ResponseHeader, alarm_request::AlarmAction,
 };
 use proto::group::{Reply, Request, cost};
-use proto::{Error, GroupId};
+use proto::{Error, GroupId, KeyRange};
 
 use crate::charter;
 use crate::engine::EngineError;
 use crate::group::large::Placed;
+use crate::split::entry::{Entry, Kept};
+use crate::split::participant::Written;
+use crate::split::wire;
 use crate::store::Store;
 use crate::store::changes;
 use crate::store::counts::Counts;
 use crate::store::layout::{self, Shelf};
+use crate::store::shelves::Shelves;
 use crate::store::view::View;
 use effect::Effect;
 use state::{LeaseState, ReplicaPlace, SnapshotState, State};
@@ -55,8 +63,10 @@ pub struct Published {
     revision: AtomicI64,
     compacted: AtomicI64,
     applied: AtomicU64,
-    shelf: AtomicU64,
+    versions: AtomicU64,
+    shelves: ArcSwap<Shelves>,
     range_version: AtomicU64,
+    split: AtomicBool,
     size_bytes: AtomicI64,
     charter: PublishedCharter,
     counts: RwLock<Counts>,
@@ -70,6 +80,9 @@ struct PublishedCharter {
     standing: AtomicI32,
     version: AtomicU64,
 }
+
+/// Format of batches whose commands are a split tenant's entries: they have fences of their own.
+pub const SPLIT_FORMAT: u32 = 4;
 
 /// No rows stand there, ever: the shelf of a replica that has left.
 pub const NO_SHELF: Shelf = Shelf(0);
@@ -100,14 +113,20 @@ impl Published {
         &self.counts
     }
 
-    /// Where the rows stand.
-    pub fn shelf(&self) -> Shelf {
-        Shelf(self.shelf.load(Ordering::Acquire))
+    /// Where the versions stand, or [`NO_SHELF`].
+    pub fn versions(&self) -> Shelf {
+        Shelf(self.versions.load(Ordering::Acquire))
+    }
+
+    /// Where all rows stand, and which keys are the group's: for who reads more than versions.
+    /// Whoever has read looks afterwards that [`Published::versions`] are still those.
+    pub fn shelves(&self) -> Arc<Shelves> {
+        self.shelves.load_full()
     }
 
     /// The replica has left: whoever reads its rows may not find them any more.
     pub fn leave(&self) {
-        self.shelf.store(NO_SHELF.0, Ordering::Release);
+        self.versions.store(NO_SHELF.0, Ordering::Release);
     }
 
     /// Whose the group is and what its clients may do, without the quota.
@@ -131,9 +150,19 @@ impl Published {
         self.charter.version.store(charter.version, Ordering::Release);
     }
 
+    /// Is the tenant on other groups as well? Then only leaders answer reads that are not to be old.
+    pub fn is_split(&self) -> bool {
+        self.split.load(Ordering::Acquire)
+    }
+
     /// Version of the range that the group serves.
     pub fn range_version(&self) -> u64 {
         self.range_version.load(Ordering::Acquire)
+    }
+
+    /// The range, of the version that was read before or a later one.
+    pub fn range(&self) -> KeyRange {
+        self.shelves.load().range.clone()
     }
 }
 
@@ -146,18 +175,33 @@ pub struct Machine {
     store: Arc<Store>,
     state: State,
     leases: BTreeMap<i64, i64>,
+    /// Of a split tenant's entries, since there was one.
+    kept: Option<Box<Kept>>,
+    /// The last revision of which watches were told.
+    fed: i64,
     /// Keys that a block of counts may hold.
     block_keys: u32,
     published: Arc<Published>,
+    /// As the state has them.
+    shelves: Arc<Shelves>,
     /// Where large values of the entry stand that is being applied.
     placed: Placed,
+}
+
+/// What a command came to.
+#[derive(Debug)]
+pub enum Settled {
+    /// One of an unsplit tenant, or about the group itself.
+    Answer(Answer),
+    /// A split tenant's entry.
+    Split(Entry, Written),
 }
 
 /// What applying one entry gave.
 #[derive(Debug, Default)]
 pub struct Applied {
     /// One per command, in order.
-    pub answers: Vec<Answer>,
+    pub answers: Vec<Settled>,
     /// For the worker.
     pub effects: Vec<Effect>,
 }
@@ -195,23 +239,37 @@ impl Machine {
         state: State,
         block_keys: u32,
     ) -> Result<Machine, EngineError> {
-        let published = Arc::default();
-        let leases = BTreeMap::new();
-        let (state_now, placed) = (State::default(), Placed::default());
-        let mut machine =
-            Machine { group, store, state: state_now, leases, block_keys, published, placed };
+        let mut machine = Machine {
+            group,
+            store,
+            state: State::default(),
+            leases: BTreeMap::new(),
+            kept: None,
+            fed: 0,
+            block_keys,
+            published: Arc::default(),
+            shelves: Arc::default(),
+            placed: Placed::default(),
+        };
         machine.restore(state)?;
         Ok(machine)
     }
 
     /// Replaces everything by what a snapshot brought; readers go on with the same handle.
     pub fn restore(&mut self, state: State) -> Result<(), EngineError> {
-        let shelf = Shelf(state.shelf);
-        self.leases = leases::load(&self.store, shelf)?;
-        let counts = Counts::load(&self.store, shelf, state.revision, state.keys, self.block_keys)?;
+        let shelves = Arc::new(state.shelves());
+        self.leases = leases::load(&self.store, shelves.own)?;
+        let (revision, keys) = (state.revision, state.keys);
+        let counts = Counts::load(&self.store, shelves.clone(), revision, keys, self.block_keys)?;
         *self.published.counts.write() = counts;
-        self.store.opened(shelf, state.revision);
+        self.store.opened(shelves.versions, revision);
+        if shelves.versions != shelves.own {
+            self.store.shared(shelves.versions, &shelves.range.start);
+        }
+        self.fed = state.revision;
         self.state = state;
+        self.restore_kept()?;
+        self.shelves_changed();
         self.published.set_charter(&self.state.charter);
         self.publish();
         Ok(())
@@ -246,9 +304,15 @@ impl Machine {
         &self.published
     }
 
-    /// The small state.
+    /// The small state, without what is kept of a split tenant's entries.
     pub fn state(&self) -> &State {
         &self.state
+    }
+
+    /// The small state as it is written.
+    pub fn whole_state(&self) -> State {
+        let split = self.kept.as_ref().map(|kept| wire::kept_out(kept));
+        State { split, ..self.state.clone() }
     }
 
     /// The group.
@@ -256,9 +320,21 @@ impl Machine {
         self.group
     }
 
-    /// Where the rows stand.
+    /// Where all rows but the versions stand.
     pub fn shelf(&self) -> Shelf {
         Shelf(self.state.shelf)
+    }
+
+    /// Where all rows stand, and which keys are the group's.
+    pub fn shelves(&self) -> &Arc<Shelves> {
+        &self.shelves
+    }
+
+    /// To be called when the state says something else of them.
+    fn shelves_changed(&mut self) {
+        self.shelves = Arc::new(self.state.shelves());
+        self.published.shelves.store(self.shelves.clone());
+        self.published.counts.write().set_shelves(self.shelves.clone());
     }
 
     /// Leases and their granted TTLs.
@@ -270,26 +346,30 @@ impl Machine {
     pub fn snapshot_state(&self) -> Result<SnapshotState, EngineError> {
         let leases = self.leases.iter().map(|(id, ttl_s)| LeaseState { id: *id, ttl_s: *ttl_s });
         let leases = leases.collect();
-        let shelf = self.shelf();
-        let (from, to) = (layout::twice_key(shelf, 0), layout::twice_key(shelf, i64::MAX));
         let mut packed = Vec::new();
-        for (row_key, _) in self.store.rows(&from, &to)? {
-            let revision = layout::split_twice(&row_key).unwrap_or_default();
-            let history = self.store.history(shelf, revision, revision, 1)?;
-            packed.extend(changes::pack(shelf, &history).into_iter().map(|(_, row)| row));
+        for shelf in self.shelves.told_by() {
+            // On a shelf that others read as well there may be older ones, and those of others, of
+            // which nothing is found then.
+            let from = layout::twice_key(shelf, self.state.swept.max(0));
+            for (row_key, _) in self.store.rows(&from, &layout::twice_key(shelf, i64::MAX))? {
+                let revision = layout::split_twice(&row_key).unwrap_or_default();
+                let (history, _) = self.store.history(&self.shelves, revision, revision, 1)?;
+                packed.extend(changes::pack(shelf, &history).into_iter().map(|(_, row)| row));
+            }
         }
-        Ok(SnapshotState { state: self.state.clone(), leases, changes: packed })
+        Ok(SnapshotState { state: self.whole_state(), leases, changes: packed })
     }
 
     /// A view of the newest revision.
     pub fn view(&self) -> View {
-        self.store.view(self.shelf(), self.state.revision)
+        self.store.view(self.state.versions(), self.state.revision)
     }
 
     fn publish(&self) {
         let published = &self.published;
-        published.shelf.store(self.state.shelf, Ordering::Release);
+        published.versions.store(self.state.versions().0, Ordering::Release);
         published.range_version.store(self.state.range_version, Ordering::Release);
+        published.split.store(self.is_split(), Ordering::Release);
         published.compacted.store(self.state.compacted, Ordering::Release);
         published.size_bytes.store(self.state.size, Ordering::Relaxed);
         published.applied.store(self.state.applied_index, Ordering::Release);
@@ -316,19 +396,27 @@ impl Machine {
         placed: Placed,
     ) -> Result<Option<Applied>, EngineError> {
         self.placed = placed;
-        let current = batch.range_version == self.state.range_version;
+        let has_fences = batch.format >= SPLIT_FORMAT;
+        let current = has_fences || batch.range_version == self.state.range_version;
         let mut applied = Applied::default();
         if current {
             applied.answers.reserve(batch.commands.len());
             for command in &batch.commands {
-                let answer = match self.apply_command(command, &mut applied.effects) {
+                if let Some(command::Body::Split(entry)) = &command.body {
+                    let unreadable = || EngineError::Failed("an entry cannot be read".into());
+                    let entry = wire::entry_in(entry.clone()).ok_or_else(unreadable)?;
+                    let written = self.apply_split(&entry, &mut applied.effects)?;
+                    applied.answers.push(Settled::Split(entry, written));
+                    continue;
+                }
+                let answer = match self.apply_command(command, term, &mut applied.effects) {
                     // Nothing was written yet, and nobody else has the value.
                     Err(EngineError::Value(_)) if self.state.members.len() <= 1 => {
                         Err(Error::DamagedValue)
                     }
                     answer => answer?,
                 };
-                applied.answers.push(answer);
+                applied.answers.push(Settled::Answer(answer));
             }
         }
         self.placed = Placed::default();
@@ -347,6 +435,7 @@ impl Machine {
     fn apply_command(
         &mut self,
         command: &Command,
+        term: u64,
         effects: &mut Vec<Effect>,
     ) -> Result<Answer, EngineError> {
         use command::Body;
@@ -379,6 +468,8 @@ impl Machine {
             }
             Body::MemberUpdate(request) => Ok(self.apply_member_update(request, effects)),
             Body::Charter(charter) => Ok(self.apply_charter(charter, effects)),
+            Body::Recovery(recovery) => Ok(self.apply_recovery(recovery, term, effects)),
+            Body::Split(_) => unreachable!("it is applied before"),
         }
     }
 
@@ -506,5 +597,13 @@ fn adds_data(body: &command::Body) -> bool {
 /// Would a corrupt member refuse this, or a frozen group?
 fn touches_data(body: &command::Body) -> bool {
     use command::Body;
-    !matches!(body, Body::Alarm(_) | Body::Publish(_) | Body::MemberUpdate(_) | Body::Charter(_))
+    !matches!(
+        body,
+        Body::Alarm(_)
+            | Body::Publish(_)
+            | Body::MemberUpdate(_)
+            | Body::Charter(_)
+            | Body::Recovery(_)
+            | Body::Split(_)
+    )
 }

@@ -23,22 +23,28 @@
 //!   acknowledges nor serves (`Opened::refused` says why).
 
 mod births;
+mod garbage;
 mod members;
 mod open;
 mod pulses;
+mod recovery;
 mod requests;
 mod rounds;
+#[cfg(test)]
+mod shared_rows;
 mod slow;
 mod snapshots;
+mod split;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use proto::cluster::group::GroupRequest;
 use proto::cluster::raft::PeerMessage;
+use proto::cluster::split::SplitMessage;
 use proto::group::{GroupError, Reply};
 use proto::{GroupId, NodeId};
 
@@ -55,6 +61,8 @@ use crate::store::checkpoint::Checkpoint;
 use crate::store::layout::Shelf;
 
 pub use open::{Birth, Opened, Pages, Refused};
+pub use recovery::Recover;
+pub(crate) use split::{Parting, Role};
 
 /// Settings of a node.
 #[derive(Clone, Debug)]
@@ -79,6 +87,9 @@ pub struct NodeConfig {
     pub block_keys: u32,
     /// Values from this length on stand in extents (`group/large.rs`).
     pub large_bytes: usize,
+    /// Replicas that were on disk take no part before [`Input::Release`] names them: they may have
+    /// been left behind meanwhile. The system group's, who would have to say so, do not wait.
+    pub withhold: bool,
     /// When checkpoints are taken.
     pub checkpoint: CheckpointPolicy,
     /// How snapshots are sent.
@@ -175,8 +186,14 @@ pub enum Input {
     /// Replicas are to come to this node: see [`Birth`]. Those that are here, were here, or are on
     /// their way are left as they are.
     Births(Vec<Birth>),
+    /// Replicas here that may take part: see [`NodeConfig::withhold`].
+    Release(Vec<GroupId>),
+    /// A replica here is to go on without the others: see [`Recover`].
+    Recover(Recover),
     /// Groups that are no more, or no more here: their replicas go.
     Deaths(Vec<GroupId>),
+    /// The nodes that have replicas of the groups of split tenants, as placement says.
+    Whereabouts(BTreeMap<GroupId, Vec<NodeId>>),
     /// How the disk stands has changed.
     Room(Room),
     /// The process is about to stop: hand leaderships away.
@@ -190,7 +207,7 @@ pub struct Persist {
     pub id: PersistId,
     /// What to append.
     pub records: Vec<Record>,
-    /// Where the rows of the replicas stand whose entries are among them.
+    /// Where the versions of the replicas stand whose entries are among them.
     pub shelves: BTreeMap<ReplicaKey, Shelf>,
 }
 
@@ -226,8 +243,22 @@ impl Persist {
 pub enum Answer {
     /// Like this.
     Reply(Reply),
-    /// Whoever asked may read this replica's rows now, at the published revision or above.
-    Readable,
+    /// Whoever asked may read this replica's rows now.
+    Readable(Reading),
+}
+
+/// At which revision rows may be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reading {
+    /// At the published one or above.
+    Newest,
+    /// At this one, which the answer is to name.
+    At {
+        /// The revision.
+        revision: i64,
+        /// Below this one nothing is to be read, whatever this replica has applied.
+        compacted: i64,
+    },
 }
 
 /// What a node wants done, in this order.
@@ -260,6 +291,13 @@ pub enum Output {
     Replaced {
         /// Which group.
         group: GroupId,
+    },
+    /// The group has fewer keys than before: watches of the others end.
+    Ranged {
+        /// Which group.
+        group: GroupId,
+        /// Its revision.
+        revision: i64,
     },
     /// Write a checkpoint into the engine.
     Checkpoint(Arc<Checkpoint>),
@@ -326,6 +364,14 @@ pub struct Node {
     unsettled: BTreeSet<GroupId>,
     /// Groups with history to be removed.
     sweeping: BTreeSet<GroupId>,
+    /// Groups that lead a part of a split tenant here.
+    roles: BTreeSet<GroupId>,
+    /// Groups of which somebody has asked a split.
+    partings: BTreeSet<GroupId>,
+    /// What leaders of split tenants' groups here say to each other.
+    whispers: VecDeque<SplitMessage>,
+    /// See [`Input::Whereabouts`].
+    whereabouts: BTreeMap<GroupId, Vec<NodeId>>,
     /// Groups whose state is not as the newest checkpoint has it.
     changed: BTreeSet<GroupId>,
     /// Groups whose state is in the checkpoint on its way.
@@ -344,7 +390,12 @@ pub struct Node {
     /// See [`Node::news`].
     news: u64,
     next_shelf: u64,
+    /// Shelves of which something may be garbage (`node/garbage.rs`).
     dropped: BTreeSet<Shelf>,
+    /// What is removed of the first of them.
+    dropping: Option<garbage::Plan>,
+    /// Groups that read shelves beside their own.
+    sharing: BTreeSet<GroupId>,
     checkpoints: Checkpoints,
     transfers: snapshots::Transfers,
     next_lease: u64,

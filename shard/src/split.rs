@@ -35,3 +35,4 @@ pub mod footprint;
 pub mod participant;
 pub mod sequencer;
 pub mod stream;
+pub mod wire;

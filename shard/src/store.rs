@@ -22,7 +22,7 @@
 //! Invariants:
 //! - One thread writes (the worker's); everybody may read.
 //! - At most one table is frozen; the next freeze waits until it is in the engine.
-//! - Rows stand under shelves; a shelf is never used twice.
+//! - Rows stand under shelves (`shelves.rs`); a shelf is never used twice.
 //! - Large values stand in extents (`extents.rs`). A row that comes or goes says so there, in
 //!   the same call, so that the bitmaps of a checkpoint belong to its rows.
 //! - A view keeps the pages that its rows name from being used again while it lives.
@@ -34,6 +34,7 @@ pub mod hot;
 pub mod layout;
 pub mod leaves;
 pub mod recent;
+pub mod shelves;
 pub mod view;
 
 use std::collections::VecDeque;
@@ -51,6 +52,7 @@ use hot::Hot;
 use layout::{Row, Shelf, Value};
 use leaves::Leaves;
 use recent::{Cell, ChangeMap, Table};
+use shelves::Shelves;
 use view::{Damage, Damages, View};
 
 /// One node's rows. See the module.
@@ -211,6 +213,12 @@ impl Store {
         self.leaves.opened(shelf, revision);
     }
 
+    /// More than one group reads and writes a shelf's versions, one of them from `at` on: their
+    /// revisions rise in each of them, but not in the order of all writes.
+    pub fn shared(&self, shelf: Shelf, at: &Bytes) {
+        self.leaves.shared(shelf, at);
+    }
+
     /// Adds the newest version of a key; its extent, if it has one, is held by somebody and in no
     /// other row. Only the worker's thread may call this and the other writing methods.
     pub fn put_version(&self, shelf: Shelf, key: &[u8], revision: i64, row: Row) {
@@ -284,9 +292,47 @@ impl Store {
         self.active().note(shelf, revision, changes);
     }
 
-    /// Changes of the revisions `from..=to`, at most about `limit` revisions, ascending and
-    /// without a gap from `from` on.
+    /// What a group's revisions `from..=to` changed, ascending and without a gap from `from` on, and
+    /// the revision up to which that is all: below `to` if it looked at `limit` revisions before.
     pub fn history(
+        &self,
+        shelves: &Shelves,
+        from: i64,
+        to: i64,
+        limit: usize,
+    ) -> Result<(ChangeMap, i64), EngineError> {
+        let whole = shelves.is_whole();
+        if whole && shelves.past.is_empty() {
+            let found = self.changes(shelves.own, from, to, limit)?;
+            let through = through(&found, to, limit);
+            return Ok((found, through));
+        }
+        let mut all = ChangeMap::new();
+        let mut looked = 0;
+        let mut next = from;
+        let past = shelves.past.iter().map(|past| (past.shelf, past.to_revision.min(to)));
+        for (shelf, last) in past.chain([(shelves.own, to)]) {
+            if next > last {
+                continue;
+            }
+            let left = limit - looked;
+            let found = self.changes(shelf, next, last, left)?;
+            looked += found.len();
+            next = through(&found, last, left) + 1;
+            let ours = found.into_iter().filter_map(|(revision, changes)| {
+                Some((revision, within(changes, &shelves.range)?))
+            });
+            all.extend(ours);
+            if looked >= limit {
+                break;
+            }
+        }
+        Ok((all, next.max(from) - 1))
+    }
+
+    /// Changes of the revisions `from..=to` that a shelf tells of, at most `limit` revisions,
+    /// ascending and without a gap from `from` on.
+    fn changes(
         &self,
         shelf: Shelf,
         from: i64,
@@ -362,9 +408,14 @@ impl Store {
         self.engine.get(row_key)
     }
 
-    /// Takes at most `limit` rows of a shelf and kind away, and says how many.
-    pub fn drop_rows(&self, kind: u8, shelf: Shelf, limit: usize) -> Result<usize, EngineError> {
-        let found = self.some_rows(kind, shelf, limit)?;
+    /// Takes at most `limit` rows of an interval of one shelf and kind away, and says how many.
+    pub fn drop_rows(
+        &self,
+        shelf: Shelf,
+        (from, to): &(Vec<u8>, Vec<u8>),
+        limit: usize,
+    ) -> Result<usize, EngineError> {
+        let found = self.some_rows(from, to, limit)?;
         for (row_key, extent) in &found {
             self.release(shelf, extent.as_ref());
             self.remove(row_key.to_vec());
@@ -379,26 +430,26 @@ impl Store {
         !self.tables().list.iter().any(|table| table.has_noted(shelf))
     }
 
-    /// Has a shelf any row of this kind?
-    pub fn has_rows(&self, kind: u8, shelf: Shelf) -> Result<bool, EngineError> {
-        Ok(!self.some_rows(kind, shelf, 1)?.is_empty())
+    /// Has an interval of one shelf and kind any row?
+    pub fn has_rows(&self, (from, to): &(Vec<u8>, Vec<u8>)) -> Result<bool, EngineError> {
+        Ok(!self.some_rows(from, to, 1)?.is_empty())
     }
 
-    /// Keys of at most `limit` rows of a shelf and kind, and the extents that they have.
+    /// Keys of at most `limit` rows of an interval of one shelf and kind, and the extents that they
+    /// have.
     fn some_rows(
         &self,
-        kind: u8,
-        shelf: Shelf,
+        from: &[u8],
+        to: &[u8],
         limit: usize,
     ) -> Result<Vec<(Bytes, Option<Pointer>)>, EngineError> {
-        let (from, to) = layout::shelf_bounds(kind, shelf);
         let tables = &self.tables().list;
         let newer = |before: usize, key: &[u8]| {
             tables.iter().take(before).any(|table| table.get(key).is_some())
         };
         let mut found = Vec::new();
         for (number, table) in tables.iter().enumerate() {
-            for (key, cell) in table.range(&from, &to) {
+            for (key, cell) in table.range(from, to) {
                 if found.len() >= limit {
                     return Ok(found);
                 }
@@ -414,7 +465,7 @@ impl Store {
                 }
             }
         }
-        for row in self.engine.scan(&from, &to) {
+        for row in self.engine.scan(from, to) {
             if found.len() >= limit {
                 break;
             }
@@ -473,4 +524,23 @@ pub enum Moved {
 /// The page files cannot go on.
 fn failed(error: &ExtentError) -> EngineError {
     EngineError::Failed(error.to_string())
+}
+
+/// The revision up to which `found` is everything, if at most `limit` revisions up to `to` were
+/// looked for.
+fn through(found: &ChangeMap, to: i64, limit: usize) -> i64 {
+    match found.last_key_value() {
+        Some((last, _)) if found.len() >= limit => *last,
+        _ => to,
+    }
+}
+
+/// The changes of keys inside `range`, if there are any.
+fn within(changes: Arc<[Change]>, range: &proto::KeyRange) -> Option<Arc<[Change]>> {
+    let inside = changes.iter().filter(|change| range.contains(&change.key)).count();
+    match inside {
+        0 => None,
+        all if all == changes.len() => Some(changes),
+        _ => Some(changes.iter().filter(|c| range.contains(&c.key)).cloned().collect()),
+    }
 }

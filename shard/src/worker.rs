@@ -160,10 +160,14 @@ impl NodeHandle {
         (total.load(Ordering::Relaxed), free.load(Ordering::Relaxed))
     }
 
-    /// The group whose rows stand on a shelf, the version of its range, and whose it is.
-    pub fn group_of_shelf(&self, shelf: Shelf) -> Option<(GroupId, u64, Charter)> {
+    /// The group that has a key whose versions stand on this shelf, the version of its range, and
+    /// whose it is.
+    pub fn group_of_row(&self, shelf: Shelf, key: &[u8]) -> Option<(GroupId, u64, Charter)> {
         let groups = self.parts.groups.read();
-        let found = groups.iter().find(|(_, view)| view.shared.published.shelf() == shelf);
+        let found = groups.iter().find(|(_, view)| {
+            let published = &view.shared.published;
+            published.versions() == shelf && published.shelves().range.contains(key)
+        });
         let (id, view) = found?;
         let published = &view.shared.published;
         Some((*id, published.range_version(), published.charter()))
@@ -545,6 +549,11 @@ impl Worker {
                 Output::Replaced { group } => {
                     if let Some(view) = handle.parts.groups.read().get(&group) {
                         view.feed.behind(view.shared.published.revision());
+                    }
+                }
+                Output::Ranged { group, revision } => {
+                    if let Some(view) = handle.parts.groups.read().get(&group) {
+                        view.feed.ranged(revision);
                     }
                 }
                 Output::Checkpoint(checkpoint) => {

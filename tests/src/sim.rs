@@ -74,6 +74,18 @@ mod tests {
         (1..=12).for_each(check);
     }
 
+    /// A range shrank before the rows of the split were shared out, because other entries stood in
+    /// the same batch (36). A group's first word was lost, and home never heard of it (13, 86, 207,
+    /// 214). Only one side knew that a stream was broken, or that its last word had not come (282,
+    /// 654, 822, 890, 895).
+    #[test]
+    fn splits_that_once_failed() {
+        for seed in [13, 36, 86, 207, 214, 282, 654, 822, 890, 895] {
+            let trial = Trial { scene: Scene::Split, ..Trial::of(seed) };
+            judge(seed, &run_trial(seed, false, &trial));
+        }
+    }
+
     /// A leader that had lost and won leadership again held an old proposal with a higher index
     /// before its new ones, called these "not done", and they were done twice.
     #[test]

@@ -17,7 +17,7 @@
 
 mod groups;
 mod leaders;
-mod names;
+pub(crate) mod names;
 mod world;
 
 pub use world::{Outcome, run};

@@ -28,7 +28,10 @@ const PURE: &[&str] = &[
     "router/src/aim.rs",
     "router/src/identify.rs",
     "router/src/api/cluster/addresses.rs",
+    "router/src/lists.rs",
     "router/src/validate.rs",
+    "router/src/api/watch/merge.rs",
+    "router/src/api/watch/places.rs",
     "router/src/api/watch/watchers.rs",
 ];
 

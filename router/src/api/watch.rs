@@ -1,23 +1,21 @@
 //! The service Watch: one client stream with any number of watches.
 //!
 //! ```text
-//! client --requests--> run() --create, cancel, progress--> WatchControl --> hub
-//!        <--responses--   |  <----------- sink (bounded) <--------------------'
+//! client --requests--> run() --create, cancel, progress--> Upstream --> hubs of the groups
+//!        <--responses--   |  <------------ outputs <----------'
 //! ```
 //!
-//! The loop ([`run`]) waits for five things: a request, an output of the hub, the linearizable
+//! The loop ([`run`]) waits for five things: a request, an output from upstream, the linearizable
 //! answer that pending creates need, the tick of periodic progress, and what ends the stream.
 //! What they mean is decided by [`Watchers`] (pure: no clock, no channel), which writes
 //! responses into one buffer; the loop sends the buffer when it has drained what was waiting.
+//! Where events come from, one group or several, and what happens when that changes, is the matter
+//! of `upstream.rs` and `merge.rs`.
 //!
 //! *Creating.* A watch "from now" starts behind a linearizable revision R, and R is the header
 //! of its created message. Creates that wait share one answer, begun after the last of them
 //! came. Everything that comes behind a waiting create waits with it, so that answers keep the
 //! order of requests, which clients rely on.
-//!
-//! *Losing touch.* When the hub closes a watch, all watches of the stream are created anew
-//! under new keys, with a new sink, from behind what each has had; the client notices nothing.
-//! What the old sink still holds is dropped with it: it comes again.
 //!
 //! Invariants:
 //! * per watch: created first, then events with ascending revisions, none twice, none left out;
@@ -25,6 +23,9 @@
 
 mod encoding;
 pub(super) mod follow;
+mod merge;
+mod places;
+mod upstream;
 mod watchers;
 
 use std::{
@@ -38,16 +39,15 @@ use proto::{
     Error,
     cluster::group::LinearizeRequest,
     etcd::{ResponseHeader, WatchRequest, watch_request::RequestUnion},
-    group::{Identity, Reply, Request, WatchControl, WatchOutput, WatchSink},
-    limits,
+    group::{Identity, Reply, Request},
     map::Target,
 };
-use tokio::{sync::mpsc, time::Sleep};
+use tokio::time::Sleep;
 use tonic::{Code, Status};
 
-use self::watchers::Watchers;
+use self::{merge::Output, upstream::Upstream, watchers::Watchers};
 use crate::{
-    caller::{Caller, Moved, misplaced},
+    caller::{Caller, misplaced},
     door::Door,
     grpc::{inbound::Inbound, live::Outlet},
     metrics::Rpc,
@@ -58,108 +58,13 @@ const SEND_BYTES: usize = 64 * 1024;
 /// First and longest pause before a lost hub is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 
-/// The bounded queue between a hub and a stream.
-struct Sink {
-    outputs: mpsc::Sender<WatchOutput>,
-}
-
-// === impl Sink ===
-
-impl Sink {
-    fn new() -> (Arc<Sink>, mpsc::Receiver<WatchOutput>) {
-        let (outputs, queue) = mpsc::channel(limits::WATCH_STREAM_DEPTH);
-        (Arc::new(Sink { outputs }), queue)
-    }
-}
-
-impl WatchSink for Sink {
-    fn offer(&self, output: WatchOutput) -> Result<(), WatchOutput> {
-        self.outputs.try_send(output).map_err(|refused| match refused {
-            mpsc::error::TrySendError::Full(output) | mpsc::error::TrySendError::Closed(output) => {
-                output
-            }
-        })
-    }
-
-    fn is_closed(&self) -> bool {
-        self.outputs.is_closed()
-    }
-}
-
-/// The stream's connection to a hub.
-enum Hub {
-    /// No watch was created yet.
-    Idle,
-    Open {
-        control: Box<dyn WatchControl>,
-        queue: mpsc::Receiver<WatchOutput>,
-    },
-    /// Lost; tried again when the sleep is over.
-    Lost {
-        retry: Pin<Box<Sleep>>,
-        pause: Duration,
-    },
-}
-
-/// What a hub has to say.
-enum Heard {
-    Output(WatchOutput),
-    /// The pause after a loss is over.
-    Retry,
-}
-
-// === impl Hub ===
-
-impl Hub {
-    fn open(door: &Door, target: Target) -> Hub {
-        let (sink, queue) = Sink::new();
-        Hub::Open { control: door.groups.watch(target.group, sink), queue }
-    }
-
-    fn control(&self) -> Option<&dyn WatchControl> {
-        match self {
-            Hub::Open { control, .. } => Some(control.as_ref()),
-            _ => None,
-        }
-    }
-
-    /// Waits for an output. May be dropped while it waits.
-    async fn hear(&mut self) -> Heard {
-        match self {
-            Hub::Idle => std::future::pending().await,
-            Hub::Open { queue, .. } => match queue.recv().await {
-                Some(output) => Heard::Output(output),
-                // The hub let go of the sink: as good as closed.
-                None => Heard::Output(WatchOutput::Closed { key: Watchers::ANY }),
-            },
-            Hub::Lost { retry, .. } => {
-                retry.as_mut().await;
-                Heard::Retry
-            }
-        }
-    }
-
-    /// One more output, if one waits.
-    fn hear_now(&mut self) -> Option<WatchOutput> {
-        match self {
-            Hub::Open { queue, .. } => queue.try_recv().ok(),
-            _ => None,
-        }
-    }
-}
-
 type Linear = Pin<Box<dyn Future<Output = Result<ResponseHeader, Status>> + Send>>;
 
 /// Everything of one client stream.
 struct Stream {
     caller: Caller,
-    target: Target,
     watchers: Watchers,
-    hub: Hub,
-    /// The pause that the next loss begins with; back to the first once the hub says anything.
-    pause: Duration,
-    /// Resolves when the etcd has another home.
-    moved: Moved,
+    upstream: Upstream,
     /// The linearizable answer that the oldest waiting creates need.
     linear: Option<Linear>,
     /// Next tick of periodic progress; set with the first watch that asks for it.
@@ -171,8 +76,8 @@ pub(super) async fn run(
     mut inbound: Inbound<WatchRequest>,
     outlet: Outlet,
 ) -> Result<(), Status> {
-    let target = caller.home()?;
-    let mut interruption = pin!(interrupted(&caller, target));
+    let mut home = caller.home()?;
+    let mut interruption = pin!(interrupted(&caller, home));
     let _open = OpenStream::new(caller.door().clone());
     let config = &caller.door().config;
     let cluster_id = caller.etcd().cluster_id;
@@ -180,11 +85,8 @@ pub(super) async fn run(
     let watchers = Watchers::new(identity, config.max_message_bytes());
     let mut stream = Stream {
         caller: caller.clone(),
-        target,
         watchers,
-        hub: Hub::Idle,
-        pause: RETRY.0,
-        moved: caller.moved(target.group),
+        upstream: Upstream::new(caller.clone())?,
         linear: None,
         tick: None,
     };
@@ -203,17 +105,19 @@ pub(super) async fn run(
                 }
                 Err(status) => return Err(status),
             },
-            heard = stream.hub.hear() => stream.heard(heard),
+            () = stream.upstream.hear() => stream.heard(),
             header = resolve(&mut stream.linear) => {
                 stream.linear = None;
                 stream.linear_at(header?);
             }
             () = pass(&mut stream.tick) => stream.ticked(),
-            () = &mut stream.moved => {
-                stream.follow_home();
-                interruption.set(interrupted(&caller, stream.target));
-            }
             status = &mut interruption => return Err(status),
+        }
+        if let Ok(now) = caller.home()
+            && now.group != home.group
+        {
+            home = now;
+            interruption.set(interrupted(&caller, home));
         }
         let shown = stream.watchers.shown();
         caller.visit().show(shown);
@@ -269,20 +173,19 @@ impl Stream {
     fn carry_out(&mut self, request: RequestUnion) {
         match request {
             RequestUnion::CancelRequest(cancel) => {
-                let newest = self.caller.door().groups.revision(self.target.group);
-                let revision = self.caller.visit().floor().max(newest);
-                if let Some(key) = self.watchers.cancel(cancel.watch_id, revision)
-                    && let Some(control) = self.hub.control()
-                {
-                    control.cancel(key);
+                let home = self
+                    .caller
+                    .home()
+                    .map_or(0, |home| self.caller.door().groups.revision(home.group));
+                let revision = self.caller.visit().floor().max(home);
+                if let Some(key) = self.watchers.cancel(cancel.watch_id, revision) {
+                    self.upstream.cancel(key);
                 }
             }
             RequestUnion::ProgressRequest(_) => {
                 // Without watches, or out of touch, etcd's clients ask again.
-                if !self.watchers.is_empty()
-                    && let Some(control) = self.hub.control()
-                {
-                    control.progress();
+                if !self.watchers.is_empty() {
+                    self.upstream.progress();
                 }
             }
             RequestUnion::CreateRequest(create) => self.create(create),
@@ -303,13 +206,8 @@ impl Stream {
     fn create(&mut self, create: proto::etcd::WatchCreateRequest) {
         let notify = create.progress_notify;
         let Some(key) = self.watchers.create(create) else { return };
-        if matches!(self.hub, Hub::Idle) {
-            self.hub = Hub::open(self.caller.door(), self.target);
-        }
-        if let Some(control) = self.hub.control()
-            && let Some(spec) = self.watchers.spec(key, self.target)
-        {
-            control.create(spec);
+        if let Some(wish) = self.watchers.wish(key) {
+            self.upstream.create(key, wish);
         }
         if notify && self.tick.is_none() {
             self.set_tick();
@@ -321,67 +219,23 @@ impl Stream {
         self.advance();
     }
 
-    fn heard(&mut self, heard: Heard) {
-        match heard {
-            Heard::Retry => self.reopen(),
-            Heard::Output(output) => {
-                self.output(output);
-                while self.watchers.waiting_bytes() < SEND_BYTES
-                    && let Some(output) = self.hub.hear_now()
-                {
-                    self.output(output);
+    fn heard(&mut self) {
+        loop {
+            for output in self.upstream.take() {
+                match output {
+                    Output::Watch(output) => self.watchers.output(output),
+                    Output::AllHave(revision) => self.watchers.all_have(revision),
                 }
             }
-        }
-    }
-
-    fn output(&mut self, output: WatchOutput) {
-        if let WatchOutput::Closed { key } = output {
-            if key == Watchers::ANY || self.watchers.knows(key) {
-                let pause = self.pause;
-                self.pause = (pause * 2).min(RETRY.1);
-                self.hub = Hub::Lost { retry: Box::pin(tokio::time::sleep(pause)), pause };
+            if self.watchers.waiting_bytes() >= SEND_BYTES || !self.upstream.hear_now() {
+                break;
             }
-            return;
         }
-        self.pause = RETRY.0;
-        self.watchers.output(output);
         self.count();
     }
 
-    /// Goes to the etcd's new home, and takes the watches along.
-    fn follow_home(&mut self) {
-        if matches!(self.hub, Hub::Idle) {
-            self.retarget();
-        } else {
-            self.reopen();
-        }
-    }
-
-    fn retarget(&mut self) {
-        if let Ok(target) = self.caller.home() {
-            self.target = target;
-        }
-        self.moved = self.caller.moved(self.target.group);
-    }
-
-    /// Creates all watches anew, from behind what each has had.
-    fn reopen(&mut self) {
-        if let Hub::Lost { pause, .. } = &self.hub {
-            tracing::debug!(group = %self.target.group, ?pause, "watching anew");
-        }
-        self.retarget();
-        self.hub = Hub::open(self.caller.door(), self.target);
-        let Some(control) = self.hub.control() else { return };
-        for spec in self.watchers.renew(self.target) {
-            control.create(spec);
-        }
-    }
-
     fn ticked(&mut self) {
-        if let Some(control) = self.hub.control() {
-            self.watchers.notified().for_each(|key| control.watch_progress(key));
-        }
+        self.upstream.tick(self.watchers.notified());
         self.set_tick();
     }
 

@@ -7,7 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use proto::{GroupId, KeyRange, etcd::request_op::Request as Op, id};
 
 use super::{
-    tenants::{ACME, BETA, EVENTS, Said, etcd_of, map},
+    split::over,
+    tenants::{ACME, BETA, EVENTS, Said, etcd_of},
     *,
 };
 
@@ -69,7 +70,7 @@ impl Dice {
 struct Known {
     said: Said,
     name: &'static str,
-    group: GroupId,
+    groups: Vec<GroupId>,
     tenant: u64,
     namespace: u64,
     keys: BTreeMap<Bytes, Bytes>,
@@ -80,14 +81,16 @@ fn known() -> Vec<Known> {
     let of = |name, said, tenant, namespace| Known {
         said,
         name,
-        group: etcd_of(name, tenant, namespace).home().group,
+        groups: vec![etcd_of(name, tenant, namespace).home().group],
         tenant,
         namespace,
         keys: BTreeMap::new(),
         leases: BTreeSet::new(),
     };
-    let default = Known { group: id::DEFAULT_GROUP, ..of("default", &[], 1, 1) };
-    vec![default, of("acme", ACME, 7, 1), of("acme/events", EVENTS, 7, 2), of("beta", BETA, 8, 1)]
+    let default = Known { groups: vec![id::DEFAULT_GROUP], ..of("default", &[], 1, 1) };
+    let acme =
+        Known { groups: vec![GroupId(71), GroupId(75), GroupId(76)], ..of("acme", ACME, 7, 1) };
+    vec![default, acme, of("acme/events", EVENTS, 7, 2), of("beta", BETA, 8, 1)]
 }
 
 /// What one step asks; errors are as good as answers, they only must not come from elsewhere.
@@ -160,7 +163,9 @@ async fn step(house: &House, dice: &mut Dice, etcd: &mut Known) {
 async fn no_request_leaves_its_etcd() {
     for seed in [1, 2, 3] {
         let house = house().await;
-        house.router.place(map());
+        house.fake.split(71, "a\0", 75);
+        house.fake.split(75, "b", 76);
+        house.router.place(over(&[("", 71, 2), ("a\0", 75, 3), ("b", 76, 3)]));
         let (mut dice, mut etcds) = (Dice(seed), known());
         let (mut asked, mut watched) = (0, 0);
         for _ in 0..STEPS {
@@ -171,10 +176,11 @@ async fn no_request_leaves_its_etcd() {
             for request in &now[asked..] {
                 let (tenant, namespace) = (request.tenant, request.namespace);
                 assert_eq!((tenant, namespace), (etcd.tenant, etcd.namespace), "{}", etcd.name);
-                assert_eq!(GroupId(request.group), etcd.group, "{}", etcd.name);
+                assert!(etcd.groups.contains(&GroupId(request.group)), "{}", etcd.name);
             }
             for spec in &watches[watched..] {
-                assert_eq!((spec.tenant.0, spec.group), (etcd.tenant, etcd.group));
+                assert_eq!(spec.tenant.0, etcd.tenant);
+                assert!(etcd.groups.contains(&spec.group), "{}", etcd.name);
             }
             (asked, watched) = (now.len(), watches.len());
         }

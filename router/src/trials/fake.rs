@@ -4,6 +4,11 @@
 //! finds any state by replaying them: slow and plain. No elections, no quotas, no auth. Tests
 //! reach in to take the leader away, to close hubs, to set the version of a group's range, and
 //! to see what was asked of whom.
+//!
+//! Several groups make one etcd after [`Fake::split`]: they share a store, and each has a range, a
+//! version of it, the last revision that concerned it, and its own hubs. A group that is *held*
+//! applies nothing: its hubs are fed nothing and what is read there at a revision waits. Whatever
+//! should not have been asked of a group is refused as stale, or is a panic.
 
 use std::{
     collections::BTreeMap,
@@ -11,13 +16,14 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use proto::{
     Error, GroupId, KeyRange,
-    cluster::group::{Description, GroupRequest},
+    cluster::group::{Description, GroupRequest, RangePlace, ReadAt, Span, SpanPart},
     etcd::{self, ResponseHeader, range_request::SortOrder, range_request::SortTarget},
     group::{
         GroupError, Groups, Identity, Reply, ReplyFuture, Request, WatchControl, WatchEvent,
@@ -39,14 +45,34 @@ struct Store {
     leases: BTreeMap<i64, i64>,
     alarms: Vec<etcd::AlarmMember>,
     hubs: Vec<Hub>,
+    /// The groups of the etcd; the first one is home.
+    groups: BTreeMap<GroupId, Group>,
+    /// Answers of home that are given instead of the true one, the last first.
+    spans: Vec<Span>,
+    /// Home's answers wait.
+    mute: bool,
+}
+
+/// What one of the groups has.
+#[derive(Clone)]
+struct Group {
+    range: KeyRange,
     /// Other versions of the range are refused; any is taken if it is 0.
-    range_version: u64,
+    version: u64,
+    /// Its last revision.
+    last: i64,
+    /// The last revision that it has applied.
+    applied: i64,
+    held: bool,
 }
 
 struct Hub {
     number: u64,
+    group: GroupId,
     sink: Arc<dyn WatchSink>,
     watches: BTreeMap<u64, WatchSpec>,
+    /// Progress that was asked for and waits for a revision.
+    asked: Vec<i64>,
 }
 
 /// All groups.
@@ -67,13 +93,28 @@ impl Fake {
     }
 
     fn store(&self, group: GroupId) -> Arc<Mutex<Store>> {
-        let new = || Arc::new(Mutex::new(Store { revision: 1, ..Default::default() }));
+        let new = || {
+            let range = KeyRange::all();
+            let all = Group { range, version: 0, last: 1, applied: 1, held: false };
+            let groups = BTreeMap::from([(group, all)]);
+            Arc::new(Mutex::new(Store { revision: 1, groups, ..Default::default() }))
+        };
         self.stores.lock().entry(group).or_insert_with(new).clone()
+    }
+
+    fn with<T>(&self, group: u64, act: impl FnOnce(&mut Store, &mut Group) -> T) -> T {
+        let (id, store) = (GroupId(group), self.store(GroupId(group)));
+        let mut store = store.lock();
+        let mut group = store.groups.remove(&id).expect("the group is there");
+        let done = act(&mut store, &mut group);
+        store.groups.insert(id, group);
+        store.advance();
+        done
     }
 
     /// From now on the group refuses every other version of its range.
     pub(super) fn set_range_version(&self, group: u64, version: u64) {
-        self.store(GroupId(group)).lock().range_version = version;
+        self.with(group, |_, group| group.version = version);
     }
 
     /// Gives group `to` all that `from` has; `from` stays as it is.
@@ -82,6 +123,53 @@ impl Fake {
         let (from, mut to) = (from.lock(), to.lock());
         (to.revision, to.events, to.leases) =
             (from.revision, from.events.clone(), from.leases.clone());
+        let revision = to.revision;
+        to.groups.values_mut().for_each(|group| {
+            (group.last, group.applied) = (revision, revision);
+        });
+    }
+
+    /// The keys of `group` from `at` on go to `child`. Both have the next version.
+    pub(super) fn split(&self, group: u64, at: &str, child: u64) {
+        let store = self.store(GroupId(group));
+        self.stores.lock().insert(GroupId(child), store);
+        self.with(group, |store, group| {
+            let at = Bytes::copy_from_slice(at.as_bytes());
+            let above = KeyRange { start: at.clone(), end: group.range.end.replace(at) };
+            group.version = group.version.max(1) + 1;
+            store.groups.insert(GroupId(child), Group { range: above, ..group.clone() });
+        });
+    }
+
+    /// `left` takes all that its right neighbour has.
+    pub(super) fn absorb(&self, left: u64, right: u64) {
+        self.with(left, |store, left| {
+            let gone = store.groups.remove(&GroupId(right)).expect("the group is there");
+            left.range.end = gone.range.end;
+            left.version = left.version.max(gone.version) + 1;
+            left.last = left.last.max(gone.last);
+            left.applied = left.last;
+        });
+    }
+
+    /// From now on the group applies nothing, or goes on.
+    pub(super) fn hold(&self, group: u64, held: bool) {
+        self.with(group, |_, group| group.held = held);
+    }
+
+    /// Home answers nothing that is asked of where the revisions stand, or goes on.
+    pub(super) fn mute(&self, home: u64, mute: bool) {
+        self.store(GroupId(home)).lock().mute = mute;
+    }
+
+    /// What home says now of where the revisions stand.
+    pub(super) fn span(&self, home: u64) -> Span {
+        self.store(GroupId(home)).lock().span()
+    }
+
+    /// Home says this once instead, before what was told it earlier.
+    pub(super) fn tell(&self, home: u64, span: Span) {
+        self.store(GroupId(home)).lock().spans.push(span);
     }
 
     pub(super) fn lose_leader(&self) {
@@ -110,7 +198,14 @@ impl Fake {
     }
 
     fn all(&self) -> Vec<Arc<Mutex<Store>>> {
-        self.stores.lock().values().cloned().collect()
+        let mut all: Vec<Arc<Mutex<Store>>> = Vec::new();
+        for store in self.stores.lock().values() {
+            // The groups of one etcd share theirs.
+            if !all.iter().any(|other| Arc::ptr_eq(other, store)) {
+                all.push(store.clone());
+            }
+        }
+        all
     }
 
     /// Closes all watches, as a stopping replica does.
@@ -135,9 +230,19 @@ impl Fake {
 impl Groups for Fake {
     fn call(&self, request: GroupRequest) -> ReplyFuture {
         self.asked.lock().push(request.clone());
-        let outcome = match self.refusals.lock().pop() {
+        let store = self.store(GroupId(request.group));
+        let refusal = self.refusals.lock().pop();
+        if refusal.is_none() && store.lock().is_ahead(&request) {
+            return Box::pin(async move {
+                while store.lock().is_ahead(&request) {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                store.lock().answer(request)
+            });
+        }
+        let outcome = match refusal {
             Some(refusal) => Err(refusal),
-            None => self.store(GroupId(request.group)).lock().answer(request),
+            None => store.lock().answer(request),
         };
         Box::pin(async move { outcome })
     }
@@ -146,7 +251,8 @@ impl Groups for Fake {
         static NUMBERS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
         let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
         let store = self.store(group);
-        store.lock().hubs.push(Hub { number, sink, watches: BTreeMap::new() });
+        let (watches, asked) = (BTreeMap::new(), Vec::new());
+        store.lock().hubs.push(Hub { number, group, sink, watches, asked });
         Box::new(Control { number, group, store, watched: self.watched.clone() })
     }
 
@@ -173,13 +279,16 @@ struct Control {
 // === impl Control ===
 
 impl Control {
-    fn with(&self, act: impl FnOnce(&mut Hub, &Arc<Vec<Arc<WatchEvent>>>, i64, i64)) {
+    /// Lets the hub act, which has been fed up to a revision.
+    fn with(&self, act: impl FnOnce(&mut Hub, &Store, i64)) {
         let mut store = self.store.lock();
-        let (revision, compacted) = (store.revision, store.compacted);
-        let events = Arc::new(store.events.clone());
-        if let Some(hub) = store.hubs.iter_mut().find(|hub| hub.number == self.number) {
-            act(hub, &events, revision, compacted);
+        let mut hubs = std::mem::take(&mut store.hubs);
+        // The hubs of a group that was absorbed are as they were.
+        let fed = store.groups.get(&self.group).map_or(0, |group| group.applied);
+        if let Some(hub) = hubs.iter_mut().find(|hub| hub.number == self.number) {
+            act(hub, &store, fed);
         }
+        store.hubs = hubs;
     }
 }
 
@@ -187,35 +296,45 @@ impl WatchControl for Control {
     fn create(&self, spec: WatchSpec) {
         assert_eq!(spec.group, self.group, "a watch is made at the hub of its group");
         self.watched.lock().push(spec.clone());
-        self.with(|hub, history, revision, compacted| {
-            if spec.start_revision < compacted {
-                let output = WatchOutput::Compacted { key: spec.key, revision: compacted };
-                let _ = hub.sink.offer(output);
+        self.with(|hub, store, fed| {
+            let has = store.groups.get(&hub.group);
+            if !has.is_some_and(|group| spec.range.is_within(&group.range)) {
+                let _ = hub.sink.offer(WatchOutput::Closed { key: spec.key });
                 return;
             }
-            let events = visible(&spec, history);
+            if spec.start_revision < store.compacted {
+                let (key, revision) = (spec.key, store.compacted);
+                let _ = hub.sink.offer(WatchOutput::Compacted { key, revision });
+                return;
+            }
+            let events = visible(&spec, &store.events, fed);
             if !events.is_empty() {
-                let _ = hub.sink.offer(WatchOutput::Events { key: spec.key, revision, events });
+                let (key, revision) = (spec.key, fed);
+                let _ = hub.sink.offer(WatchOutput::Events { key, revision, events });
             }
             hub.watches.insert(spec.key, spec);
         });
     }
 
     fn cancel(&self, key: u64) {
-        self.with(|hub, _, _, _| {
+        self.with(|hub, _, _| {
             hub.watches.remove(&key);
         });
     }
 
     fn progress(&self) {
-        self.with(|hub, _, revision, _| {
-            let newest = hub.watches.keys().max().copied().unwrap_or_default();
-            let _ = hub.sink.offer(WatchOutput::Progress { revision, newest });
+        self.with(|hub, _, fed| hub.tell_progress(fed));
+    }
+
+    fn progress_at(&self, revision: i64) {
+        self.with(|hub, _, fed| {
+            hub.asked.push(revision);
+            hub.answer(fed);
         });
     }
 
     fn watch_progress(&self, key: u64) {
-        self.with(|hub, _, revision, _| {
+        self.with(|hub, _, revision| {
             let _ = hub.sink.offer(WatchOutput::WatchProgress { key, revision });
         });
     }
@@ -227,16 +346,61 @@ impl Drop for Control {
     }
 }
 
-fn visible(spec: &WatchSpec, events: &[Arc<WatchEvent>]) -> Vec<Arc<WatchEvent>> {
+/// The events up to `fed` that a watch sees.
+fn visible(spec: &WatchSpec, events: &[Arc<WatchEvent>], fed: i64) -> Vec<Arc<WatchEvent>> {
     let wanted = |event: &&Arc<WatchEvent>| {
         let kv = event.kv.as_ref().expect("events have keys");
         let filtered = match event.r#type() {
             EventType::Put => spec.no_put,
             EventType::Delete => spec.no_delete,
         };
-        kv.mod_revision >= spec.start_revision && spec.range.contains(&kv.key) && !filtered
+        (spec.start_revision..=fed).contains(&kv.mod_revision)
+            && spec.range.contains(&kv.key)
+            && !filtered
     };
     events.iter().filter(wanted).cloned().collect()
+}
+
+// === impl Hub ===
+
+impl Hub {
+    fn feed(&mut self, events: &[Arc<WatchEvent>], before: i64, to: i64) {
+        for (key, spec) in &self.watches {
+            let from =
+                WatchSpec { start_revision: spec.start_revision.max(before + 1), ..spec.clone() };
+            let events = visible(&from, events, to);
+            if !events.is_empty() {
+                let output = WatchOutput::Events { key: *key, revision: to, events };
+                assert!(self.sink.offer(output).is_ok(), "tests do not fill sinks");
+            }
+        }
+        self.answer(to);
+    }
+
+    /// Closes what is not inside the range any more.
+    fn ranged(&mut self, range: &KeyRange) {
+        let sink = &self.sink;
+        self.watches.retain(|key, spec| {
+            let inside = spec.range.is_within(range);
+            if !inside {
+                let _ = sink.offer(WatchOutput::Closed { key: *key });
+            }
+            inside
+        });
+    }
+
+    fn answer(&mut self, fed: i64) {
+        let before = self.asked.len();
+        self.asked.retain(|asked| *asked > fed);
+        if self.asked.len() < before {
+            self.tell_progress(fed);
+        }
+    }
+
+    fn tell_progress(&self, revision: i64) {
+        let newest = self.watches.keys().max().copied().unwrap_or_default();
+        let _ = self.sink.offer(WatchOutput::Progress { revision, newest });
+    }
 }
 
 // === impl Store ===
@@ -261,30 +425,122 @@ impl Store {
         state
     }
 
+    /// Does it have to wait?
+    fn is_ahead(&self, request: &GroupRequest) -> bool {
+        let applied = |id| self.groups.get(&id).map_or(i64::MAX, |group| group.applied);
+        let waits = |at: ReadAt| at.last > applied(GroupId(request.group));
+        request.read_at.is_some_and(waits)
+            || (self.mute && matches!(request.body, Some(Request::Span(_))))
+    }
+
     fn answer(&mut self, request: GroupRequest) -> Result<Reply, GroupError> {
-        if self.range_version != 0 && request.range_version != self.range_version {
-            return Err(GroupError::not_done(Error::StaleRange, None));
+        let stale = Err(GroupError::not_done(Error::StaleRange, None));
+        let Some(group) = self.groups.get(&GroupId(request.group)) else { return stale };
+        if group.version != 0 && request.range_version != group.version {
+            return stale;
+        }
+        let body = request.body.expect("requests have bodies");
+        let is_home = self.groups.keys().next() == Some(&GroupId(request.group));
+        if let Some(at) = request.read_at {
+            return self.part(group.range.clone(), at, body);
+        }
+        if !is_home {
+            let range = group.range.clone();
+            let single = |key: &Bytes| KeyRange::single(key).is_within(&range);
+            let within = match &body {
+                Request::Range(it) => KeyRange::parse(&it.key, &it.range_end).is_within(&range),
+                Request::DeleteRange(it) => {
+                    KeyRange::parse(&it.key, &it.range_end).is_within(&range)
+                }
+                Request::Put(it) => single(&it.key),
+                Request::Txn(it) => it.compare.iter().all(|it| single(&it.key)),
+                _ => false,
+            };
+            assert!(within, "{range:?} is asked for {body:?}");
         }
         let before = self.events.len();
-        let reply = self.body(request.body.expect("requests have bodies"))?;
-        let fresh = self.events[before..].to_vec();
-        if !fresh.is_empty() {
-            self.publish(&fresh);
+        let reply = self.body(body)?;
+        let revision = self.revision;
+        for event in &self.events[before..] {
+            let key = &event.kv.as_ref().expect("events have keys").key;
+            let concerned = self.groups.values_mut().filter(|group| group.range.contains(key));
+            concerned.for_each(|group| group.last = revision);
         }
+        self.advance();
         Ok(reply)
     }
 
-    fn publish(&mut self, fresh: &[Arc<WatchEvent>]) {
-        let revision = self.revision;
-        for hub in &self.hubs {
-            for (key, spec) in &hub.watches {
-                let events = visible(spec, fresh);
-                if !events.is_empty() {
-                    let output = WatchOutput::Events { key: *key, revision, events };
-                    assert!(hub.sink.offer(output).is_ok(), "tests do not fill sinks");
+    /// A group's part of a read at a revision.
+    fn part(&self, range: KeyRange, at: ReadAt, body: Request) -> Result<Reply, GroupError> {
+        let header = self.header().map(|header| ResponseHeader { revision: at.revision, ..header });
+        Ok(match body {
+            Request::Range(mut request) => {
+                let asked = KeyRange::parse(&request.key, &request.range_end);
+                assert!(asked.is_within(&range), "{range:?} is asked for {asked:?}");
+                assert!(request.revision <= at.revision, "home has looked at the revision");
+                if request.revision <= 0 {
+                    request.revision = at.revision;
                 }
+                Reply::Range(etcd::RangeResponse { header, ..self.range(&request)? })
+            }
+            Request::HashKv(_) => Reply::HashKv(etcd::HashKvResponse {
+                header,
+                hash: 77,
+                compact_revision: self.compacted,
+                hash_revision: at.revision,
+            }),
+            Request::LeaseTimeToLive(ask) => {
+                let attached = self.state(at.revision).into_values();
+                let attached = attached.filter(|kv| kv.lease == ask.id && range.contains(&kv.key));
+                let keys = attached.map(|kv| kv.key).collect();
+                let (id, ttl, granted_ttl) = (ask.id, 0, 0);
+                Reply::LeaseTimeToLive(etcd::LeaseTimeToLiveResponse {
+                    header,
+                    id,
+                    ttl,
+                    granted_ttl,
+                    keys,
+                })
+            }
+            other => panic!("no part of a read: {other:?}"),
+        })
+    }
+
+    fn span(&self) -> Span {
+        let part = |(id, group): (&GroupId, &Group)| SpanPart {
+            place: Some(RangePlace {
+                group: id.0,
+                start: group.range.start.clone(),
+                end: group.range.end.clone(),
+                version: group.version,
+            }),
+            last: group.last,
+        };
+        let parts = self.groups.iter().map(part).collect();
+        let (revision, compacted) = (self.revision, self.compacted);
+        Span { header: self.header(), revision, parts, compacted }
+    }
+
+    /// Lets the groups apply what they have, and tells who watches.
+    fn advance(&mut self) {
+        for (id, group) in &mut self.groups {
+            let hubs = self.hubs.iter_mut().filter(|hub| hub.group == *id);
+            let before = group.applied;
+            if !group.held {
+                group.applied = group.last;
+            }
+            for hub in hubs {
+                hub.ranged(&group.range);
+                hub.feed(&self.events, before, group.applied);
             }
         }
+        let groups = &self.groups;
+        let gone = |hub: &&mut Hub| !groups.contains_key(&hub.group);
+        self.hubs.iter_mut().filter(gone).for_each(|hub| {
+            std::mem::take(&mut hub.watches).into_keys().for_each(|key| {
+                let _ = hub.sink.offer(WatchOutput::Closed { key });
+            });
+        });
     }
 
     fn body(&mut self, request: Request) -> Result<Reply, GroupError> {
@@ -346,6 +602,19 @@ impl Store {
                 compact_revision: self.compacted,
                 hash_revision: self.revision,
             }),
+            Request::Span(_) => Reply::Span(self.spans.pop().unwrap_or_else(|| self.span())),
+            Request::LeaseTimeToLive(ask) => {
+                let granted_ttl = self.leases.get(&ask.id).copied();
+                let attached = self.state(self.revision).into_values();
+                let attached = attached.filter(|kv| ask.keys && kv.lease == ask.id);
+                Reply::LeaseTimeToLive(etcd::LeaseTimeToLiveResponse {
+                    header: self.header(),
+                    id: ask.id,
+                    ttl: granted_ttl.unwrap_or(-1),
+                    granted_ttl: granted_ttl.unwrap_or(0),
+                    keys: attached.map(|kv| kv.key).collect(),
+                })
+            }
             Request::Linearize(_) => Reply::Linearize(self.header().expect("always there")),
             Request::Describe(_) => Reply::Describe(self.describe()),
             Request::MemberList(_) => {

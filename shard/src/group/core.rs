@@ -38,6 +38,8 @@ const MAX_COMMITTED_BYTES: u64 = 8 * 1024 * 1024;
 
 /// How many election timeouts a replica that rests waits more.
 const REST_FACTOR: usize = 4;
+/// Terms that a recovery is above the newest that the replica knows: others went on electing.
+const RECOVERY_TERMS: u64 = 1 << 20;
 
 /// Number of a write to the log, ascending over the node's life.
 pub type PersistId = u64;
@@ -317,6 +319,41 @@ impl Core {
         self.derandomize();
     }
 
+    /// Takes the whole log for committed, with an entry of `data` behind it, in a term that is above
+    /// all that others may have reached. Only for a replica that is to go on without them: until
+    /// that entry is applied the configuration is the old one. Says whether it was done: not while
+    /// a snapshot is on its way into the log.
+    #[allow(clippy::field_reassign_with_default, reason = "raft-rs's messages are built so")]
+    pub fn force(&mut self, data: Bytes) -> bool {
+        let raft = &mut self.raw.raft;
+        if raft.raft_log.unstable_snapshot().is_some() {
+            return false;
+        }
+        let term = raft.term + RECOVERY_TERMS;
+        raft.become_follower(term, raft::INVALID_ID);
+        raft.vote = self.key.replica;
+        let mut entry = Entry::default();
+        entry.index = raft.raft_log.last_index() + 1;
+        entry.term = term;
+        entry.data = data;
+        raft.raft_log.append(std::slice::from_ref(&entry));
+        raft.raft_log.commit_to(entry.index);
+        self.derandomize();
+        true
+    }
+
+    /// This replica is all that is left of the configuration.
+    pub fn go_alone(&mut self) {
+        let own = self.key.replica;
+        let known = self.raw.raft.prs().iter().map(|(replica, _)| *replica);
+        let mut others: Vec<u64> = known.filter(|replica| *replica != own).collect();
+        others.sort_unstable();
+        self.apply_change(ConfChangeType::AddNode, own);
+        for other in others {
+            self.apply_change(ConfChangeType::RemoveNode, other);
+        }
+    }
+
     /// Asks the leader for a snapshot, whatever the log holds. To be called at every tick until
     /// one has come: without a leader, or right after an election, nothing is sent.
     ///
@@ -507,6 +544,17 @@ impl Core {
     /// Last index of the log.
     pub fn last_index(&self) -> u64 {
         self.raw.raft.raft_log.last_index()
+    }
+
+    /// Term of the last entry.
+    pub fn last_term(&self) -> u64 {
+        self.raw.raft.raft_log.last_term()
+    }
+
+    /// The entries that are not applied yet, committed or not.
+    pub fn unapplied(&self) -> Option<Vec<Entry>> {
+        let log = &self.raw.raft.raft_log;
+        log.entries(log.applied + 1, None, raft::GetEntriesContext::empty(false)).ok()
     }
 
     /// Is a handover of leadership under way?

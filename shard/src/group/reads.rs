@@ -17,6 +17,8 @@ pub enum Purpose {
     Rows,
     /// The header of a linearizable read.
     Header,
+    /// Where the tenant's revisions stand.
+    Span,
     /// The member list.
     Members,
     /// Renew a lease; leader only.
@@ -25,17 +27,24 @@ pub enum Purpose {
     TimeToLive(i64, bool),
     /// All leases; leader only.
     Leases,
+    /// A round of a split tenant's sequencer; leader only.
+    Round(u64),
 }
 
 impl Purpose {
     /// Can only the leader answer?
     pub fn needs_leader(self) -> bool {
-        matches!(self, Purpose::KeepAlive(_) | Purpose::TimeToLive(..) | Purpose::Leases)
+        matches!(
+            self,
+            Purpose::KeepAlive(_) | Purpose::TimeToLive(..) | Purpose::Leases | Purpose::Round(_)
+        )
     }
 
     /// Does the answer show keys or leases?
     pub fn is_about_keys(self) -> bool {
-        !matches!(self, Purpose::Header | Purpose::Members)
+        let is_not =
+            matches!(self, Purpose::Header | Purpose::Members | Purpose::Span | Purpose::Round(_));
+        !is_not
     }
 }
 

@@ -3,7 +3,8 @@
 //! | request | may be answered by |
 //! |---|---|
 //! | what changes something, leases | the leader |
-//! | linearizable read | any replica, once the leader has confirmed it |
+//! | linearizable read | any replica, once the leader has confirmed it; of a split tenant the leader |
+//! | part of a read over groups | any replica, once it has applied what home named |
 //! | serializable read | any replica as it is |
 //! | description, hash, own members | this replica as it is; without one any other |
 //!
@@ -28,7 +29,7 @@ use super::directory::Directory;
 use crate::access;
 use crate::charter;
 use crate::machine::txn;
-use crate::node::Answer;
+use crate::node::{Answer, Reading};
 use crate::transport::Peers;
 use crate::worker::{GroupView, NodeHandle};
 
@@ -45,11 +46,20 @@ enum Needs {
 }
 
 impl Needs {
+    /// Of a group that has its tenant for itself.
+    fn asked(request: &GroupRequest) -> Needs {
+        match request.read_at {
+            // A replica that has applied enough says as much as the leader.
+            Some(_) => Needs::Confirmed,
+            None => Needs::of(request.body.as_ref()),
+        }
+    }
+
     fn of(body: Option<&Request>) -> Needs {
         let Some(body) = body else { return Needs::Leader };
         match body {
             body if access::is_serializable(body) => Needs::AnyRows,
-            Request::Range(_) | Request::Linearize(_) => Needs::Confirmed,
+            Request::Range(_) | Request::Linearize(_) | Request::Span(_) => Needs::Confirmed,
             Request::Txn(request) if txn::is_read_only(request) => Needs::Confirmed,
             Request::MemberList(list) if list.linearizable => Needs::Confirmed,
             Request::MemberList(_) | Request::HashKv(_) | Request::Describe(_) => Needs::AsItIs,
@@ -118,10 +128,14 @@ impl Caller {
     /// Asks until there is an answer; the caller sets the time.
     pub(super) async fn run(self, request: GroupRequest) -> Result<Reply, GroupError> {
         let id = GroupId(request.group);
-        let needs = Needs::of(request.body.as_ref());
+        let mut needs = Needs::asked(&request);
         let mut search = Search::default();
         loop {
             let view = self.handle.group(id);
+            let is_split = view.as_ref().is_some_and(|view| view.shared.published.is_split());
+            if is_split && needs == Needs::Confirmed && request.read_at.is_none() {
+                needs = Needs::Leader;
+            }
             let Some(place) = self.place(id, needs, view.as_ref(), &search) else {
                 let Some(pause) = search.pause(self.peers.is_some()) else {
                     return Err(search.damaged.unwrap_or_else(|| nobody(view.as_ref())));
@@ -165,7 +179,7 @@ impl Caller {
         let led = |view: &GroupView| view.shared.leader().map(NodeId);
         let said = match needs {
             Needs::Leader => search.hint.or(view.and_then(led)),
-            _ => None,
+            _ => search.hint,
         };
         if let (Some(node), false) = (said, said.is_some_and(|node| search.has_tried(node))) {
             if node != self.node {
@@ -242,21 +256,26 @@ impl Caller {
         request: &GroupRequest,
     ) -> Result<Reply, GroupError> {
         let shared = &view.shared;
-        let read = |body: &Request| access::read(self.handle.store(), shared, body);
+        let version = request.range_version;
+        let read = |body: &Request, reading| {
+            access::read(self.handle.store(), shared, body, version, reading)
+        };
         if let (Needs::AnyRows, Some(body)) = (needs, &request.body)
             && shared.published.revision() >= request.floor
+            && request.read_at.is_none()
         {
             shared.work.request();
             charter::admit(&shared.published.charter(), request)
                 .map_err(|error| GroupError::not_done(error, None))?;
-            return read(body);
+            return read(body, Reading::Newest);
         }
         // Only rows are read here; everything else comes as a reply.
-        let rows = request.body.as_ref().filter(|_| needs != Needs::Leader).cloned();
+        let rows = request.body.as_ref().filter(|_| Needs::asked(request) != Needs::Leader);
+        let rows = rows.cloned();
         match self.handle.request(request.clone()).await {
             Ok(Answer::Reply(reply)) => Ok(reply),
-            Ok(Answer::Readable) => match rows {
-                Some(body) => read(&body),
+            Ok(Answer::Readable(reading)) => match rows {
+                Some(body) => read(&body, reading),
                 None => Err(GroupError::unknown(Error::Stopped)),
             },
             Err(error) => {

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use proto::cluster::group::charter::Standing;
 use proto::cluster::group::refusal::Outcome;
-use proto::cluster::group::{Charter, DescribeRequest, GroupRequest, LinearizeRequest, SetCharter};
+use proto::cluster::group::{
+    Charter, DescribeRequest, GroupRequest, LinearizeRequest, ReadAt, SetCharter,
+};
 use proto::etcd::request_op::Request as Op;
 use proto::etcd::{
     CompactionRequest, LeaseGrantRequest, LeaseKeepAliveRequest, LeaseRevokeRequest,
@@ -72,6 +74,7 @@ fn node_config(node: u64) -> NodeConfig {
         min_lease_ttl_s: 1,
         block_keys: 64,
         large_bytes: 8192,
+        withhold: false,
         checkpoint: CheckpointPolicy::default(),
         transfer: TransferPolicy::default(),
     }
@@ -311,6 +314,57 @@ fn leader(nodes: &[TestNode]) -> u64 {
         found != 0
     });
     found
+}
+
+#[test]
+fn parts_of_reads_are_answered_at_the_revision_that_home_named() {
+    let nodes = start(&[Has::Replica, Has::Nothing]);
+    let grant = LeaseGrantRequest { ttl: 60, id: 5 };
+    assert!(nodes[0].ask(Request::LeaseGrant(grant)).is_ok());
+    let put = PutRequest { key: "a".into(), lease: 5, ..Default::default() };
+    assert!(nodes[0].ask(Request::Put(put)).is_ok());
+    assert_eq!(nodes[0].put("b", "1"), 3);
+    let part =
+        |body, last| GroupRequest { read_at: Some(ReadAt { revision: 90, last }), ..request(body) };
+    for node in &nodes {
+        let list = RangeRequest { key: "a".into(), range_end: "z".into(), ..Default::default() };
+        let list = node.wait(node.groups.call(part(Request::Range(list), 3)));
+        let Ok(Reply::Range(list)) = list else { panic!("no list: {list:?}") };
+        assert_eq!((list.count, list.header.unwrap().revision), (2, 90));
+        let keys = Request::LeaseTimeToLive(LeaseTimeToLiveRequest { id: 5, keys: true });
+        let keys = node.wait(node.groups.call(part(keys, 3)));
+        let Ok(Reply::LeaseTimeToLive(keys)) = keys else { panic!("no keys: {keys:?}") };
+        assert_eq!((keys.keys, keys.header.unwrap().revision), (vec![Bytes::from("a")], 90));
+    }
+    // What is not applied yet is waited for.
+    let read = RangeRequest { key: "c".into(), ..Default::default() };
+    let ahead = nodes[0].groups.call(part(Request::Range(read), 4));
+    let ahead = nodes[0].runtime.as_ref().unwrap().spawn(ahead);
+    assert_eq!(nodes[0].put("c", "2"), 4);
+    let answer = nodes[0].wait(ahead).unwrap();
+    assert!(matches!(answer, Ok(Reply::Range(list)) if list.count == 1));
+    // Nothing else can be read in parts.
+    let linearize = part(Request::Linearize(LinearizeRequest {}), 3);
+    assert!(nodes[0].wait(nodes[0].groups.call(linearize)).is_err());
+}
+
+#[test]
+fn progress_at_a_revision_comes_from_a_hub_elsewhere_behind_its_events() {
+    let nodes = start(&[Has::Replica, Has::Nothing]);
+    for node in &nodes {
+        let first = node.put("a", "1");
+        let (control, mut watched) = node.watch(100);
+        control.create(spec(1, first));
+        control.progress_at(first + 1);
+        assert_eq!(watched.revisions(first), [first]);
+        node.put("a", "2");
+        assert_eq!(watched.revisions(first + 1), [first + 1]);
+        let progress = watched.next();
+        let Some(WatchOutput::Progress { revision, newest }) = progress else {
+            panic!("no progress: {progress:?}")
+        };
+        assert_eq!((revision, newest), (first + 1, 1));
+    }
 }
 
 #[test]

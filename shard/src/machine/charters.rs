@@ -43,6 +43,7 @@ mod tests {
     use crate::engine::memory::MemoryEngine;
     use crate::extents::{Extents, ExtentsConfig, Named};
     use crate::group::large::Placed;
+    use crate::machine::Settled;
     use crate::machine::state::State;
     use crate::store::Store;
     use crate::store::layout::Shelf;
@@ -63,7 +64,8 @@ mod tests {
         let batch = Batch { format: 2, range_version: 1, commands };
         let index = machine.state().applied_index + 1;
         let applied = machine.apply(index, 1, &batch, Placed::default()).unwrap().unwrap();
-        (applied.answers.into_iter().next().unwrap(), applied.effects)
+        let Some(Settled::Answer(answer)) = applied.answers.into_iter().next() else { panic!() };
+        (answer, applied.effects)
     }
 
     fn tell(machine: &mut Machine, charter: Charter) {

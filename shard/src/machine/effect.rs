@@ -3,12 +3,14 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use proto::cluster::group::charter::Standing;
 use proto::group::WatchEvent;
 use proto::mvccpb::Event;
 
 use crate::engine::EngineError;
 use crate::extents::Extents;
+use crate::split::entry::Kept;
 use crate::store::view::{self, Found};
 
 /// One revision's events, in the order of the operations, shared by all who watch.
@@ -16,7 +18,10 @@ use crate::store::view::{self, Found};
 pub struct RevisionEvents {
     /// The revision.
     pub revision: i64,
-    /// The events.
+    /// The group's revision before it: where a tenant is on several groups others have some of
+    /// those between.
+    pub after: i64,
+    /// The events; none if it passed without a change here.
     pub events: Vec<ChangeEvent>,
 }
 
@@ -25,6 +30,8 @@ pub struct RevisionEvents {
 pub struct ChangeEvent {
     /// Without the previous value.
     pub event: Arc<WatchEvent>,
+    /// Its place among the changes of its revision, also of those in other groups.
+    pub place: u32,
     /// The version before the revision, if there was one and the event does not create anew.
     pub previous: Option<Found>,
 }
@@ -70,6 +77,15 @@ pub enum Effect {
     },
     /// Names, addresses or roles of members changed.
     Members,
+    /// This replica is the only member from here on.
+    Alone,
+    /// The keys from `at` on go to a new group, which begins with this.
+    Split {
+        /// Its first key.
+        at: Bytes,
+        /// What it keeps.
+        kept: Box<Kept>,
+    },
     /// Placement has said something else of the group than before.
     Charter {
         /// What clients could do before.

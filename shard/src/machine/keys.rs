@@ -32,12 +32,20 @@ pub(super) struct Changes {
     /// A value for the answer is damaged on this disk. The changes are made all the same: other
     /// replicas make them, too.
     pub(super) damaged: bool,
+    /// Place of the next change in its revision.
+    pub(super) next_place: u32,
 }
 
 impl Changes {
     /// Revision that a reader inside the command is told.
     pub(super) fn revision(&self) -> i64 {
         self.begin + i64::from(!self.list.is_empty())
+    }
+
+    fn take_place(&mut self) -> u32 {
+        let place = self.next_place;
+        self.next_place += 1;
+        place
     }
 
     /// An earlier operation's row is about to be overwritten: its change keeps it, together
@@ -85,9 +93,9 @@ impl Changes {
 impl Machine {
     pub(super) fn begin(&self) -> Changes {
         let begin = self.state.revision;
-        let view = self.store.view(self.shelf(), begin + 1);
+        let view = self.store.view(self.state.versions(), begin + 1);
         let (list, counted, events) = (Vec::new(), Vec::new(), Vec::new());
-        Changes { view, begin, list, counted, events, damaged: false }
+        Changes { view, begin, list, counted, events, damaged: false, next_place: 0 }
     }
 
     /// Makes the changes a revision, if there are any, and answers.
@@ -103,12 +111,14 @@ impl Machine {
         }
         let revision = changes.begin + 1;
         self.state.revision = revision;
+        let after = std::mem::replace(&mut self.fed, revision);
         self.count(revision, &changes)?;
         if changes.list.iter().any(|change| change.overwritten.is_some()) {
             self.store.put_raw(layout::twice_key(self.shelf(), revision), Bytes::new());
         }
         self.store.note(self.shelf(), revision, Arc::from(changes.list));
-        effects.push(Effect::Events(Arc::new(RevisionEvents { revision, events: changes.events })));
+        let events = RevisionEvents { revision, after, events: changes.events };
+        effects.push(Effect::Events(Arc::new(events)));
         Ok(answer)
     }
 
@@ -119,8 +129,10 @@ impl Machine {
             counted.filter_map(|(at, by)| changes.list.get(*at).map(|change| (&change.key, *by)));
         let large = self.published.counts().write().changed(revision, counted);
         let Some(large) = large else { return Ok(()) };
+        // The first block and the last one reach over the group's range.
+        let part = self.shelves.within(&large);
         let mut keys: Vec<Bytes> = Vec::new();
-        self.store.view(self.shelf(), revision).unseen().scan(&large, &mut |key, _| {
+        self.store.view(self.shelves.versions, revision).unseen().scan(&part, &mut |key, _| {
             keys.push(key);
             ControlFlow::Continue(())
         })?;
@@ -151,7 +163,8 @@ impl Machine {
         view: &View,
         request: &PutRequest,
     ) -> Result<Result<(), Error>, EngineError> {
-        if request.lease != 0 && !self.leases.contains_key(&request.lease) {
+        let is_attached = request.lease != 0 && self.checks_leases();
+        if is_attached && !self.leases.contains_key(&request.lease) {
             return Ok(Err(Error::LeaseNotFound));
         }
         if request.ignore_value || request.ignore_lease {
@@ -176,13 +189,13 @@ impl Machine {
         let revision = changes.begin + 1;
         let newest = changes.view.version(key)?;
         let live = newest.as_ref().filter(|found| !found.row.deleted);
-        let shelf = self.shelf();
+        let (shelf, versions) = (self.shelf(), self.state.versions());
         let (bytes, value, placed) = match live {
             // An extent has one row: a value that stays is written again.
             Some(found) if request.ignore_value => {
                 let bytes = changes.view.value(&found.row)?;
                 let least = if found.row.value.extent().is_some() { 0 } else { usize::MAX };
-                let value = self.store.place(shelf, key, bytes.clone(), least)?;
+                let value = self.store.place(versions, key, bytes.clone(), least)?;
                 let placed = value.extent().copied();
                 (bytes, value, placed)
             }
@@ -190,7 +203,7 @@ impl Machine {
         };
         let row = Row {
             deleted: false,
-            place: changes.list.len() as u32,
+            place: changes.take_place(),
             create_revision: live.map_or(revision, |found| found.row.create_revision),
             version: live.map_or(0, |found| found.row.version) + 1,
             lease: match live {
@@ -224,7 +237,7 @@ impl Machine {
         };
         if let Some(found) = replaced {
             changes.overwrite(key, &found.row)?;
-            self.store.replaces(shelf, &found.row);
+            self.store.replaces(versions, &found.row);
         }
         if live.is_none() {
             changes.counted.push((changes.list.len(), 1));
@@ -236,15 +249,16 @@ impl Machine {
             previous_cost: live.and_then(|live| changes.cost_before(key, previous.as_ref(), live)),
             overwritten: None,
         });
+        let place = row.place;
         let found = Found { revision, row };
         let kv = Some(found.with(key.clone(), bytes));
         let event = Event { r#type: EventType::Put as i32, kv, prev_kv: None };
-        self.store.put_version(shelf, key, revision, found.row);
+        self.store.put_version(versions, key, revision, found.row);
         if let Some(pointer) = placed {
             // No record held it, only this command.
             self.store.extents().let_go(&pointer);
         }
-        changes.events.push(ChangeEvent { event: WatchEvent::new(event), previous });
+        changes.events.push(ChangeEvent { event: WatchEvent::new(event), place, previous });
         Ok(PutResponse { header: changes.header(), prev_kv: answered })
     }
 
@@ -295,21 +309,22 @@ impl Machine {
         live: Found,
     ) -> Result<(), EngineError> {
         let revision = changes.begin + 1;
-        let shelf = self.shelf();
+        let versions = self.state.versions();
         if live.row.lease != 0 {
-            self.store.remove(layout::lease_key_key(shelf, live.row.lease, &key));
+            self.store.remove(layout::lease_key_key(self.shelf(), live.row.lease, &key));
         }
-        let row = Row { deleted: true, place: changes.list.len() as u32, ..Default::default() };
+        let place = changes.take_place();
+        let row = Row { deleted: true, place, ..Default::default() };
         let previous = changes.before(&key, &live)?;
         if live.revision == revision {
             self.state.size -= live.row.cost(key.len());
             changes.overwrite(&key, &live.row)?;
-            self.store.replaces(shelf, &live.row);
+            self.store.replaces(versions, &live.row);
         }
         self.state.size += row.cost(key.len());
         self.state.keys -= 1;
         self.digest(&key, revision, None);
-        self.store.put_version(shelf, &key, revision, row);
+        self.store.put_version(versions, &key, revision, row);
         changes.counted.push((changes.list.len(), -1));
         changes.list.push(Change {
             key: key.clone(),
@@ -320,7 +335,7 @@ impl Machine {
         });
         let kv = KeyValue { key, mod_revision: revision, ..Default::default() };
         let event = Event { r#type: EventType::Delete as i32, kv: Some(kv), prev_kv: None };
-        changes.events.push(ChangeEvent { event: WatchEvent::new(event), previous });
+        changes.events.push(ChangeEvent { event: WatchEvent::new(event), place, previous });
         Ok(())
     }
 }

@@ -1,10 +1,15 @@
 //! The machine's small state, beside the rows: what a checkpoint writes as one row.
 
+use proto::KeyRange;
 use proto::cluster::group::Charter;
 use proto::cluster::raft::ConfState;
+use proto::cluster::split::Kept;
 use proto::etcd::{AlarmMember, Member};
 
-/// See the module. Every field is replicated but the two marked local.
+use crate::store::layout::Shelf;
+use crate::store::shelves::{Past, Shelves};
+
+/// See the module. Every field is replicated but those marked local.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct State {
     /// Last applied entry.
@@ -31,7 +36,8 @@ pub struct State {
     /// Version of the range that the group serves.
     #[prost(uint64, tag = "8")]
     pub range_version: u64,
-    /// Bytes of all versions, by the store's own measure.
+    /// Bytes of all versions, by the store's own measure; after a split about so
+    /// (`machine/ranges.rs`).
     #[prost(int64, tag = "9")]
     pub size: i64,
     /// Live keys.
@@ -61,9 +67,39 @@ pub struct State {
     /// Replicas that were removed because their node left the cluster.
     #[prost(uint64, repeated, tag = "18")]
     pub retired: Vec<u64>,
+    /// Local: where the versions stand; 0: on the shelf of all other rows. A group that was split
+    /// off shares them with the group that it comes from.
+    #[prost(uint64, tag = "19")]
+    pub versions_shelf: u64,
+    /// Local: shelves with older changes of this group's keys.
+    #[prost(message, repeated, tag = "20")]
+    pub past: Vec<PastChanges>,
+    /// First key of the group's range.
+    #[prost(bytes = "bytes", tag = "21")]
+    pub start: bytes::Bytes,
+    /// First key above it.
+    #[prost(bytes = "bytes", optional, tag = "22")]
+    pub end: Option<bytes::Bytes>,
+    /// What is kept of a split tenant's entries; only where the state is written.
+    #[prost(message, optional, tag = "23")]
+    pub split: Option<Kept>,
     /// What placement has said of the group.
     #[prost(message, required, tag = "24")]
     pub charter: Charter,
+    /// Term of the last recovery; 0 if there was none. Nobody who was left behind has heard of it.
+    #[prost(uint64, tag = "25")]
+    pub recovered_term: u64,
+}
+
+/// Changes that were made before the group was split off.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct PastChanges {
+    /// Where they stand.
+    #[prost(uint64, tag = "1")]
+    pub shelf: u64,
+    /// The last revision of which they tell.
+    #[prost(int64, tag = "2")]
+    pub to_revision: i64,
 }
 
 /// Where a replica is.
@@ -78,6 +114,28 @@ pub struct ReplicaPlace {
 }
 
 impl State {
+    /// The group's keys.
+    pub fn range(&self) -> KeyRange {
+        KeyRange { start: self.start.clone(), end: self.end.clone() }
+    }
+
+    /// Where the versions stand.
+    pub fn versions(&self) -> Shelf {
+        Shelf(if self.versions_shelf == 0 { self.shelf } else { self.versions_shelf })
+    }
+
+    /// Where the group's rows stand.
+    pub fn shelves(&self) -> Shelves {
+        let past =
+            |past: &PastChanges| Past { shelf: Shelf(past.shelf), to_revision: past.to_revision };
+        Shelves {
+            own: Shelf(self.shelf),
+            versions: self.versions(),
+            past: self.past.iter().map(past).collect(),
+            range: self.range(),
+        }
+    }
+
     /// The replica of a member. A group's first replicas have the numbers of their nodes; those
     /// that came later have numbers of their own, so that none is ever used twice.
     pub fn replica_of(&self, node: u64) -> u64 {
@@ -91,6 +149,14 @@ impl State {
         let is_first = |m: &&Member| m.id == replica && self.replica_of(m.id) == replica;
         let first = || self.members.iter().find(is_first).map(|m| m.id);
         placed.map(|place| place.node).or_else(first)
+    }
+
+    /// Is a replica that speaks in this term no member, or none any more? Of one that was added
+    /// elsewhere this replica may not have heard yet; but not of one in a term before the last
+    /// recovery: those who were lost may have had members of whom nobody here knows.
+    pub fn is_left_behind(&self, replica: u64, term: u64) -> bool {
+        self.removed.contains(&replica)
+            || (term < self.recovered_term && self.node_of(replica).is_none())
     }
 
     /// The member whose replica this is.

@@ -7,10 +7,16 @@
 //! can see is not touched: the newest version of every key at that revision stays.
 //!
 //! The sweep is local: replicas may stand at different places and answer the same.
+//!
+//! Groups that share rows (`store/shelves.rs`) sweep each for itself: a version goes with the group
+//! that has its key, and changes go when the last group that reads them is past them. Who is past
+//! what the node knows, which has all groups.
+
+use std::collections::BTreeMap;
 
 use super::Machine;
 use crate::engine::EngineError;
-use crate::store::layout::{self, Row};
+use crate::store::layout::{self, Row, Shelf};
 
 /// Revisions swept at a time.
 const SLICE: usize = 512;
@@ -21,16 +27,15 @@ impl Machine {
         self.state.swept < self.state.compacted
     }
 
-    /// Removes a slice. Only the worker's thread may call this.
-    pub fn sweep(&mut self) -> Result<(), EngineError> {
-        let (shelf, to) = (self.shelf(), self.state.compacted);
+    /// Removes a slice; gives the shelves that the group reads no more. `floors` says of shelves that
+    /// other groups here read as well up to where the last of them has swept. Only the worker's
+    /// thread may call this.
+    pub fn sweep(&mut self, floors: &BTreeMap<Shelf, i64>) -> Result<Vec<Shelf>, EngineError> {
+        let to = self.state.compacted;
         let from = self.state.swept.max(0) + 1;
-        let history = self.store.history(shelf, from, to, SLICE)?;
+        let (history, last) = self.store.history(&self.shelves, from, to, SLICE)?;
         let view = self.view();
-        let mut last = to;
-        if history.len() >= SLICE {
-            last = *history.last_key_value().expect("a full slice has a last revision").0;
-        }
+        let shelf = self.state.versions();
         for (revision, changes) in &history {
             for change in changes.iter() {
                 // A transaction may change one key more than once: the first change that names
@@ -57,15 +62,31 @@ impl Machine {
                 }
             }
         }
-        // The changes of the compacted revision itself can still be watched.
-        for row_key in self.store.packed_below(shelf, last, SLICE)? {
-            self.store.remove(row_key.to_vec());
-        }
-        let (from, to) = (layout::twice_key(shelf, 0), layout::twice_key(shelf, last));
-        for (row_key, _) in self.store.rows(&from, &to)? {
-            self.store.remove(row_key.to_vec());
-        }
+        // What a split gave to each side is only about right.
+        self.state.size = self.state.size.max(0);
         self.state.swept = last;
-        Ok(())
+        for shelf in self.shelves.told_by() {
+            // The changes of the compacted revision itself can still be watched.
+            let floor = floors.get(&shelf).map_or(last, |floor| last.min(*floor));
+            for row_key in self.store.packed_below(shelf, floor, SLICE)? {
+                self.store.remove(row_key.to_vec());
+            }
+            let (from, to) = (layout::twice_key(shelf, 0), layout::twice_key(shelf, floor));
+            for (row_key, _) in self.store.rows(&from, &to)? {
+                self.store.remove(row_key.to_vec());
+            }
+        }
+        Ok(self.forget_past())
+    }
+
+    /// Forgets the older shelves that tell of nothing any more that could be watched.
+    fn forget_past(&mut self) -> Vec<Shelf> {
+        let swept = self.state.swept;
+        let over = self.state.past.extract_if(.., |past| past.to_revision < swept);
+        let over: Vec<Shelf> = over.map(|past| Shelf(past.shelf)).collect();
+        if !over.is_empty() {
+            self.shelves_changed();
+        }
+        over
     }
 }

@@ -26,12 +26,29 @@ use crate::read;
 use crate::store::view::{Found, View};
 
 /// Outcomes of the compares along the taken path, in the order in which the path is walked.
-struct Path {
+pub(super) struct Path {
     taken: Vec<bool>,
     next: usize,
 }
 
 impl Path {
+    /// The path that a transaction takes on what `view` sees.
+    pub(super) fn choose(view: &View, request: &TxnRequest) -> Result<Path, EngineError> {
+        let mut path = Path { taken: Vec::new(), next: 0 };
+        choose(view, request, &mut path.taken)?;
+        Ok(path)
+    }
+
+    /// The outcomes.
+    pub(super) fn outcomes(&self) -> &[bool] {
+        &self.taken
+    }
+
+    /// Walks it from its beginning again.
+    pub(super) fn rewind(&mut self) {
+        self.next = 0;
+    }
+
     fn take(&mut self) -> bool {
         let taken = self.taken.get(self.next).copied();
         self.next += 1;
@@ -194,18 +211,17 @@ impl Machine {
     ) -> Result<Answer, EngineError> {
         let mut changes = self.begin();
         let before = self.view();
-        let mut path = Path { taken: Vec::new(), next: 0 };
-        choose(&before, request, &mut path.taken)?;
+        let mut path = Path::choose(&before, request)?;
         if let Err(error) = self.check_path(&before, request, &mut path)? {
             return Ok(Err(error));
         }
-        path.next = 0;
+        path.rewind();
         let mut response = self.run(&mut changes, request, &mut path)?;
         response.header = changes.header();
         self.commit(changes, Reply::Txn(response), effects)
     }
 
-    fn check_path(
+    pub(super) fn check_path(
         &self,
         view: &View,
         request: &TxnRequest,
@@ -227,7 +243,7 @@ impl Machine {
         Ok(Ok(()))
     }
 
-    fn run(
+    pub(super) fn run(
         &mut self,
         changes: &mut Changes,
         request: &TxnRequest,

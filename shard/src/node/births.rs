@@ -17,6 +17,7 @@ use bytes::Bytes;
 use proto::group::GroupError;
 use proto::{Error, GroupId};
 
+use super::garbage::Stake;
 use super::open::{BIRTH, Judged, Shut, birth_record, first_state, group_key};
 use super::rounds::let_go;
 use super::{Birth, Node, NodeError, Output};
@@ -32,18 +33,25 @@ const EAGER_TICKS: usize = 50;
 
 /// A replica whose first state is not durable yet.
 pub(super) struct Newborn {
-    key: ReplicaKey,
-    state: State,
+    pub(super) key: ReplicaKey,
+    pub(super) state: State,
     /// It is in the checkpoint on its way.
-    frozen: bool,
+    pub(super) frozen: bool,
 }
 
 /// A replica whose tombstone is not durable yet.
 pub(super) struct Departure {
     key: ReplicaKey,
     persist: PersistId,
-    shelf: Shelf,
+    shelves: Vec<Shelf>,
     held: BTreeMap<u64, Vec<Slot>>,
+}
+
+impl Newborn {
+    /// What it has.
+    pub(super) fn stake(&self) -> Stake {
+        Stake::idle(&self.state)
+    }
 }
 
 impl Node {
@@ -76,6 +84,12 @@ impl Node {
         }
         let key = ReplicaKey { group: id.0, replica: birth.replica };
         let state = first_state(birth, self.take_shelf(), false);
+        self.expect(key, state);
+    }
+
+    /// A replica with this first state lives as soon as the next checkpoint is durable. What it has
+    /// of rows is its own from now on.
+    pub(super) fn expect(&mut self, key: ReplicaKey, state: State) {
         self.newborns.push(Newborn { key, state, frozen: false });
         self.checkpoints.forced = true;
         self.checkpoints.first_write_ms.get_or_insert(self.now_ms);
@@ -83,11 +97,12 @@ impl Node {
 
     /// Drops a replica that was not opened; none below `lowest` is ever to be here again.
     fn clear(&mut self, id: GroupId, lowest: u64) {
-        let Some(Shut { replica, shelf, .. }) = self.shut.remove(&id) else { return };
+        let Some(Shut { replica, stake, .. }) = self.shut.remove(&id) else { return };
         let key = ReplicaKey { group: id.0, replica };
         self.bury(key, lowest);
         let (persist, held) = (self.next_persist, BTreeMap::new());
-        self.departures.push(Departure { key, persist, shelf, held });
+        let shelves = stake.iter().flat_map(Stake::all).collect();
+        self.departures.push(Departure { key, persist, shelves, held });
         self.outputs.push(Output::Gone { group: id });
     }
 
@@ -123,13 +138,17 @@ impl Node {
             if state.applied_index == BIRTH.0 {
                 self.records.push(birth_record(key, &state));
             }
-            match self.open_replica(key, Judged::newborn(state), BTreeMap::new())? {
+            match self.open_replica(key, Judged::newborn(state), BTreeMap::new(), false)? {
                 Ok(mut group) => {
                     // The one that had better lead it.
                     let term = group.core.term();
                     let eager = Eager { wait: 0, every: 1, tries: EAGER_TICKS, term };
                     group.eager = group.turn().filter(|turn| *turn == 0).map(|_| eager);
+                    if group.machine.needs_sweep() {
+                        self.sweeping.insert(id);
+                    }
                     self.groups.insert(id, group);
+                    self.note_sharing(id);
                     self.pulses.add(id);
                     self.touched.insert(id);
                     self.announce(Output::Born { group: id });
@@ -153,7 +172,9 @@ impl Node {
             self.touched.remove(&id);
             self.pulses.remove(id);
             let elsewhere = GroupError::not_done(Error::NoLeader, None);
-            for (ticket, _) in group.reads.take_all() {
+            let reads = group.reads.take_all().into_iter().map(|(ticket, _)| ticket);
+            let parts = std::mem::take(&mut group.parts).into_values().flatten().map(|part| part.0);
+            for ticket in reads.chain(parts) {
                 self.answer(ticket, Err(elsewhere));
             }
             let unknown = GroupError::unknown(Error::LeaderChanged);
@@ -169,8 +190,9 @@ impl Node {
             // Readers look at this after they have read; rows go only later.
             group.machine.published().leave();
             self.bury(key, key.replica.saturating_add(1));
-            let (persist, shelf) = (self.next_persist, group.machine.shelf());
-            self.departures.push(Departure { key, persist, shelf, held: group.held });
+            let (persist, shelves) = (self.next_persist, group.machine.shelves().all().collect());
+            self.departures.push(Departure { key, persist, shelves, held: group.held });
+            self.note_sharing(id);
             self.announce(Output::Gone { group: id });
         }
     }
@@ -180,7 +202,7 @@ impl Node {
         let persisted = self.persisted;
         let known = self.departures.extract_if(.., |departure| departure.persist <= persisted);
         for departure in known.collect::<Vec<_>>() {
-            self.dropped.insert(departure.shelf);
+            self.discard(departure.shelves);
             let_go(&self.store, departure.held);
         }
     }

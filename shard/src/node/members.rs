@@ -35,13 +35,20 @@ const MAX_LEARNERS: usize = 1;
 pub(super) struct Change {
     /// What it means to Raft: 0 adds a voter, 1 removes, 2 adds a learner (raft-rs's ordinals).
     #[prost(uint32, tag = "1")]
-    kind: u32,
+    pub(super) kind: u32,
     /// Which replica.
     #[prost(uint64, tag = "2")]
-    replica: u64,
+    pub(super) replica: u64,
     /// What it means to the machine.
     #[prost(message, required, tag = "3")]
-    member: MemberChange,
+    pub(super) member: MemberChange,
+}
+
+impl Change {
+    /// Does it take this replica out?
+    pub(super) fn removes(&self, replica: u64) -> bool {
+        kind(self.kind) == ConfChangeType::RemoveNode && self.replica == replica
+    }
 }
 
 fn kind(number: u32) -> ConfChangeType {
@@ -218,11 +225,17 @@ impl Node {
         }
     }
 
-    /// Tells a replica that was removed so, and says whether it was.
-    pub(super) fn tell_removed(&mut self, id: GroupId, from: NodeId, replica: u64) -> bool {
+    /// Tells a replica that was removed, or left behind, so, and says whether it was.
+    pub(super) fn tell_removed(
+        &mut self,
+        id: GroupId,
+        from: NodeId,
+        replica: u64,
+        term: u64,
+    ) -> bool {
         let Some(group) = self.groups.get(&id) else { return false };
         let state = group.machine.state();
-        let removed = state.removed.contains(&replica);
+        let removed = state.is_left_behind(replica, term);
         if removed {
             let membership_version = state.membership_version;
             let retired = state.retired.contains(&replica);

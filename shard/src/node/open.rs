@@ -25,16 +25,18 @@
 //! *Refused*: promises may be lost. The replica does not vote, acknowledge or serve, and a
 //! person (or placement) replaces it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use prost::Message;
 use proto::cluster::raft::ConfState;
 use proto::etcd::Member;
-use proto::{GroupId, NamespaceId, TenantId};
+use proto::{GroupId, NamespaceId, TenantId, id};
 use raft::eraftpb;
 
+use super::garbage::Stake;
+use super::recovery::recovering;
 use super::{Checkpoints, Node, NodeConfig, NodeError};
 use crate::charter;
 use crate::disk::Disk;
@@ -93,8 +95,8 @@ pub struct Refused {
 /// A replica that was not opened, as the running node keeps it in mind.
 pub(super) struct Shut {
     pub(super) replica: u64,
-    /// Where its rows stand.
-    pub(super) shelf: Shelf,
+    /// Where its rows stand, as far as is known.
+    pub(super) stake: Option<Stake>,
     pub(super) reason: String,
 }
 
@@ -151,7 +153,7 @@ impl Node {
         let mut present = BTreeMap::new();
         for (key, state) in &states {
             if recovered.tombstones.get(&key.group).is_some_and(|low| key.replica < *low) {
-                dropped.insert(Shelf(state.shelf));
+                dropped.extend(state.shelves().all());
                 rows.insert(group_key(*key), None);
             } else {
                 present.insert(*key, state.clone());
@@ -179,6 +181,10 @@ impl Node {
             log,
             groups: BTreeMap::new(),
             touched: BTreeSet::new(),
+            roles: BTreeSet::new(),
+            partings: BTreeSet::new(),
+            whispers: VecDeque::new(),
+            whereabouts: BTreeMap::new(),
             pulses: Default::default(),
             unsettled: BTreeSet::new(),
             sweeping: BTreeSet::new(),
@@ -195,6 +201,8 @@ impl Node {
             news: 0,
             next_shelf,
             dropped,
+            dropping: None,
+            sharing: BTreeSet::new(),
             checkpoints: Checkpoints { number, ..Default::default() },
             transfers: Default::default(),
             next_lease: 0,
@@ -228,8 +236,10 @@ impl Node {
         let mut refused = Vec::new();
         for (key, found) in judged {
             let held = held.remove(&key).unwrap_or_default();
+            let was_here = recovered.replicas.contains_key(&key);
+            let waits = node.config.withhold && was_here && key.group != id::SYSTEM_GROUP.0;
             let opened = match found {
-                Ok(found) => node.open_replica(key, found, held)?,
+                Ok(found) => node.open_replica(key, found, held, waits)?,
                 Err(reason) => Err(reason),
             };
             match opened {
@@ -245,16 +255,18 @@ impl Node {
                 }
                 Err(reason) => {
                     let state = present.get(&key);
-                    let shelf = Shelf(state.map_or(0, |state| state.shelf));
-                    let shut = Shut { replica: key.replica, shelf, reason: reason.clone() };
+                    let stake = state.map(Stake::idle);
+                    let shut = Shut { replica: key.replica, stake, reason: reason.clone() };
                     node.shut.insert(GroupId(key.group), shut);
                     refused.push(Refused { key, reason, alone: state.is_none_or(is_alone) });
                 }
             }
         }
-        // Also those of replicas that are refused.
-        let owned = present.values().map(|state| Shelf(state.shelf));
-        node.drop_orphans(owned.collect())?;
+        node.sharing = node.groups.keys().copied().collect();
+        node.sharing.retain(|id| {
+            node.groups.get(id).is_some_and(|group| !group.machine.shelves().is_alone())
+        });
+        node.find_garbage()?;
         Ok(Opened { node, refused })
     }
 
@@ -339,7 +351,7 @@ impl Node {
         for (key, found) in judged {
             match found {
                 Ok(found) if found.seed_anew => {
-                    self.dropped.insert(Shelf(found.state.shelf));
+                    self.dropped.extend(found.state.shelves().all());
                     found.state = seeded_state(&found.state, self.take_shelf());
                     rows.insert(group_key(*key), Some(super::encode(&found.state)));
                 }
@@ -388,6 +400,7 @@ impl Node {
         key: ReplicaKey,
         judged: Judged,
         held: BTreeMap<u64, Vec<Slot>>,
+        waits: bool,
     ) -> Result<Result<Group, String>, NodeError> {
         let Judged { state, restored_from, seed_anew, found } = judged;
         for slot in held.values().flatten() {
@@ -437,32 +450,18 @@ impl Node {
         }
         let (ticks, seed) = (self.config.election_ticks, self.config.seed);
         let mut core = Core::open(key, storage, applied.0, ticks, seed);
-        if !seed_anew && state.conf_state.voters == [key.replica] {
+        if !seed_anew && !waits && state.conf_state.voters == [key.replica] {
             core.campaign();
         }
         let machine =
             Machine::open(GroupId(key.group), self.store.clone(), state, self.config.block_keys)?;
         let mut group = Group::new(self.config.node, GroupId(key.group), core, machine);
         group.seed_anew = seed_anew;
+        group.withhold(waits);
+        // It was written, and is committed, but was not applied yet.
+        group.recovering = if waits { 0 } else { recovering(&group) };
         group.held = held;
         Ok(Ok(group))
-    }
-
-    /// Shelves that a snapshot was being received onto belong to nobody after a restart.
-    fn drop_orphans(&mut self, mut owned: BTreeSet<Shelf>) -> Result<(), NodeError> {
-        owned.extend(self.groups.values().map(|group| group.machine.shelf()));
-        for number in 1..self.next_shelf {
-            let shelf = Shelf(number);
-            if owned.contains(&shelf) || self.dropped.contains(&shelf) {
-                continue;
-            }
-            for kind in layout::SHELF_KINDS {
-                if self.store.has_rows(kind, shelf)? {
-                    self.dropped.insert(shelf);
-                }
-            }
-        }
-        Ok(())
     }
 }
 
@@ -695,7 +694,7 @@ impl Ground<'_> {
                     let staged = engine.get(&layout::staged_key(Shelf(*shelf)))?;
                     // Without it the log's first entry, behind the snapshot, shows the gap.
                     let Some(staged) = staged else { continue };
-                    restored_from.push(Shelf(state.shelf));
+                    restored_from.extend(state.shelves().all());
                     state = State::decode(staged).map_err(|_| damaged("a staged state"))?;
                 }
                 _ => {}

@@ -317,6 +317,7 @@ impl Node {
 fn rest_of(group: &Group, tick: u64) -> Option<Rest> {
     let busy = group.stopped.is_some()
         || group.seed_anew
+        || group.shared.is_withheld()
         || group.eager.is_some()
         || group.transfer.is_some()
         || !group.queued.is_empty()

@@ -10,7 +10,9 @@
 //!
 //! Before all that the group looks at its charter: whose request it takes (`charter.rs`).
 
-use proto::cluster::group::{Command, Description, GroupRequest, command};
+use proto::cluster::group::{
+    Command, Description, GroupRequest, RangePlace, ReadAt, Span, SpanPart, command,
+};
 use proto::etcd::alarm_request::AlarmAction;
 use proto::etcd::{
     AlarmRequest, AlarmType, LeaseGrantRequest, LeaseKeepAliveResponse, LeaseLeasesResponse,
@@ -19,7 +21,7 @@ use proto::etcd::{
 use proto::group::{GroupError, Reply, Request, cost};
 use proto::{Error, GroupId, limits};
 
-use super::{Answer, Node, Output, members};
+use super::{Answer, Node, Output, Reading, members};
 use crate::charter;
 use crate::group::core::mix;
 use crate::group::reads::{Purpose, Read};
@@ -41,7 +43,9 @@ impl Node {
             let error = GroupError::not_done(Error::Quarantined, group.leader_node());
             return self.answer(ticket, Err(error));
         }
-        if request.range_version != group.machine.state().range_version {
+        let current = group.machine.state().range_version;
+        let is_known = request.range_version == current || !is_of_range(request.body.as_ref());
+        if !is_known {
             return self.answer(ticket, Err(GroupError::not_done(Error::StaleRange, None)));
         }
         if let Err(error) = charter::admit(&group.machine.state().charter, &request) {
@@ -50,12 +54,24 @@ impl Node {
         let Some(body) = request.body else {
             return self.answer(ticket, Err(GroupError::refused(Error::KeyNotFound)));
         };
+        if let Some(at) = request.read_at {
+            return self.read_part(id, ticket, at, &body);
+        }
+        let body = match group.machine.is_split() {
+            true => match self.split_request(id, ticket, body) {
+                Some(body) => body,
+                None => return,
+            },
+            false => body,
+        };
+        let Some(group) = self.groups.get_mut(&id) else { return };
         match body {
             Request::Range(_) => group.reads.push((ticket, Purpose::Rows)),
             Request::Txn(txn) if txn::is_read_only(&txn) => {
                 group.reads.push((ticket, Purpose::Rows));
             }
             Request::Linearize(_) => group.reads.push((ticket, Purpose::Header)),
+            Request::Span(_) => group.reads.push((ticket, Purpose::Span)),
             Request::MemberList(list) if list.linearizable => {
                 group.reads.push((ticket, Purpose::Members));
             }
@@ -71,7 +87,8 @@ impl Node {
             }
             Request::LeaseLeases(_) => self.lead_read(id, ticket, Purpose::Leases),
             Request::HashKv(_) => {
-                self.outputs.push(Output::Answer { ticket, answer: Ok(Answer::Readable) });
+                self.outputs
+                    .push(Output::Answer { ticket, answer: Ok(Answer::Readable(Reading::Newest)) });
             }
             Request::Describe(_) => {
                 let description = self.describe(id);
@@ -106,6 +123,7 @@ impl Node {
             Request::MemberPromote(promote) => self.member_promote(id, ticket, promote),
             Request::MoveLeader(to) => self.move_leader(id, ticket, to.target_id),
             Request::ChangeReplica(change) => self.change_replica(id, ticket, change),
+            Request::SplitRange(wish) => self.split_range(id, ticket, wish),
             Request::SetCharter(set) => {
                 let charter = set.charter.unwrap_or_default();
                 self.queue(id, Then::Answer(ticket), command::Body::Charter(charter));
@@ -113,11 +131,45 @@ impl Node {
         }
     }
 
+    /// A part of a read over several groups: home has named the revision.
+    fn read_part(&mut self, id: GroupId, ticket: Ticket, at: ReadAt, body: &Request) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        let is_part =
+            matches!(body, Request::Range(_) | Request::HashKv(_) | Request::LeaseTimeToLive(_));
+        if !is_part {
+            return self.answer(ticket, Err(GroupError::refused(Error::KeyNotFound)));
+        }
+        if group.machine.state().revision < at.last {
+            return group.parts.entry(at.last).or_default().push((ticket, at.revision));
+        }
+        let answer = Ok(Answer::Readable(part_at(at.revision)));
+        self.outputs.push(Output::Answer { ticket, answer });
+    }
+
+    /// Answers the parts of reads whose revision is applied. With other keys than before none is
+    /// answered.
+    pub(super) fn answer_parts(&mut self, id: GroupId) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        if group.parts.is_empty() {
+            return;
+        }
+        let later = group.parts.split_off(&(group.machine.state().revision + 1));
+        let ready = std::mem::replace(&mut group.parts, later);
+        for (ticket, revision) in ready.into_values().flatten() {
+            let answer = Ok(Answer::Readable(part_at(revision)));
+            self.outputs.push(Output::Answer { ticket, answer });
+        }
+    }
+
     /// Queues a command for this round's entry, if this replica may propose.
     pub(super) fn queue(&mut self, id: GroupId, then: Then, body: command::Body) {
         let Some(group) = self.groups.get_mut(&id) else { return };
-        if !group.serving || group.core.is_transferring() {
-            let error = group.elsewhere();
+        let parts = group.parting.is_some() && !group.machine.is_split();
+        if !group.serving || group.core.is_transferring() || parts {
+            let error = match parts {
+                true => GroupError::not_done(Error::StaleRange, None),
+                false => group.elsewhere(),
+            };
             if let Some(ticket) = then.ticket() {
                 self.answer(ticket, Err(error));
             } else if let Then::Expiry(lease) = then {
@@ -158,6 +210,13 @@ impl Node {
         self.queue(id, Then::Answer(ticket), body);
     }
 
+    /// Is there no room for so many bytes more, on this disk or by the quota?
+    pub(super) fn is_full(&self, id: GroupId, added: i64) -> bool {
+        let quota = self.quota(id);
+        let size = self.groups.get(&id).map_or(0, |group| group.machine.state().size);
+        added > 0 && (self.room != Room::Enough || quota > 0 && size + added >= quota)
+    }
+
     /// Size from which on the group is refused more; below 1: never.
     fn quota(&self, id: GroupId) -> i64 {
         let own = self.groups.get(&id).map_or(0, |group| group.machine.state().charter.quota);
@@ -180,6 +239,9 @@ impl Node {
         grant.ttl = grant.ttl.max(self.config.min_lease_ttl_s);
         if grant.id == 0 {
             grant.id = self.fresh_lease(id);
+        }
+        if self.groups.get(&id).is_some_and(|group| group.machine.is_split()) {
+            return self.split_grant(id, ticket, grant.id, grant.ttl);
         }
         self.change(id, ticket, Request::LeaseGrant(grant));
     }
@@ -227,9 +289,14 @@ impl Node {
         let header = header(group);
         match purpose {
             Purpose::Rows => {
-                self.outputs.push(Output::Answer { ticket, answer: Ok(Answer::Readable) });
+                self.outputs
+                    .push(Output::Answer { ticket, answer: Ok(Answer::Readable(Reading::Newest)) });
             }
             Purpose::Header => self.answer(ticket, Ok(Reply::Linearize(header))),
+            Purpose::Span => {
+                let span = span(group);
+                self.answer(ticket, Ok(Reply::Span(span)));
+            }
             Purpose::Members => {
                 let members = group.machine.member_list();
                 self.answer(ticket, Ok(Reply::Members(with_term(members, id, self))));
@@ -269,6 +336,7 @@ impl Node {
                     group.lease_asks.entry(lease).or_default().push(LeaseAsk::TimeToLive(ticket));
                 }
             },
+            Purpose::Round(round) => self.round_done(id, round),
             Purpose::Leases => {
                 let leases =
                     group.lessor.by_expiry().into_iter().map(|id| LeaseStatus { id }).collect();
@@ -320,7 +388,51 @@ impl Node {
             replicas: members::statuses(group),
             retired: state.retired.clone(),
             charter: Some(state.charter),
+            last_term: group.core.last_term(),
+            is_hollow: group.seed_anew || state.applied_index == 0,
+            place: Some(place_of(group)),
         }
+    }
+}
+
+/// Home has looked at what is compacted when it named the revision.
+fn part_at(revision: i64) -> Reading {
+    Reading::At { revision, compacted: 0 }
+}
+
+/// The group's keys, as others are told.
+pub(super) fn place_of(group: &Group) -> RangePlace {
+    let state = group.machine.state();
+    RangePlace {
+        group: group.id.0,
+        start: state.start.clone(),
+        end: state.end.clone(),
+        version: state.range_version,
+    }
+}
+
+/// Where the revisions of a tenant stand that is on this group alone.
+fn span(group: &Group) -> Span {
+    let state = group.machine.state();
+    let part = SpanPart { place: Some(place_of(group)), last: state.revision };
+    Span {
+        header: Some(header(group)),
+        revision: state.revision,
+        parts: vec![part],
+        compacted: state.compacted,
+    }
+}
+
+/// Must the asker know the version of the group's range? Members and descriptions are the group's
+/// whatever keys it has, and what is compacted is home's matter. Placement's words are fenced by it:
+/// what one is told behind a split is not what was meant before.
+fn is_of_range(body: Option<&Request>) -> bool {
+    let Some(body) = body else { return true };
+    match body {
+        Request::Compact(_) => false,
+        Request::Linearize(_) | Request::Span(_) => true,
+        Request::SplitRange(_) | Request::ChangeReplica(_) | Request::SetCharter(_) => true,
+        body => charter::is_about_keys(body),
     }
 }
 

@@ -18,14 +18,17 @@ use crate::engine::EngineError;
 use crate::group::large::{Appended, Placed, Slot};
 use crate::group::{Group, LeaseAsk, Then, Ticket, wire};
 use crate::log::{Record, ReplicaKey};
-use crate::machine;
 use crate::machine::effect::Effect;
+use crate::machine::{self, Settled};
 use crate::room::Room;
 use crate::store::{Moved, Store, layout};
 
 /// Newest format of a log entry's batch that this program reads. Format 2 may hold a charter, which
-/// a program that knows only 1 must not take for nothing; all others are written as 1.
-const BATCH_FORMAT: u32 = 2;
+/// a program that knows only 1 must not take for nothing; all others are written as 1. Format 3 is
+/// a recovery, format 4 holds a split tenant's entries.
+pub(super) const BATCH_FORMAT: u32 = machine::SPLIT_FORMAT;
+/// For who asks without a term.
+pub(super) const NO_TERM: u64 = u64::MAX;
 /// Bytes of large values of applied entries that are kept for followers, per group.
 const HELD_BYTES: u64 = 16 << 20;
 /// Rest after all extents were looked at that could move.
@@ -38,9 +41,6 @@ const MOVE_TICK_IDLE: u64 = 8 << 20;
 const MOVE_ROUND: u64 = 256 << 10;
 /// What looking at one that cannot move counts for.
 const MOVE_PAST: u64 = 64 << 10;
-/// Rows of dropped shelves removed per round, and per checkpoint.
-const DROP_ROUND: usize = 256;
-const DROP_CHECKPOINT: usize = 20_000;
 
 impl Node {
     /// Takes one input. What it causes comes with the next [`Node::round`].
@@ -60,6 +60,8 @@ impl Node {
             }
             Input::CheckpointWritten => self.checkpoint_written()?,
             Input::Deaths(groups) => self.leaving.extend(groups),
+            Input::Recover(wish) => self.recover(&wish),
+            Input::Release(groups) => groups.into_iter().for_each(|id| self.release(id)),
             Input::Births(births) => births.iter().for_each(|birth| self.conceive(birth)),
             Input::Unreachable { node } => {
                 // To other groups it makes no difference.
@@ -74,6 +76,7 @@ impl Node {
                     }
                 }
             }
+            Input::Whereabouts(whereabouts) => self.whereabouts = whereabouts,
             Input::Room(room) => {
                 self.room = room;
                 if room == Room::Critical && !self.is_alone() {
@@ -93,6 +96,7 @@ impl Node {
     pub fn round(&mut self, now_ms: u64) -> Result<Vec<Output>, NodeError> {
         self.now_ms = self.now_ms.max(now_ms);
         self.send_beats();
+        self.hear_whispers();
         let touched = std::mem::take(&mut self.touched);
         for id in touched {
             self.guarded(id, |node| {
@@ -110,7 +114,7 @@ impl Node {
             let records = std::mem::take(&mut self.records);
             let shelf_of = |key: ReplicaKey| {
                 let group = self.groups.get(&GroupId(key.group))?;
-                Some((key, group.machine.shelf()))
+                Some((key, group.machine.shelves().versions))
             };
             let shelves = records.iter().filter_map(|record| match record {
                 Record::Entries { key, .. } => shelf_of(*key),
@@ -155,7 +159,8 @@ impl Node {
 
     /// Is there work left that needs no input? Then close another round soon.
     pub fn is_busy(&self) -> bool {
-        !self.touched.is_empty() || self.moving.budget > 0 || !self.sweeping.is_empty()
+        let waits = !self.touched.is_empty() || !self.whispers.is_empty();
+        waits || self.moving.budget > 0 || !self.sweeping.is_empty()
     }
 
     fn tick(&mut self) {
@@ -169,9 +174,14 @@ impl Node {
         let rest = self.now_ms < self.lease_rest_until_ms;
         let resting = self.slow.is_resting(self.now_ms);
         let mut lost = Vec::new();
+        let asks = self.now_ms / election_ms != (self.now_ms - gap_ms) / election_ms;
         for id in self.pulse() {
             let Some(group) = self.groups.get_mut(&id) else { continue };
-            if group.stopped.is_some() {
+            if group.shared.is_withheld() && asks {
+                // Whoever went on without it may answer where placement does not.
+                lost.push(id);
+            }
+            if group.stopped.is_some() || group.shared.is_withheld() {
                 continue;
             }
             group.core.tick(resting);
@@ -195,6 +205,9 @@ impl Node {
                 self.touched.insert(id);
             }
             for lease in expired {
+                if self.split_expiry(id, lease) {
+                    continue;
+                }
                 let revoke = LeaseRevokeRequest { id: lease };
                 self.queue(id, Then::Expiry(lease), command::Body::LeaseRevoke(revoke));
             }
@@ -206,6 +219,7 @@ impl Node {
         for id in lost {
             self.ask_members(id);
         }
+        self.tick_roles();
         if self.draining {
             self.hand_over();
         }
@@ -224,9 +238,10 @@ impl Node {
             Some(peer_message::Body::Piece(piece)) => self.step_piece(from, piece)?,
             Some(peer_message::Body::Ack(ack)) => self.step_ack(ack)?,
             Some(peer_message::Body::NotMember(word)) => self.step_not_member(word),
+            Some(peer_message::Body::Split(said)) => self.step_split(from, said),
             Some(peer_message::Body::Beats(beats)) => self.step_beats(from, &beats)?,
             Some(peer_message::Body::AmMember(ask)) => {
-                self.tell_removed(GroupId(ask.group), from, ask.replica);
+                self.tell_removed(GroupId(ask.group), from, ask.replica, NO_TERM);
             }
             None => {}
         }
@@ -237,7 +252,7 @@ impl Node {
     pub(super) fn hear_raft(&mut self, from: NodeId, raft: GroupMessage) -> Result<(), NodeError> {
         let id = GroupId(raft.group);
         let Some(message) = &raft.message else { return Ok(()) };
-        if self.tell_removed(id, from, message.from) {
+        if self.tell_removed(id, from, message.from, message.term) {
             return Ok(());
         }
         let Some(group) = self.groups.get_mut(&id) else { return Ok(()) };
@@ -251,7 +266,8 @@ impl Node {
     pub(super) fn step_raft(&mut self, id: GroupId, raft: GroupMessage) -> Result<(), NodeError> {
         let Some(message) = raft.message else { return Ok(()) };
         let Some(group) = self.groups.get_mut(&id) else { return Ok(()) };
-        if message.to != group.core.key().replica || group.stopped.is_some() {
+        let is_out = group.stopped.is_some() || group.shared.is_withheld() || group.is_recovering();
+        if message.to != group.core.key().replica || is_out {
             return Ok(());
         }
         let Some(message) = wire::from_wire(message) else { return Ok(()) };
@@ -283,19 +299,20 @@ impl Node {
         self.step_down(id);
         let error = GroupError::not_done(Error::Quarantined, None);
         let Some(group) = self.groups.get_mut(&id) else { return };
-        let reads = group.reads.take_all();
-        for (ticket, _) in reads {
+        let reads = group.reads.take_all().into_iter().map(|(ticket, _)| ticket);
+        let parts = std::mem::take(&mut group.parts).into_values().flatten().map(|part| part.0);
+        for ticket in reads.chain(parts).collect::<Vec<_>>() {
             self.answer(ticket, Err(error));
         }
     }
 
     /// Packs what waits into as few entries as the size allows, and proposes them.
     fn propose(&mut self, id: GroupId) {
+        self.propose_parting(id);
         let Some(group) = self.groups.get_mut(&id) else { return };
         if group.queued.is_empty() {
             return;
         }
-        let range_version = group.machine.state().range_version;
         let mut queued = std::mem::take(&mut group.queued).into_iter().peekable();
         while queued.peek().is_some() {
             let mut commands: Vec<Command> = Vec::new();
@@ -313,24 +330,39 @@ impl Node {
             }
             let has_charter =
                 |command: &Command| matches!(command.body, Some(command::Body::Charter(_)));
-            let format = if commands.iter().any(has_charter) { BATCH_FORMAT } else { 1 };
-            let batch = Batch { format, range_version, commands };
+            let format = if commands.iter().any(has_charter) { 2 } else { 1 };
+            let Err(then) = self.propose_batch(id, format, commands, then) else { continue };
             let Some(group) = self.groups.get_mut(&id) else { return };
-            match group.core.propose(super::encode(&batch)) {
-                Some((index, term)) => {
-                    group.proposals.insert((index, term), then);
-                }
-                None => {
-                    group.failed += 1;
-                    // Full, or no leader any more: the asker waits a little and comes again.
-                    let error = match group.core.is_leader() {
-                        true => GroupError::not_done(Error::TooManyRequests, None),
-                        false => group.elsewhere(),
-                    };
-                    for then in then {
-                        self.give_up(id, then, error);
-                    }
-                }
+            // Full, or no leader any more: the asker waits a little and comes again.
+            let error = match group.core.is_leader() {
+                true => GroupError::not_done(Error::TooManyRequests, None),
+                false => group.elsewhere(),
+            };
+            for then in then {
+                self.give_up(id, then, error);
+            }
+        }
+    }
+
+    /// Proposes an entry; gives back who waits for it if Raft does not take it.
+    pub(super) fn propose_batch(
+        &mut self,
+        id: GroupId,
+        format: u32,
+        commands: Vec<Command>,
+        then: Vec<Then>,
+    ) -> Result<(), Vec<Then>> {
+        let Some(group) = self.groups.get_mut(&id) else { return Err(then) };
+        let range_version = group.machine.state().range_version;
+        let batch = Batch { format, range_version, commands };
+        match group.core.propose(super::encode(&batch)) {
+            Some(place) => {
+                group.proposals.insert(place, then);
+                Ok(())
+            }
+            None => {
+                group.failed += 1;
+                Err(then)
             }
         }
     }
@@ -347,7 +379,7 @@ impl Node {
         }
     }
 
-    fn begin_reads(&mut self, id: GroupId) {
+    pub(super) fn begin_reads(&mut self, id: GroupId) {
         let Some(group) = self.groups.get_mut(&id) else { return };
         // A leader that has not committed in its term would drop the round silently.
         if group.core.leader().is_none() || (group.core.is_leader() && !group.serving) {
@@ -402,6 +434,9 @@ impl Node {
         for read in group.reads.ready(applied) {
             self.answer_read(id, read);
         }
+        self.answer_parts(id);
+        self.drive_role(id);
+        self.wake_parting(id);
         Ok(())
     }
 
@@ -426,6 +461,7 @@ impl Node {
             self.step_down(id);
         } else {
             group.serving = group.machine.state().applied_term == group.core.term();
+            self.take_role(id, false);
         }
         self.check_transfer(id);
     }
@@ -435,6 +471,8 @@ impl Node {
         let Some(group) = self.groups.get_mut(&id) else { return };
         group.serving = false;
         group.lessor.demote();
+        self.end_role(id);
+        let Some(group) = self.groups.get_mut(&id) else { return };
         let error = group.elsewhere();
         let reads = group.reads.take_leader_only();
         let queued = std::mem::take(&mut group.queued);
@@ -476,6 +514,7 @@ impl Node {
             if group.machine.state().charter.standing() != Standing::Open {
                 group.lessor.pause(self.now_ms);
             }
+            self.take_role(id, false);
         }
         self.checkpoints.wrote(self.now_ms);
         Ok(())
@@ -486,7 +525,7 @@ impl Node {
         let Some(group) = self.groups.get_mut(&id) else { return Ok(false) };
         let (index, term) = (entry.index, entry.term);
         let mut answers = None;
-        let mut effects = Vec::new();
+        let (mut effects, mut left) = (Vec::new(), Vec::new());
         match entry.get_entry_type() {
             EntryType::EntryNormal if entry.data.is_empty() => group.machine.advance(index, term),
             EntryType::EntryNormal => {
@@ -519,25 +558,25 @@ impl Node {
             }
             EntryType::EntryConfChange | EntryType::EntryConfChangeV2 => {
                 let (answer, caused) = self.apply_change(id, &entry)?;
-                answers = Some(vec![answer]);
+                answers = Some(vec![Settled::Answer(answer)]);
                 effects = caused;
             }
         }
-        self.resolve(id, index, term, answers);
         for effect in effects {
+            match effect {
+                Effect::Split { at, kept } => self.part(id, &at, *kept)?,
+                effect => left.push(effect),
+            }
+        }
+        self.resolve(id, index, term, answers);
+        for effect in left {
             self.carry_out(id, effect);
         }
         Ok(true)
     }
 
     /// Answers whoever waits for the entry at `index`.
-    fn resolve(
-        &mut self,
-        id: GroupId,
-        index: u64,
-        term: u64,
-        answers: Option<Vec<machine::Answer>>,
-    ) {
+    fn resolve(&mut self, id: GroupId, index: u64, term: u64, answers: Option<Vec<Settled>>) {
         let Some(group) = self.groups.get_mut(&id) else { return };
         let (current, leader) = (group.core.term(), group.leader_node());
         let swept = group.machine.state().swept;
@@ -559,7 +598,15 @@ impl Node {
         for then in passed {
             self.give_up(id, then, error);
         }
-        let Some(thens) = mine else { return };
+        let Some(thens) = mine else {
+            // Another leader's: a part in a split tenant looks at all entries.
+            for settled in answers.into_iter().flatten() {
+                if let Settled::Split(entry, written) = settled {
+                    self.split_applied(id, term, None, &entry, written);
+                }
+            }
+            return;
+        };
         let Some(answers) = answers else {
             let error = GroupError::not_done(Error::StaleRange, leader);
             for then in thens {
@@ -567,7 +614,14 @@ impl Node {
             }
             return;
         };
-        for (then, answer) in thens.into_iter().zip(answers) {
+        for (then, settled) in thens.into_iter().zip(answers) {
+            let answer = match settled {
+                Settled::Answer(answer) => answer,
+                Settled::Split(entry, written) => {
+                    self.split_applied(id, term, Some(then), &entry, written);
+                    continue;
+                }
+            };
             let answer = answer.map(|reply| stamp(reply, current)).map_err(|error| match error {
                 // Only the answer could not be read: the changes may have been made.
                 Error::DamagedValue => GroupError::unknown(error),
@@ -593,7 +647,7 @@ impl Node {
                         group.lessor.revoke_failed(lease);
                     }
                 }
-                Then::Expiry(_) => {}
+                Then::Expiry(_) | Then::Split(_) => {}
             }
         }
     }
@@ -607,6 +661,8 @@ impl Node {
             Effect::LeaseRevoked { lease } => self.lease_gone(id, lease),
             Effect::Compacted { .. } => drop(self.sweeping.insert(id)),
             Effect::Charter { before } => self.charter_changed(id, before),
+            Effect::Alone => self.go_alone(id),
+            Effect::Split { .. } => unreachable!("it was carried out before"),
             Effect::Members => {
                 group.publish_membership();
                 self.announce(Output::Members { group: id });
@@ -679,15 +735,16 @@ impl Node {
     /// Removes what is not needed any more, a slice a round.
     fn tidy(&mut self) -> Result<(), NodeError> {
         for id in self.sweeping.iter().copied().collect::<Vec<_>>() {
-            let held = self.transfers.reads_from(id);
-            let group = self.groups.get_mut(&id).filter(|group| group.machine.needs_sweep());
+            let group = self.groups.get(&id).filter(|group| group.machine.needs_sweep());
             let Some(group) = group else {
                 self.sweeping.remove(&id);
                 continue;
             };
             // A snapshot that is being sent still reads what would go.
-            if !held {
-                group.machine.sweep()?;
+            let held = self.transfers.reads_rows(group.machine.shelves());
+            let floors = self.floors(id);
+            if let Some(group) = self.groups.get_mut(&id).filter(|_| !held) {
+                let given_up = group.machine.sweep(&floors)?;
                 self.changed.insert(id);
                 let swept = group.machine.state().swept;
                 let done: Vec<(Ticket, i64, Reply)> =
@@ -696,23 +753,13 @@ impl Node {
                     self.answer(ticket, Ok(reply));
                 }
                 self.checkpoints.wrote(self.now_ms);
+                if !given_up.is_empty() {
+                    self.note_sharing(id);
+                    self.discard(given_up);
+                }
             }
         }
-        if let Some(shelf) = self.dropped.first().copied()
-            && self.checkpoints.drops < DROP_CHECKPOINT
-        {
-            let mut any = !self.store.forget_changes(shelf);
-            for kind in layout::SHELF_KINDS {
-                let dropped = self.store.drop_rows(kind, shelf, DROP_ROUND)?;
-                self.checkpoints.drops += dropped;
-                any |= dropped > 0;
-            }
-            if any {
-                self.checkpoints.first_write_ms.get_or_insert(self.now_ms);
-            } else {
-                self.dropped.remove(&shelf);
-            }
-        }
+        self.drop_garbage()?;
         self.move_extents()
     }
 
@@ -771,7 +818,7 @@ impl Node {
             self.freezing.insert(id);
             let key = group.core.key();
             let row_key = layout::group_key(key.group, key.replica);
-            rows.push((row_key.into(), Some(super::encode(state))));
+            rows.push((row_key.into(), Some(super::encode(&group.machine.whole_state()))));
         }
         rows.extend(self.newborn_rows());
         let checkpoint = Arc::new(self.store.freeze(&self.node_row(), rows));

@@ -27,10 +27,11 @@ use proto::cluster::raft::{
     GroupMessage, PeerMessage, SnapshotAck, SnapshotPiece, SnapshotRow, peer_message,
 };
 use proto::group::GroupError;
-use proto::{Error, GroupId, NodeId};
+use proto::{Error, GroupId, KeyRange, NodeId};
 use raft::SnapshotStatus;
 use raft::eraftpb::{Message, Snapshot};
 
+use super::rounds::NO_TERM;
 use super::{Node, NodeError, Output};
 use crate::engine::EngineError;
 use crate::group::wire;
@@ -41,6 +42,7 @@ use crate::store::changes::{self, Change};
 use crate::store::counts;
 use crate::store::layout::{self, Row, Shelf, Value};
 use crate::store::recent::ChangeMap;
+use crate::store::shelves::Shelves;
 
 /// Without an acknowledgement for so many ticks the piece is sent again; after three times
 /// that the transfer is given up and Raft decides anew.
@@ -63,7 +65,10 @@ struct Sending {
     to: u64,
     node: NodeId,
     revision: i64,
+    /// Where its versions stand.
     shelf: Shelf,
+    /// The group's keys when it began.
+    range: KeyRange,
     /// Row key of the last row sent, without the shelf's part.
     cursor: Option<Bytes>,
     number: u64,
@@ -171,6 +176,20 @@ impl Transfers {
         self.sending.values().any(|sending| sending.key.group == id.0)
     }
 
+    /// Does a snapshot that is being read want versions of a group's keys? They may have been
+    /// another group's when it began.
+    pub(super) fn reads_rows(&self, shelves: &Shelves) -> bool {
+        let reads = |sending: &Sending| {
+            sending.shelf == shelves.versions && sending.range.overlaps(&shelves.range)
+        };
+        self.sending.values().any(reads)
+    }
+
+    /// Is a snapshot being read on a shelf?
+    pub(super) fn reads_shelf(&self, shelf: Shelf) -> bool {
+        self.sending.values().any(|sending| sending.shelf == shelf)
+    }
+
     /// A replica leaves this node: nothing of it is sent or awaited any more.
     pub(super) fn forget(&mut self, id: GroupId) {
         self.restores.remove(&id);
@@ -224,7 +243,8 @@ impl Node {
             to,
             node: group.node_of(to),
             revision: state.state.revision,
-            shelf: group.machine.shelf(),
+            shelf: group.machine.shelves().versions,
+            range: group.machine.shelves().range.clone(),
             cursor: None,
             number: 0,
             checksum: 0,
@@ -272,7 +292,7 @@ impl Node {
             from
         });
         let mut complete = true;
-        view.all_versions(after.as_deref(), &mut |row_key, row| {
+        view.all_versions(&sending.range, after.as_deref(), &mut |row_key, row| {
             if bytes >= piece_bytes {
                 complete = false;
                 return Ok(ControlFlow::Break(()));
@@ -389,7 +409,7 @@ impl Node {
         if let Some(receiving) = self.transfers.receiving.remove(&id)
             && self.groups.get(&id).is_none_or(|g| g.machine.shelf() != receiving.shelf)
         {
-            self.dropped.insert(receiving.shelf);
+            self.discard([receiving.shelf]);
         }
     }
 
@@ -401,11 +421,12 @@ impl Node {
     ) -> Result<(), NodeError> {
         let id = GroupId(piece.group);
         let now_ms = self.now_ms;
-        let ours = self
-            .groups
-            .get(&id)
-            .is_some_and(|group| group.core.key().replica == piece.to && group.stopped.is_none());
-        if !ours {
+        let ours = self.groups.get(&id).is_some_and(|group| {
+            let is_out =
+                group.stopped.is_some() || group.shared.is_withheld() || group.is_recovering();
+            group.core.key().replica == piece.to && !is_out
+        });
+        if !ours || self.tell_removed(id, from, piece.from, NO_TERM) {
             self.ack(from, &piece, 0, true);
             return Ok(());
         }
@@ -508,6 +529,8 @@ impl Node {
         let mut changes = receiving.rebuild.finish();
         let state = State {
             shelf: shelf.0,
+            versions_shelf: 0,
+            past: Vec::new(),
             size: receiving.rebuild.size,
             keys: receiving.rebuild.keys,
             ..sent.state
@@ -579,7 +602,9 @@ impl Node {
             let finish = receiving.finish.take();
             self.ack(from, &piece, next, false);
             if let Some(finish) = finish {
-                self.step_raft(id, finish)?;
+                // Raft is to say, or nobody, that it is not wanted.
+                self.touch(id);
+                self.hear_raft(from, finish)?;
             }
         }
         if self.transfers.receiving.values().any(|r| r.phase == Phase::Freezing) {
@@ -614,7 +639,7 @@ impl Node {
         })?;
         assert_eq!(state.applied_index, meta.index, "the rows are of another snapshot");
         let Some(group) = self.groups.get_mut(&id) else { return Ok(()) };
-        self.dropped.insert(group.machine.shelf());
+        let before = group.machine.shelves().clone();
         group.machine.restore(state)?;
         group.publish_membership();
         group.seed_anew = false;
@@ -634,6 +659,8 @@ impl Node {
         self.unsettled.insert(id);
         self.changed.insert(id);
         self.sweeping.insert(id);
+        self.note_sharing(id);
+        self.discard(before.all());
         let error = GroupError::unknown(Error::LeaderChanged);
         for then in below.into_values().flatten() {
             self.give_up(id, then, error);

@@ -4,12 +4,16 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use proto::cluster::group::charter::Standing;
-use proto::cluster::group::{Charter, SetCharter};
-use proto::cluster::raft::peer_message;
+use proto::cluster::group::{
+    Batch, ChangeReplica, Charter, Command, SetCharter, change_replica, command,
+};
+use proto::cluster::raft::{
+    AmMember, Entry, GroupMessage, Message, NotMember, PeerMessage, peer_message,
+};
 use proto::etcd::{LeaseGrantRequest, LeaseTimeToLiveRequest, Member, PutRequest};
 use proto::group::{GroupError, Reply, Request, request_to};
-use proto::{Error, GroupId, NamespaceId, NodeId, TenantId};
-use raft::eraftpb::MessageType;
+use proto::{Error, GroupId, NamespaceId, NodeId, TenantId, limits};
+use raft::eraftpb::{EntryType, MessageType};
 
 use super::*;
 use crate::disk::sim::SimDisk;
@@ -17,25 +21,44 @@ use crate::engine::memory::MemoryEngine;
 use crate::extents::ExtentsConfig;
 use crate::log::LogConfig;
 
-const GROUP: GroupId = GroupId(40);
-const OTHER: GroupId = GroupId(41);
-const TICK_MS: u64 = 100;
+pub(super) const GROUP: GroupId = GroupId(40);
+pub(super) const OTHER: GroupId = GroupId(41);
+pub(super) const TICK_MS: u64 = 100;
+pub(super) const LARGE_BYTES: usize = 8 << 10;
 
-struct Driven {
-    node: Node,
+pub(super) struct Driven {
+    pub(super) node: Node,
     log: Arc<Log>,
-    now_ms: u64,
-    tickets: Ticket,
-    answers: BTreeMap<Ticket, Result<Answer, GroupError>>,
-    sent: Vec<PeerMessage>,
+    pub(super) disks: Disks,
+    /// What was said to other nodes.
+    pub(super) sent: Vec<(NodeId, PeerMessage)>,
+    /// Groups whose watches were told to look at history.
+    replaced: Vec<GroupId>,
+    pub(super) now_ms: u64,
+    pub(super) tickets: Ticket,
+    pub(super) answers: BTreeMap<Ticket, Result<Answer, GroupError>>,
+}
+
+/// What a node leaves behind when it ends.
+#[derive(Clone, Default)]
+pub(super) struct Disks {
+    log: Arc<SimDisk>,
+    pages: Arc<SimDisk>,
+    pub(super) engine: Arc<MemoryEngine>,
 }
 
 /// Each group has a tenant with its number.
-fn birth(group: GroupId) -> Birth {
+pub(super) fn birth(group: GroupId) -> Birth {
+    birth_of(group, 1)
+}
+
+/// A group on nodes from 1 on.
+fn birth_of(group: GroupId, nodes: u64) -> Birth {
+    let member = |id| Member { id, name: format!("n{id}"), ..Default::default() };
     Birth {
         group,
         replica: 1,
-        members: vec![Member { id: 1, name: "n1".into(), ..Default::default() }],
+        members: (1..=nodes).map(member).collect(),
         cluster_id: 7,
         tenant: TenantId(group.0),
         namespace: NamespaceId(1),
@@ -43,13 +66,27 @@ fn birth(group: GroupId) -> Birth {
 }
 
 impl Driven {
-    fn new() -> Driven {
-        Driven::with(&[birth(GROUP), birth(OTHER)])
+    pub(super) fn new() -> Driven {
+        Driven::open(Disks::default(), &[birth(GROUP), birth(OTHER)], false)
     }
 
-    fn with(births: &[Birth]) -> Driven {
+    fn open(disks: Disks, births: &[Birth], withhold: bool) -> Driven {
+        let mut driven = Driven::open_still(NodeId(1), disks, births, withhold);
+        driven.settle();
+        driven
+    }
+
+    /// Another node, which was never used.
+    pub(super) fn fresh(node: NodeId, births: &[Birth]) -> Driven {
+        let mut driven = Driven::open_still(node, Disks::default(), births, false);
+        driven.settle();
+        driven
+    }
+
+    /// Before its first round.
+    fn open_still(node: NodeId, disks: Disks, births: &[Birth], withhold: bool) -> Driven {
         let config = NodeConfig {
-            node: NodeId(1),
+            node,
             cluster: 7,
             incarnation: 1,
             seed: 1,
@@ -58,15 +95,15 @@ impl Driven {
             quota_bytes: 0,
             min_lease_ttl_s: 1,
             block_keys: 64,
-            large_bytes: 1 << 20,
+            large_bytes: LARGE_BYTES,
+            withhold,
             checkpoint: CheckpointPolicy::default(),
             transfer: TransferPolicy::default(),
         };
-        let (log, recovered) =
-            Log::open(Arc::new(SimDisk::new()), 1, LogConfig::default()).unwrap();
+        let (log, recovered) = Log::open(disks.log.clone(), node.0, LogConfig::default()).unwrap();
         let log = Arc::new(log);
         let pages = Pages {
-            disk: Arc::new(SimDisk::new()),
+            disk: disks.pages.clone(),
             config: ExtentsConfig {
                 file_pages: 64,
                 grow_pages: 64,
@@ -74,17 +111,39 @@ impl Driven {
                 ..Default::default()
             },
         };
-        let engine = Arc::new(MemoryEngine::default());
+        let engine = disks.engine.clone();
         let opened =
             Node::open(config, engine, log.clone(), &recovered, births, pages, 1000).unwrap();
-        let (tickets, answers, sent) = (0, BTreeMap::new(), Vec::new());
-        let mut driven = Driven { node: opened.node, log, now_ms: 1000, tickets, answers, sent };
+        Driven {
+            node: opened.node,
+            log,
+            disks,
+            sent: Vec::new(),
+            replaced: Vec::new(),
+            now_ms: 1000,
+            tickets: 0,
+            answers: BTreeMap::new(),
+        }
+    }
+
+    /// The node after an end without warning, which takes what was not synced.
+    pub(super) fn killed(self, withhold: bool) -> Driven {
+        let mut driven = self.killed_still(withhold);
         driven.settle();
         driven
     }
 
+    /// The same before its first round.
+    fn killed_still(self, withhold: bool) -> Driven {
+        let (node, disks) = (self.node.config.node, self.disks.clone());
+        drop(self);
+        disks.log.crash(&mut |_| 0);
+        disks.pages.crash(&mut |_| 0);
+        Driven::open_still(node, disks, &[], withhold)
+    }
+
     /// Closes rounds until nothing is left to be done.
-    fn settle(&mut self) {
+    pub(super) fn settle(&mut self) {
         loop {
             let outputs = self.node.round(self.now_ms).unwrap();
             let mut inputs = Vec::new();
@@ -92,7 +151,8 @@ impl Driven {
                 match output {
                     Output::Persist(mut persist) => {
                         let extents = self.node.store().extents().clone();
-                        let appended = persist.write(&self.log, &extents, 1 << 20).unwrap();
+                        let appended = persist.write(&self.log, &extents, LARGE_BYTES).unwrap();
+                        self.log.sync().unwrap();
                         inputs.push(Input::Persisted { id: persist.id, sync_ms: 0, appended });
                     }
                     Output::Answer { ticket, answer } => {
@@ -103,7 +163,8 @@ impl Driven {
                         checkpoint.write(self.node.store().engine().as_ref()).unwrap();
                         inputs.push(Input::CheckpointWritten);
                     }
-                    Output::Send { message, .. } => self.sent.push(message),
+                    Output::Send { to, message } => self.sent.push((to, message)),
+                    Output::Replaced { group } => self.replaced.push(group),
                     _ => {}
                 }
             }
@@ -116,7 +177,7 @@ impl Driven {
         }
     }
 
-    fn pass(&mut self, ms: u64) {
+    pub(super) fn pass(&mut self, ms: u64) {
         let until_ms = self.now_ms + ms;
         while self.now_ms < until_ms {
             self.now_ms = until_ms.min(self.now_ms + TICK_MS);
@@ -134,12 +195,12 @@ impl Driven {
         ticket
     }
 
-    fn ask(&mut self, group: GroupId, body: Request) -> Result<Reply, Error> {
+    pub(super) fn ask(&mut self, group: GroupId, body: Request) -> Result<Reply, Error> {
         let ticket = self.begin(group, body);
         self.settle();
         match self.answers.remove(&ticket).expect("it is answered") {
             Ok(Answer::Reply(reply)) => Ok(reply),
-            Ok(Answer::Readable) => panic!("rows were not asked for"),
+            Ok(Answer::Readable(_)) => panic!("rows were not asked for"),
             Err(error) => Err(error.error),
         }
     }
@@ -252,13 +313,13 @@ fn after_a_start_replicas_ask_for_votes_in_turn_before_a_timeout() {
     let members = [1, 2, 3].map(|id| Member { id, name: format!("n{id}"), ..Default::default() });
     let of = |group| Birth { members: members.to_vec(), ..birth(GroupId(group)) };
     // Node 1 has the first turn in group 42, and the second in group 44.
-    let mut driven = Driven::with(&[of(42), of(44)]);
+    let mut driven = Driven::open(Disks::default(), &[of(42), of(44)], false);
     let mut asked = BTreeMap::new();
     for tick in 1..driven.node.config.election_ticks {
         driven.now_ms += TICK_MS;
         driven.node.step(driven.now_ms, Input::Tick).unwrap();
         driven.settle();
-        for message in driven.sent.drain(..) {
+        for (_, message) in std::mem::take(&mut driven.sent) {
             let Some(peer_message::Body::Raft(raft)) = message.body else { continue };
             let kind = raft.message.expect("it has one").kind;
             assert_eq!(kind, MessageType::MsgRequestPreVote as u32, "a living leader stays");
@@ -266,4 +327,373 @@ fn after_a_start_replicas_ask_for_votes_in_turn_before_a_timeout() {
         }
     }
     assert_eq!(asked, BTreeMap::from([(42, 2), (44, 6)]));
+}
+
+/// What a leader on node 2 says: entries behind index `before`, of which all up to `commit` are
+/// committed.
+fn append(term: u64, before: (u64, u64), entries: Vec<Entry>, commit: u64) -> Input {
+    let message = Message {
+        kind: MessageType::MsgAppend as u32,
+        to: 1,
+        from: 2,
+        term,
+        log_term: before.1,
+        index: before.0,
+        entries,
+        commit,
+        ..Default::default()
+    };
+    let raft = GroupMessage { group: GROUP.0, message: Some(message) };
+    let message = PeerMessage { body: Some(peer_message::Body::Raft(raft)) };
+    Input::Peer { from: NodeId(2), message }
+}
+
+fn put_entry(term: u64, index: u64, key: &str) -> Entry {
+    let put = PutRequest { key: key.to_owned().into(), value: "v".into(), ..Default::default() };
+    let commands = vec![Command { body: Some(command::Body::Put(put)) }];
+    let data = encode(&Batch { format: 1, range_version: 1, commands });
+    Entry { kind: EntryType::EntryNormal as u32, term, index, data, ..Default::default() }
+}
+
+/// One of three, which has heard of three puts from a leader, the last two not as committed, and
+/// then of nobody any more.
+fn survivor() -> Driven {
+    let mut driven = Driven::new_with(3);
+    let entries = vec![put_entry(6, 6, "a"), put_entry(6, 7, "b"), put_entry(6, 8, "c")];
+    driven.node.step(driven.now_ms, append(6, (5, 5), entries, 6)).unwrap();
+    driven.settle();
+    let state = driven.state();
+    assert_eq!((state.applied_index, state.revision), (6, 2), "the others are not committed");
+    driven.pass(5000);
+    assert_eq!(driven.put(GROUP, b"v").err(), Some(Error::NoLeader), "it has no quorum");
+    driven
+}
+
+fn wish(membership_version: u64, revision: i64) -> Input {
+    Input::Recover(Recover { group: GROUP, replica: 1, membership_version, revision })
+}
+
+const VERSION: u64 = 1 + limits::RECOVERY_STEP;
+
+impl Driven {
+    fn new_with(nodes: u64) -> Driven {
+        Driven::open(Disks::default(), &[birth_of(GROUP, nodes)], false)
+    }
+
+    fn state(&self) -> crate::machine::state::State {
+        self.node.group(GROUP).unwrap().machine().state().clone()
+    }
+
+    fn recover(&mut self, version: u64, revision: i64) {
+        self.node.step(self.now_ms, wish(version, revision)).unwrap();
+        self.settle();
+        self.pass(1000);
+    }
+
+    fn is_stored(&self, key: &[u8]) -> bool {
+        let group = self.node.group(GROUP).unwrap();
+        group.machine().view().get(key).unwrap().is_some()
+    }
+}
+
+#[test]
+fn a_survivor_goes_on_with_all_that_its_log_held() {
+    let mut driven = survivor();
+    driven.recover(VERSION, 0);
+    let state = driven.state();
+    assert_eq!(state.conf_state.voters, [1]);
+    assert_eq!(state.members.len(), 1);
+    assert_eq!(state.membership_version, VERSION);
+    assert_eq!(state.revision, 4 + limits::RECOVERY_REVISIONS);
+    assert_eq!(state.compacted, state.revision);
+    assert_eq!(driven.replaced, [GROUP], "watches hear that history is gone");
+    assert!([b"a", b"b", b"c"].iter().all(|key| driven.is_stored(*key)));
+    assert!(driven.put(GROUP, b"v").is_ok());
+    assert_eq!(driven.state().revision, 5 + limits::RECOVERY_REVISIONS);
+}
+
+#[test]
+fn the_revision_is_above_what_placement_has_heard_of() {
+    let mut driven = survivor();
+    driven.recover(VERSION, 7 * limits::RECOVERY_REVISIONS);
+    assert_eq!(driven.state().revision, 7 * limits::RECOVERY_REVISIONS);
+}
+
+#[test]
+fn a_recovery_is_done_once_and_another_one_is_another() {
+    let mut driven = survivor();
+    for _ in 0..3 {
+        driven.recover(VERSION, 0);
+    }
+    let revision = 4 + limits::RECOVERY_REVISIONS;
+    assert_eq!(driven.state().revision, revision);
+    driven.recover(VERSION - 1, 0);
+    assert_eq!(driven.state().membership_version, VERSION);
+    driven.recover(2 * VERSION, 0);
+    assert_eq!(driven.state().revision, revision + limits::RECOVERY_REVISIONS);
+    assert!(driven.put(GROUP, b"v").is_ok());
+}
+
+#[test]
+fn another_replica_than_the_one_that_is_meant_is_left_alone() {
+    let mut driven = survivor();
+    let other = Recover { group: GROUP, replica: 9, membership_version: VERSION, revision: 0 };
+    driven.node.step(driven.now_ms, Input::Recover(other)).unwrap();
+    driven.settle();
+    assert_eq!(driven.state().membership_version, 1);
+}
+
+#[test]
+fn who_is_lost_and_comes_back_is_told_so_and_not_heard() {
+    let mut driven = survivor();
+    driven.recover(VERSION, 0);
+    driven.sent.clear();
+    let before = driven.state();
+    let term = driven.node.group(GROUP).unwrap().shared().term();
+    // With a longer log, and as the leader of a term that nobody here has heard of.
+    let entries = vec![put_entry(term + 9, 9, "x"), put_entry(term + 9, 10, "y")];
+    driven.node.step(driven.now_ms, append(term + 9, (8, 6), entries, 10)).unwrap();
+    driven.settle();
+    assert_eq!(driven.state(), before);
+    assert!(driven.node.group(GROUP).unwrap().is_leader());
+    let told = driven.sent.iter().any(|(to, message)| {
+        let word = match &message.body {
+            Some(peer_message::Body::NotMember(word)) => word,
+            _ => return false,
+        };
+        *to == NodeId(2) && word.replica == 2 && word.membership_version == VERSION
+    });
+    assert!(told, "{:?}", driven.sent);
+    assert!(!driven.is_stored(b"x"));
+}
+
+/// A message of a replica that the survivor may know or not.
+fn said(kind: MessageType, from: u64, to: u64, term: u64) -> Input {
+    let message = Message {
+        kind: kind as u32,
+        to,
+        from,
+        term,
+        log_term: term,
+        index: 1000,
+        commit: 5,
+        ..Default::default()
+    };
+    let raft = GroupMessage { group: GROUP.0, message: Some(message) };
+    let message = PeerMessage { body: Some(peer_message::Body::Raft(raft)) };
+    Input::Peer { from: NodeId(from), message }
+}
+
+/// What a member may say without having been asked.
+const UNASKED: [MessageType; 4] = [
+    MessageType::MsgAppend,
+    MessageType::MsgHeartbeat,
+    MessageType::MsgRequestVote,
+    MessageType::MsgRequestPreVote,
+];
+
+#[test]
+fn members_whom_only_the_lost_knew_are_told_so_and_not_heard() {
+    for kind in UNASKED {
+        let mut driven = survivor();
+        // It was behind: meanwhile the others had replaced the third one by a replica on node 4.
+        let before = driven.node.group(GROUP).unwrap().shared().term();
+        driven.recover(VERSION, 0);
+        driven.sent.clear();
+        let term = driven.node.group(GROUP).unwrap().shared().term();
+        for old in [before, before + 1, term - 2] {
+            driven.node.step(driven.now_ms, said(kind, 4, 1, old)).unwrap();
+            driven.settle();
+        }
+        let to_4: Vec<_> = driven.sent.iter().filter(|(to, _)| *to == NodeId(4)).collect();
+        assert_eq!(to_4.len(), 3, "{kind:?}: {to_4:?}");
+        let is_word = |message: &PeerMessage| {
+            matches!(&message.body, Some(peer_message::Body::NotMember(word))
+                if word.replica == 4 && word.membership_version == VERSION)
+        };
+        assert!(to_4.iter().all(|(_, message)| is_word(message)), "{kind:?}: {to_4:?}");
+        assert!(driven.node.group(GROUP).unwrap().is_leader());
+        assert_eq!(driven.node.group(GROUP).unwrap().shared().term(), term);
+        // Whoever came after the recovery has heard of its term, and may not be known here yet.
+        driven.node.step(driven.now_ms, said(MessageType::MsgAppend, 99, 1, term + 1)).unwrap();
+        driven.settle();
+        assert_eq!(driven.node.group(GROUP).unwrap().shared().term(), term + 1);
+    }
+}
+
+#[test]
+fn nobody_is_heard_while_a_recovery_is_written_and_not_applied() {
+    for is_killed in [false, true] {
+        let mut driven = survivor();
+        driven.node.step(driven.now_ms, wish(VERSION, 0)).unwrap();
+        if is_killed {
+            for output in driven.node.round(driven.now_ms).unwrap() {
+                if let Output::Persist(mut persist) = output {
+                    let extents = driven.node.store().extents().clone();
+                    persist.write(&driven.log, &extents, 1 << 20).unwrap();
+                    driven.log.sync().unwrap();
+                }
+            }
+            driven = driven.killed_still(false);
+        }
+        // Two that are lost have elected each other meanwhile, again and again.
+        let term = 10 << 20;
+        let entries = vec![put_entry(term, 7, "x"), put_entry(term, 8, "y")];
+        driven.node.step(driven.now_ms, append(term, (6, 6), entries, 8)).unwrap();
+        driven.settle();
+        driven.pass(1000);
+        assert_eq!(driven.state().membership_version, VERSION, "killed: {is_killed}");
+        assert!(driven.put(GROUP, b"v").is_ok());
+        assert!(!driven.is_stored(b"x") && driven.is_stored(b"c"));
+    }
+}
+
+#[test]
+fn who_was_left_behind_does_not_hear_the_others_and_goes_when_it_is_told() {
+    let mut driven = survivor();
+    let before = driven.state();
+    let sent = driven.sent.len();
+    // Node 2 has gone on, and its node brings the group to node 1 anew: that is another replica.
+    let anew = 4 + limits::RECOVERY_STEP;
+    for kind in UNASKED {
+        driven.node.step(driven.now_ms, said(kind, 2, anew, 8 << 20)).unwrap();
+        driven.settle();
+    }
+    assert_eq!((driven.state(), driven.sent.len()), (before, sent));
+    let word =
+        NotMember { group: GROUP.0, replica: 1, membership_version: VERSION, ..Default::default() };
+    let message = PeerMessage { body: Some(peer_message::Body::NotMember(word)) };
+    driven.node.step(driven.now_ms, Input::Peer { from: NodeId(2), message }).unwrap();
+    driven.settle();
+    assert!(driven.node.group(GROUP).is_none_or(|group| group.shared().is_stopped()));
+    assert!(driven.put(GROUP, b"v").is_err());
+}
+
+#[test]
+fn a_recovery_survives_a_kill_at_any_time() {
+    // Of the write that makes it, before and after it is synced.
+    for is_synced in [false, true] {
+        let mut driven = survivor();
+        driven.node.step(driven.now_ms, wish(VERSION, 0)).unwrap();
+        for output in driven.node.round(driven.now_ms).unwrap() {
+            if let Output::Persist(mut persist) = output {
+                let extents = driven.node.store().extents().clone();
+                persist.write(&driven.log, &extents, 1 << 20).unwrap();
+                if is_synced {
+                    driven.log.sync().unwrap();
+                }
+            }
+        }
+        let mut driven = driven.killed(false);
+        driven.pass(1000);
+        let version = if is_synced { VERSION } else { 1 };
+        assert_eq!(driven.state().membership_version, version);
+        driven.recover(VERSION, 0);
+        assert_eq!(driven.state().revision, 4 + limits::RECOVERY_REVISIONS);
+        assert!(driven.put(GROUP, b"v").is_ok());
+        let mut driven = driven.killed(false);
+        driven.pass(1000);
+        assert!(driven.put(GROUP, b"v").is_ok());
+    }
+}
+
+#[test]
+fn new_replicas_have_numbers_that_nobody_can_have_had() {
+    let mut driven = survivor();
+    driven.recover(VERSION, 0);
+    let change = ChangeReplica {
+        kind: change_replica::Kind::Add as i32,
+        membership_version: VERSION,
+        replica: 0,
+        member: Some(Member { id: 3, ..Default::default() }),
+    };
+    assert!(driven.ask(GROUP, Request::ChangeReplica(change)).is_ok());
+    let added = driven.state().replica_of(3);
+    assert!(added > 3 + limits::RECOVERY_STEP, "{added}");
+}
+
+#[test]
+fn a_replica_that_was_being_removed_does_not_go_on() {
+    let mut driven = Driven::new_with(3);
+    let member = crate::machine::MemberChange {
+        member: Member { id: 1, ..Default::default() },
+        remove: true,
+        replica: 1,
+        retire: false,
+    };
+    // Only the context of such an entry counts.
+    let context = encode(&members::Change { kind: 1, replica: 1, member });
+    let kind = EntryType::EntryConfChangeV2 as u32;
+    let leaves = Entry { kind, term: 6, index: 6, data: Bytes::new(), context };
+    driven.node.step(driven.now_ms, append(6, (5, 5), vec![leaves], 5)).unwrap();
+    driven.settle();
+    driven.recover(VERSION, 0);
+    assert_eq!(driven.state().membership_version, 1);
+}
+
+#[test]
+fn a_replica_that_was_on_disk_takes_no_part_before_it_is_released() {
+    let mut driven = survivor().killed(true);
+    let group = |driven: &Driven| driven.node.group(GROUP).unwrap().shared().clone();
+    driven.pass(20_000);
+    let asks = |(_, message): &(NodeId, PeerMessage)| matches!(&message.body, Some(peer_message::Body::AmMember(ask)) if ask.replica == 1);
+    assert!(!driven.sent.is_empty() && driven.sent.iter().all(asks), "it stands for no election");
+    driven.sent.clear();
+    assert!(!group(&driven).is_usable());
+    // Nor does it listen to who may have been left behind like itself.
+    let term = group(&driven).term();
+    driven.node.step(driven.now_ms, append(9, (8, 6), vec![put_entry(9, 9, "x")], 9)).unwrap();
+    driven.settle();
+    assert_eq!((group(&driven).term(), driven.sent.len()), (term, 0));
+    driven.node.step(driven.now_ms, Input::Release(vec![GROUP])).unwrap();
+    driven.pass(5000);
+    assert!(group(&driven).is_usable() && !driven.sent.is_empty(), "it asks for votes");
+}
+
+#[test]
+fn who_waits_for_placement_tells_and_hears_who_was_left_behind() {
+    // The one that went on, which waits as well.
+    let mut driven = survivor();
+    driven.recover(VERSION, 0);
+    let mut driven = driven.killed(true);
+    let ask = AmMember { group: GROUP.0, replica: 2 };
+    let message = PeerMessage { body: Some(peer_message::Body::AmMember(ask)) };
+    driven.sent.clear();
+    driven.node.step(driven.now_ms, Input::Peer { from: NodeId(2), message }).unwrap();
+    driven.settle();
+    let [(NodeId(2), word)] = &driven.sent[..] else { panic!("{:?}", driven.sent) };
+    let Some(peer_message::Body::NotMember(word)) = word.body.clone() else { panic!("{word:?}") };
+    assert_eq!((word.replica, word.membership_version), (2, VERSION));
+    // One that is left behind, and gets such an answer.
+    let mut left = survivor().killed(true);
+    let body = Some(peer_message::Body::NotMember(NotMember { replica: 1, ..word }));
+    let message = Input::Peer { from: NodeId(2), message: PeerMessage { body } };
+    left.node.step(left.now_ms, message).unwrap();
+    left.settle();
+    left.node.step(left.now_ms, Input::Release(vec![GROUP])).unwrap();
+    left.sent.clear();
+    left.pass(5000);
+    assert!(left.node.group(GROUP).is_none_or(|group| group.shared().is_stopped()));
+    assert_eq!(left.sent, [], "it stands for no election");
+}
+
+#[test]
+fn a_sole_voter_leads_when_it_is_released_and_not_before() {
+    let mut driven = survivor();
+    driven.recover(VERSION, 0);
+    let mut driven = driven.killed(true);
+    driven.pass(20_000);
+    assert_eq!(driven.put(GROUP, b"v").err(), Some(Error::NoLeader));
+    driven.node.step(driven.now_ms, Input::Release(vec![GROUP])).unwrap();
+    driven.settle();
+    assert!(driven.put(GROUP, b"v").is_ok());
+}
+
+#[test]
+fn what_comes_to_a_running_node_does_not_wait() {
+    let mut driven = survivor().killed(true);
+    driven.node.step(driven.now_ms, Input::Births(vec![birth(OTHER)])).unwrap();
+    driven.settle();
+    driven.pass(200);
+    assert!(driven.put(OTHER, b"v").is_ok());
 }

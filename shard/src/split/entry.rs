@@ -144,11 +144,19 @@ pub enum Entry {
     LeaseGranted {
         /// Its id.
         lease: i64,
+        /// Its granted TTL in seconds.
+        ttl_s: i64,
     },
     /// Home: a lease without keys is gone.
     LeaseGone {
         /// Its id.
         lease: i64,
+    },
+    /// History below this revision is gone for readers: in home's log for the whole tenant, in
+    /// another group's because home said so.
+    Compact {
+        /// The revision.
+        revision: i64,
     },
 }
 
@@ -185,6 +193,8 @@ pub struct Merge {
 pub struct Kept {
     /// The group.
     pub group: GroupId,
+    /// The tenant's home group.
+    pub home: GroupId,
     /// The group's own keys.
     pub place: Place,
     /// Home: which groups the tenant is split over. A key that no group has belongs to one that has
@@ -200,6 +210,8 @@ pub struct Kept {
     pub seal: u64,
     /// The last revision.
     pub revision: i64,
+    /// Below this revision nothing can be read.
+    pub compacted: i64,
     /// Home: the limit.
     pub limit: i64,
     /// Home: decisions that are not finished everywhere.
@@ -256,10 +268,12 @@ pub fn note_place(
 }
 
 impl Kept {
-    /// What a group with these keys begins with: an empty store stands at revision 1.
+    /// What a group with these keys begins with, which is home: an empty store stands at
+    /// revision 1.
     pub fn new(group: GroupId, place: Place) -> Kept {
         Kept {
             group,
+            home: group,
             place,
             map: BTreeMap::new(),
             merging: None,
@@ -267,6 +281,7 @@ impl Kept {
             absorbed: BTreeSet::new(),
             seal: 0,
             revision: 1,
+            compacted: 0,
             limit: 1,
             decisions: BTreeMap::new(),
             leases: BTreeSet::new(),
@@ -277,7 +292,9 @@ impl Kept {
     pub fn child(&self, group: GroupId, parent: &KeyRange, at: &Bytes) -> Kept {
         let range = KeyRange { start: at.clone(), end: parent.end.clone() };
         let place = Place { range, version: self.place.version };
-        Kept { seal: self.seal, revision: self.revision, limit: 0, ..Kept::new(group, place) }
+        let (seal, revision, compacted) = (self.seal, self.revision, self.compacted);
+        let limit = 0;
+        Kept { home: self.home, seal, revision, compacted, limit, ..Kept::new(group, place) }
     }
 
     /// Is the tenant on this group alone? Then the group gives out its revisions itself.
@@ -385,8 +402,9 @@ impl Kept {
                 self.decisions.insert(*id, decision.clone());
             }
             Entry::Forget { id } => drop(self.decisions.remove(id)),
-            Entry::LeaseGranted { lease } => drop(self.leases.insert(*lease)),
+            Entry::LeaseGranted { lease, .. } => drop(self.leases.insert(*lease)),
             Entry::LeaseGone { lease } => drop(self.leases.remove(lease)),
+            Entry::Compact { revision } => self.compacted = self.compacted.max(*revision),
         }
         Ok(Verdict::Kept)
     }

@@ -21,17 +21,6 @@ pub struct Footprint {
     pub conditional: bool,
 }
 
-/// The keys of both.
-pub fn common(a: &KeyRange, b: &KeyRange) -> Option<KeyRange> {
-    let start = a.start.clone().max(b.start.clone());
-    let end = match (&a.end, &b.end) {
-        (Some(a), Some(b)) => Some(a.min(b).clone()),
-        (end, None) | (None, end) => end.clone(),
-    };
-    let both = KeyRange { start, end };
-    (!both.is_empty()).then_some(both)
-}
-
 fn any_overlap(a: &[KeyRange], b: &[KeyRange]) -> bool {
     a.iter().any(|x| b.iter().any(|y| x.overlaps(y)))
 }
@@ -96,8 +85,8 @@ impl Footprint {
 
     /// The part of it inside `range`; leases stay.
     pub fn within(&self, range: &KeyRange) -> Footprint {
-        let cut = |keys: &[KeyRange]| keys.iter().filter_map(|k| common(k, range)).collect();
-        let past = self.past.iter().filter_map(|(k, at)| Some((common(k, range)?, *at))).collect();
+        let cut = |keys: &[KeyRange]| keys.iter().filter_map(|k| k.common(range)).collect();
+        let past = self.past.iter().filter_map(|(k, at)| Some((k.common(range)?, *at))).collect();
         Footprint {
             reads: cut(&self.reads),
             writes: cut(&self.writes),

@@ -33,7 +33,7 @@ use proto::{Error, GroupId, KeyRange};
 use super::entry::{Entry, Merge};
 use super::evaluate::{Change, Outcome, Prediction, Revisions, Rows, evaluate};
 use super::faults::{Fault, Faults};
-use super::footprint::{Footprint, common};
+use super::footprint::Footprint;
 use super::stream::{Branch, Down, Granted, Place, TxId, Up, Vote, Wanted};
 
 /// Names a waiting request to whoever drives the participant.
@@ -83,6 +83,8 @@ pub enum Do {
         ticket: Ticket,
         /// At which.
         revision: i64,
+        /// What lies below this one is gone.
+        compacted: i64,
     },
     /// The stream is of no use any more: begin a new one.
     Break,
@@ -102,6 +104,8 @@ pub enum Written {
     Void,
     /// Its epoch is over: nothing was changed.
     Refused,
+    /// It was made, but a value for the answer is damaged on this disk.
+    Unread,
 }
 
 #[derive(Clone, Debug)]
@@ -216,6 +220,8 @@ pub struct Participant {
     told: Vec<(Read, i64, i64)>,
     doubts: Vec<Doubt>,
     doubting: Option<Vec<Doubt>>,
+    /// Home has said so; it may not be applied here yet.
+    compacted: i64,
     /// Its keys are another group's for good.
     gone: bool,
     /// Proposals that are not applied.
@@ -274,6 +280,7 @@ impl Participant {
             told: Vec::new(),
             doubts: Vec::new(),
             doubting: None,
+            compacted: 0,
             gone: false,
             unapplied: BTreeSet::new(),
             out: Vec::new(),
@@ -466,6 +473,12 @@ impl Participant {
                 self.line.retain(|_, item| !is_latch(item, id));
             }
             Down::Decided(branch) => self.decided(branch),
+            Down::Compact { revision } => {
+                self.compacted = self.compacted.max(revision);
+                if revision > replica.compacted() {
+                    self.note(Entry::Compact { revision });
+                }
+            }
         }
     }
 
@@ -549,6 +562,7 @@ impl Participant {
         match written {
             Written::Done(response) => self.answer(ticket, Ok(response)),
             Written::Void | Written::Refused => self.write(ticket, txn),
+            Written::Unread => self.answer(ticket, Err(Error::DamagedValue)),
         }
     }
 
@@ -622,7 +636,7 @@ impl Participant {
 
     /// Whoever asks for keys that are not this group's is to ask elsewhere.
     fn turn_away(&mut self, place: &Place) {
-        let inside = |keys: &KeyRange| common(keys, &place.range).as_ref() == Some(keys);
+        let inside = |keys: &KeyRange| keys.is_within(&place.range);
         let fits = |footprint: &Footprint| {
             let past = footprint.past.iter().map(|(keys, _)| keys);
             footprint.reads.iter().chain(&footprint.writes).chain(past).all(inside)
@@ -742,14 +756,15 @@ impl Participant {
         for (read, revision, _) in ready {
             match read {
                 // The group may have lost the keys since it was asked.
-                Read::Rows(ticket, keys)
-                    if common(&keys, &replica.place().range).as_ref() != Some(&keys) =>
-                {
+                Read::Rows(ticket, keys) if !keys.is_within(&replica.place().range) => {
                     self.out.push(Do::Elsewhere { ticket });
                 }
-                Read::Rows(ticket, _) => self.out.push(Do::Readable { ticket, revision }),
+                Read::Rows(ticket, _) => {
+                    let compacted = self.compacted.max(replica.compacted());
+                    self.out.push(Do::Readable { ticket, revision, compacted });
+                }
                 Read::Idle(ticket, txn) => {
-                    let (before, compacted) = (revision, replica.compacted());
+                    let (before, compacted) = (revision, self.compacted.max(replica.compacted()));
                     let revisions = Revisions { before, own: before + 1, compacted };
                     match evaluate(&At(replica, revision), &txn, revisions) {
                         Ok(outcome) if outcome.changes.is_empty() => {

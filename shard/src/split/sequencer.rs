@@ -29,7 +29,7 @@ use proto::{Error, GroupId, KeyRange};
 use super::entry::{Decision, Entry, Kept, note_place};
 use super::evaluate::{Change, Revisions, Rows, evaluate};
 use super::faults::{Fault, Faults};
-use super::footprint::{Footprint, common};
+use super::footprint::Footprint;
 use super::participant::Ticket;
 use super::stream::{Branch, Down, Granted, Place, StreamId, TxId, Up, Vote};
 
@@ -76,6 +76,13 @@ pub enum Do {
     },
     /// Answer a grant.
     LeaseGranted {
+        /// Whose.
+        ticket: Ticket,
+        /// The newest revision.
+        revision: i64,
+    },
+    /// Answer a compaction.
+    Compacted {
         /// Whose.
         ticket: Ticket,
         /// The newest revision.
@@ -201,7 +208,7 @@ enum Pending {
     Leases { to: StreamId, found: Vec<bool> },
     Read { ticket: Ticket, marks: Marks },
     Idle { ticket: Ticket, answer: Result<TxnResponse, Error> },
-    NoLease { ticket: Ticket },
+    Refused { ticket: Ticket, error: Error },
     Gone { ticket: Ticket, revision: i64 },
 }
 
@@ -237,6 +244,8 @@ pub struct Sequencer {
     /// Revocations of leases without keys that are proposed, with who waits.
     leaving: BTreeMap<i64, (Ticket, i64)>,
     granting: BTreeMap<i64, Ticket>,
+    /// Compactions that are proposed.
+    compacting: Vec<(Ticket, i64)>,
     undecided: BTreeMap<TxId, Undecided>,
     txs: BTreeMap<TxId, Tx>,
     next_tx: u64,
@@ -255,7 +264,8 @@ enum Early {
     Read,
     Txn(TxnRequest),
     Revoke(i64),
-    Grant(i64),
+    Grant(i64, i64),
+    Compact(i64),
 }
 
 /// Rows that participants voted with.
@@ -272,7 +282,7 @@ impl Rows for Ballots<'_> {
         };
         let mut found: BTreeMap<Bytes, KeyValue> = BTreeMap::new();
         for (part, revision, rows) in &self.past {
-            if *revision == at && common(part, range).is_some() {
+            if *revision == at && part.common(range).is_some() {
                 let inside = rows.iter().filter(|kv| range.contains(&kv.key));
                 found.extend(inside.map(|kv| (kv.key.clone(), kv.clone())));
             }
@@ -307,6 +317,7 @@ impl Sequencer {
             revoking: BTreeSet::new(),
             leaving: BTreeMap::new(),
             granting: BTreeMap::new(),
+            compacting: Vec::new(),
             undecided: BTreeMap::new(),
             txs: BTreeMap::new(),
             next_tx: 1,
@@ -351,6 +362,11 @@ impl Sequencer {
     /// The last revision granted or shown.
     pub fn last(&self) -> i64 {
         self.next - 1
+    }
+
+    /// The groups that it knows.
+    pub fn groups(&self) -> impl Iterator<Item = GroupId> {
+        self.shards.keys().copied()
     }
 
     /// What watches over several groups begin with.
@@ -418,9 +434,14 @@ impl Sequencer {
         self.begin(ticket, Early::Revoke(lease));
     }
 
-    /// A new lease.
-    pub fn grant(&mut self, ticket: Ticket, lease: i64) {
-        self.begin(ticket, Early::Grant(lease));
+    /// A new lease, with its granted TTL in seconds.
+    pub fn grant(&mut self, ticket: Ticket, lease: i64, ttl_s: i64) {
+        self.begin(ticket, Early::Grant(lease, ttl_s));
+    }
+
+    /// History below `revision` is to go.
+    pub fn compact(&mut self, ticket: Ticket, revision: i64) {
+        self.begin(ticket, Early::Compact(revision));
     }
 
     fn begin(&mut self, ticket: Ticket, what: Early) {
@@ -447,9 +468,27 @@ impl Sequencer {
         let whole = self.is_whole();
         while let Some((ticket, what)) = self.early.pop_front() {
             match what {
-                Early::Grant(lease) => {
+                Early::Grant(lease, _)
+                    if self.kept.leases.contains(&lease) || self.granting.contains_key(&lease) =>
+                {
+                    let error = Error::LeaseExists;
+                    self.pend(Pending::Refused { ticket, error });
+                }
+                Early::Grant(lease, ttl_s) => {
                     self.granting.insert(lease, ticket);
-                    self.out.push(Do::Propose(Entry::LeaseGranted { lease }));
+                    self.out.push(Do::Propose(Entry::LeaseGranted { lease, ttl_s }));
+                }
+                Early::Compact(revision) if revision <= self.kept.compacted => {
+                    let error = Error::Compacted;
+                    self.pend(Pending::Refused { ticket, error });
+                }
+                Early::Compact(revision) if revision >= self.next => {
+                    let error = Error::FutureRevision;
+                    self.pend(Pending::Refused { ticket, error });
+                }
+                Early::Compact(revision) => {
+                    self.compacting.push((ticket, revision));
+                    self.out.push(Do::Propose(Entry::Compact { revision }));
                 }
                 // A group of the map has not registered since it was born.
                 what if !whole => again.push_back((ticket, what)),
@@ -462,7 +501,8 @@ impl Sequencer {
                     again.push_back((ticket, Early::Revoke(lease)));
                 }
                 Early::Revoke(lease) if !self.kept.leases.contains(&lease) => {
-                    self.pend(Pending::NoLease { ticket });
+                    let error = Error::LeaseNotFound;
+                    self.pend(Pending::Refused { ticket, error });
                 }
                 Early::Revoke(lease) => self.begin_revoke(ticket, lease),
             }
@@ -766,6 +806,9 @@ impl Sequencer {
             shard.live = true;
         }
         self.say(group, Down::Registered { branches });
+        if self.kept.compacted > 0 {
+            self.say(group, Down::Compact { revision: self.kept.compacted });
+        }
         let alive = self.txs.iter().filter(|(_, tx)| tx.parts.contains_key(&group) && !tx.dead);
         let alive: Vec<TxId> = alive.map(|(id, _)| *id).collect();
         for id in alive {
@@ -823,7 +866,8 @@ impl Sequencer {
             rows: rows.map(|kv| (&kv.key, kv)).collect(),
             past: past.map(|(range, at, rows)| (range, *at, rows.as_slice())).collect(),
         };
-        let revisions = Revisions { before: self.next - 1, own: self.next, compacted: 0 };
+        let revisions =
+            Revisions { before: self.next - 1, own: self.next, compacted: self.kept.compacted };
         let (ticket, outcome) = (tx.ticket, evaluate(&ballots, txn, revisions));
         let outcome = match outcome {
             Ok(outcome) if !outcome.changes.is_empty() => outcome,
@@ -838,7 +882,7 @@ impl Sequencer {
             return self.kill(id);
         }
         if leases.iter().any(|lease| !self.kept.leases.contains(lease)) {
-            self.pend(Pending::NoLease { ticket });
+            self.pend(Pending::Refused { ticket, error: Error::LeaseNotFound });
             return self.release(id);
         }
         self.conclude(id, outcome.changes, None, End::Txn(outcome.response));
@@ -967,7 +1011,7 @@ impl Sequencer {
                 self.kept.decisions.remove(id);
                 self.forgetting.remove(id);
             }
-            Entry::LeaseGranted { lease } => {
+            Entry::LeaseGranted { lease, .. } => {
                 self.kept.leases.insert(*lease);
                 self.holders.insert(*lease, Holders::Some(BTreeSet::new()));
                 if let Some(ticket) = self.granting.remove(lease) {
@@ -980,6 +1024,22 @@ impl Sequencer {
                 self.revoking.remove(lease);
                 if let Some((ticket, revision)) = self.leaving.remove(lease) {
                     self.pend(Pending::Gone { ticket, revision });
+                }
+            }
+            Entry::Compact { revision } => {
+                self.kept.compacted = self.kept.compacted.max(*revision);
+                let (done, rest) =
+                    self.compacting.drain(..).partition::<Vec<_>, _>(|(_, to)| to <= revision);
+                self.compacting = rest;
+                for (ticket, to) in done {
+                    match to == *revision {
+                        true => self.out.push(Do::Compacted { ticket, revision: self.next - 1 }),
+                        // Another one went further meanwhile.
+                        false => self.pend(Pending::Refused { ticket, error: Error::Compacted }),
+                    }
+                }
+                for group in self.shards.keys().copied().collect::<Vec<_>>() {
+                    self.say(group, Down::Compact { revision: *revision });
                 }
             }
             Entry::Map { group, place } => {
@@ -1040,7 +1100,7 @@ impl Sequencer {
 
     fn pend(&mut self, pending: Pending) {
         let without = match &pending {
-            Pending::NoLease { .. } | Pending::Leases { .. } => {
+            Pending::Refused { .. } | Pending::Leases { .. } => {
                 self.faults.has(Fault::LeaseNotConfirmed)
             }
             _ => self.faults.has(Fault::NoReadRound),
@@ -1083,8 +1143,8 @@ impl Sequencer {
                 self.out.push(Do::Readable { ticket, revision: marks.revision, last, map });
             }
             Pending::Idle { ticket, answer } => self.out.push(Do::Answer { ticket, answer }),
-            Pending::NoLease { ticket } => {
-                self.out.push(Do::Answer { ticket, answer: Err(Error::LeaseNotFound) });
+            Pending::Refused { ticket, error } => {
+                self.out.push(Do::Answer { ticket, answer: Err(error) });
             }
             Pending::Gone { ticket, revision } => {
                 self.out.push(Do::Revoked { ticket, revision, deleted: 0 });
@@ -1147,12 +1207,14 @@ impl Sequencer {
             Pending::Ask { .. } | Pending::Leases { .. } => None,
             Pending::Read { ticket, .. }
             | Pending::Idle { ticket, .. }
-            | Pending::NoLease { ticket } => Some((*ticket, false)),
+            | Pending::Refused { ticket, .. } => Some((*ticket, false)),
             Pending::Gone { ticket, .. } => Some((*ticket, true)),
         });
         let leaving = self.leaving.values().map(|(ticket, _)| *ticket);
         let undecided = self.undecided.values().map(|undecided| undecided.ticket);
+        let compacting = self.compacting.iter().map(|(ticket, _)| *ticket);
         let proposed = self.granting.values().copied().chain(leaving).chain(undecided);
+        let proposed = proposed.chain(compacting);
         early.chain(txs).chain(pending).chain(proposed.map(|ticket| (ticket, true))).collect()
     }
 }

@@ -163,6 +163,11 @@ pub enum Down {
     },
     /// The transaction is decided.
     Decided(Branch),
+    /// History below this revision is gone, for every later word too.
+    Compact {
+        /// The revision.
+        revision: i64,
+    },
 }
 
 /// Where something is to be sent.

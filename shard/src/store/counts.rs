@@ -14,18 +14,21 @@
 //! Invariants:
 //! - The first block begins below every key; blocks tile all keys.
 //! - The sum over all blocks is the machine's number of live keys (looked at when it opens).
-//! - Blocks are of one shelf and one revision, both named beside them.
+//! - Blocks are of one group's shelves and one revision, both named beside them. Nothing outside the
+//!   group's range is counted.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound::{Excluded, Unbounded};
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::RwLock;
 use proto::KeyRange;
 
 use super::Store;
-use super::layout::{self, Shelf, put_varint, take_varint};
+use super::layout::{self, put_varint, take_varint};
+use super::shelves::Shelves;
 use super::view::View;
 use crate::engine::EngineError;
 
@@ -37,7 +40,7 @@ const BEHIND_MAX: usize = 4096;
 /// Live keys by block. See the module.
 #[derive(Debug, Default)]
 pub struct Counts {
-    shelf: Shelf,
+    shelves: Arc<Shelves>,
     revision: i64,
     block_keys: u32,
     /// By first key.
@@ -48,22 +51,22 @@ pub struct Counts {
 
 impl Counts {
     /// No keys yet.
-    pub fn new(shelf: Shelf, revision: i64, block_keys: u32) -> Counts {
+    pub fn new(shelves: Arc<Shelves>, revision: i64, block_keys: u32) -> Counts {
         let blocks = BTreeMap::from([(Bytes::new(), 0)]);
-        Counts { shelf, revision, block_keys: block_keys.max(1), blocks, dirty: BTreeSet::new() }
+        Counts { shelves, revision, block_keys: block_keys.max(1), blocks, dirty: BTreeSet::new() }
     }
 
-    /// Reads a shelf's blocks. `keys` is how many there must be in all; if they do not add up
+    /// Reads a group's blocks. `keys` is how many there must be in all; if they do not add up
     /// (an older format) they are counted anew.
     pub fn load(
         store: &Store,
-        shelf: Shelf,
+        shelves: Arc<Shelves>,
         revision: i64,
         keys: i64,
         block_keys: u32,
     ) -> Result<Counts, EngineError> {
-        let mut counts = Counts::new(shelf, revision, block_keys);
-        let (from, to) = layout::counts_bounds(shelf);
+        let mut counts = Counts::new(shelves.clone(), revision, block_keys);
+        let (from, to) = layout::counts_bounds(shelves.own);
         let mut sum = 0;
         for (row_key, row) in store.rows(&from, &to)? {
             let live = take_varint(&row, &mut 0)
@@ -73,9 +76,9 @@ impl Counts {
             counts.blocks.insert(owned(row_key.get(from.len()..).unwrap_or_default()), live);
         }
         if sum != keys {
-            tracing::warn!(shelf = shelf.0, sum, keys, "live keys are counted anew");
+            tracing::warn!(shelf = shelves.own.0, sum, keys, "live keys are counted anew");
             let mut builder = Builder::new(block_keys);
-            store.view(shelf, revision).scan(&KeyRange::all(), &mut |key, _| {
+            store.view(shelves.versions, revision).scan(&shelves.range, &mut |key, _| {
                 builder.live(&key);
                 ControlFlow::Continue(())
             })?;
@@ -129,11 +132,48 @@ impl Counts {
         self.dirty.insert(middle);
     }
 
+    /// The part of a block, below `at`, that somebody must count before the counts can be
+    /// [`Counts::split`] there; `None` if no block reaches over `at`.
+    pub fn crossing(&self, at: &Bytes) -> Option<KeyRange> {
+        let below = (Unbounded, Excluded(at.clone()));
+        let (first, _) = self.blocks.range::<Bytes, _>(below).next_back()?;
+        let live =
+            self.blocks.get(first).filter(|live| **live > 0 && !self.blocks.contains_key(at));
+        live.map(|_| KeyRange { start: first.clone(), end: Some(at.clone()) })
+    }
+
+    /// The group has only the keys below `at` from now on. Gives the blocks of the others, by first
+    /// key. `left` live keys are in the part that [`Counts::crossing`] names.
+    pub fn split(&mut self, at: &Bytes, left: u32) -> BTreeMap<Bytes, u32> {
+        if let Some(crossing) = self.crossing(at)
+            && let Some(live) = self.blocks.get_mut(&crossing.start)
+        {
+            let right = live.checked_sub(left).expect("a part of a block is not more than it");
+            *live = left;
+            if right > 0 {
+                self.blocks.insert(owned(at), right);
+            }
+            // An empty block only stands at the beginning.
+            if left == 0 && !crossing.start.is_empty() {
+                self.blocks.remove(&crossing.start);
+            }
+            self.dirty.insert(crossing.start);
+        }
+        let moved = self.blocks.split_off(at);
+        self.dirty.extend(moved.keys().cloned());
+        moved
+    }
+
+    /// Where the rows stand that are counted.
+    pub fn set_shelves(&mut self, shelves: Arc<Shelves>) {
+        self.shelves = shelves;
+    }
+
     /// Takes what is to be written: row keys, and what stands under them now.
     pub fn take_dirty(&mut self) -> Vec<(Vec<u8>, Option<Bytes>)> {
         let rows = std::mem::take(&mut self.dirty).into_iter().map(|first| {
             let row = self.blocks.get(&first).map(|live| row(*live));
-            (layout::counts_key(self.shelf, &first), row)
+            (layout::counts_key(self.shelves.own, &first), row)
         });
         rows.collect()
     }
@@ -217,7 +257,8 @@ impl<'a> Counter<'a> {
         Counter { store, counts }
     }
 
-    /// Live keys of `range` at the view's revision, which must not be above the counted one.
+    /// Live keys of `range`, which the group must have, at the view's revision. That may be above
+    /// the counted one if nothing will happen between the two any more.
     pub fn count(&self, view: &View, range: &KeyRange) -> Result<i64, EngineError> {
         match self.by_blocks(view, range)? {
             Some(count) => Ok(count),
@@ -226,15 +267,15 @@ impl<'a> Counter<'a> {
     }
 
     fn by_blocks(&self, view: &View, range: &KeyRange) -> Result<Option<i64>, EngineError> {
-        let (inside, sum, newest) = {
+        let (inside, sum, newest, shelves) = {
             let counts = self.counts.read();
-            if counts.shelf != view.shelf() || counts.revision < view.revision {
+            if counts.shelves.versions != view.shelf() {
                 return Ok(None);
             }
             let Some((inside, sum)) = counts.inside(range) else { return Ok(None) };
-            (inside, sum, counts.revision)
+            (inside, sum, counts.revision, counts.shelves.clone())
         };
-        let Some(since) = self.since(view, &inside, newest)? else { return Ok(None) };
+        let Some(since) = self.since(view, &inside, newest, &shelves)? else { return Ok(None) };
         let below = KeyRange { start: range.start.clone(), end: Some(inside.start.clone()) };
         let above = match &inside.end {
             Some(end) => walk(view, &KeyRange { start: end.clone(), end: range.end.clone() })?,
@@ -250,20 +291,21 @@ impl<'a> Counter<'a> {
         view: &View,
         range: &KeyRange,
         newest: i64,
+        shelves: &Shelves,
     ) -> Result<Option<i64>, EngineError> {
-        if newest == view.revision {
+        if newest <= view.revision {
             return Ok(Some(0));
         }
-        let shelf = view.shelf();
-        let history = self.store.history(shelf, view.revision + 1, newest, BEHIND_MAX + 1)?;
-        if history.len() > BEHIND_MAX {
+        let (history, through) =
+            self.store.history(shelves, view.revision + 1, newest, BEHIND_MAX)?;
+        if through < newest {
             return Ok(None);
         }
         let changes = history.values().flat_map(|changes| changes.iter());
         let keys: BTreeSet<&Bytes> =
             changes.map(|change| &change.key).filter(|key| range.contains(key)).collect();
         // Its tables must be as new as what was counted.
-        let after = self.store.view(shelf, newest);
+        let after = self.store.view(shelves.versions, newest);
         let mut more = 0;
         for key in keys {
             more += i64::from(after.get(key)?.is_some()) - i64::from(view.get(key)?.is_some());
@@ -299,7 +341,7 @@ mod tests {
             changes in proptest::collection::vec(any::<[u8; 1]>(), 1..400),
             ranges in proptest::collection::vec((any::<[u8; 1]>(), any::<Option<[u8; 1]>>()), 20),
         ) {
-            let mut counts = Counts::new(Shelf(1), 1, 4);
+            let mut counts = Counts::new(Arc::default(), 1, 4);
             let mut live: BTreeSet<Bytes> = BTreeSet::new();
             for (place, key) in changes.iter().enumerate() {
                 let key = Bytes::copy_from_slice(key);

@@ -21,6 +21,7 @@
 //! Invariants: encodings are stable (one golden test); a newer format gets a new kind byte.
 
 use bytes::{BufMut, Bytes};
+use proto::KeyRange;
 
 use crate::extents::Pointer;
 
@@ -41,6 +42,8 @@ const KIND_TWICE: u8 = 7;
 /// All kinds whose keys go on with a shelf.
 pub const SHELF_KINDS: [u8; 6] =
     [KIND_VERSION, KIND_CHANGES, KIND_COUNTS, KIND_LEASE, KIND_LEASE_KEY, KIND_TWICE];
+/// Those of them that groups do not share.
+pub const OWN_KINDS: [u8; 5] = [KIND_CHANGES, KIND_COUNTS, KIND_LEASE, KIND_LEASE_KEY, KIND_TWICE];
 
 /// Where rows of one replica's life stand; a number of this node, never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -336,9 +339,28 @@ pub fn versions_bounds(shelf: Shelf) -> (Vec<u8>, Vec<u8>) {
     shelf_bounds(KIND_VERSION, shelf)
 }
 
+/// Bounds of the versions of a range of keys.
+pub fn versions_of(shelf: Shelf, range: &KeyRange) -> (Vec<u8>, Vec<u8>) {
+    let to = match &range.end {
+        Some(end) => version_bound(shelf, end),
+        None => version_end(shelf),
+    };
+    (version_bound(shelf, &range.start), to)
+}
+
+/// Bounds of all keys that are attached to leases of a shelf.
+pub fn all_lease_keys_bounds(shelf: Shelf) -> (Vec<u8>, Vec<u8>) {
+    shelf_bounds(KIND_LEASE_KEY, shelf)
+}
+
 /// Bounds of all packed changes of a shelf.
 pub fn changes_bounds(shelf: Shelf) -> (Vec<u8>, Vec<u8>) {
     shelf_bounds(KIND_CHANGES, shelf)
+}
+
+/// The lease and the key of the row of a key that is attached to it; shares its bytes.
+pub fn split_lease_key(row_key: &Bytes) -> Option<(i64, Bytes)> {
+    Some((split_lease(row_key)?, row_key.slice(17..)))
 }
 
 /// The lease of a lease row's key.

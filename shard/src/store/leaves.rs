@@ -19,11 +19,13 @@
 //!   writes are remembered for that, and up to which revision they are not ([`Leaves::opened`]).
 //! - A reader below the revision at which a leaf was seen does not take it: of what was deleted
 //!   before, nothing is left in it.
+//! - Two groups may write to one shelf, each to its keys ([`Leaves::shared`]). In each of them
+//!   revisions rise, between them they do not: what was written last is not the newest then.
 //! - [`Leaves::wrote`] is called for every newest version, after the row stands in the table, by
 //!   the one thread that writes; [`Leaves::moved`] when an extent stands elsewhere.
 //! - Bytes are bounded, and copied: a value's slice would keep its whole log entry alive.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -66,6 +68,8 @@ struct Inner {
     recent: VecDeque<(Shelf, i64, Bytes)>,
     /// The newest write of each shelf that is remembered no more.
     forgotten: BTreeMap<Shelf, i64>,
+    /// Shelves to which more than one group writes.
+    shared: BTreeSet<Shelf>,
     /// Extents that moved so far.
     moves: u64,
 }
@@ -74,6 +78,8 @@ struct Held {
     number: u64,
     leaf: Arc<Leaf>,
     changes: Vec<(Bytes, Found)>,
+    /// Highest revision of the changes.
+    changed: i64,
     used: AtomicBool,
 }
 
@@ -222,12 +228,16 @@ impl Leaves {
         if forgotten || inner.moves != seeing.moves {
             return;
         }
+        let in_order = !inner.shared.contains(&shelf);
         for (other, written, key) in inner.recent.iter().rev() {
             if *other != shelf {
                 continue;
             }
             if *written <= revision {
-                break;
+                match in_order {
+                    true => break,
+                    false => continue,
+                }
             }
             if *key >= start && leaf.reaches(key) {
                 return;
@@ -246,7 +256,7 @@ impl Leaves {
         inner.next += 1;
         let (number, leaf, used) = (inner.next, Arc::new(leaf), AtomicBool::new(false));
         inner.order.push_back((number, at.clone()));
-        inner.leaves.insert(at, Held { number, leaf, changes: Vec::new(), used });
+        inner.leaves.insert(at, Held { number, leaf, changes: Vec::new(), changed: 0, used });
         inner.evict();
     }
 
@@ -266,6 +276,7 @@ impl Leaves {
             let (before, now) = (held.leaf.bytes, leaf.bytes);
             held.leaf = Arc::new(leaf);
             held.changes = Vec::new();
+            held.changed = 0;
             inner.bytes = inner.bytes + now - before;
             inner.evict();
         }
@@ -286,9 +297,20 @@ impl Leaves {
     /// The rows of a shelf stand at `revision`, and its writes so far were not told here: they came
     /// from the disk or with a snapshot.
     pub fn opened(&self, shelf: Shelf, revision: i64) {
+        self.inner.write().forget(shelf, revision);
+    }
+
+    /// More than one group writes to a shelf from now on, one of them from `at` on. A leaf that
+    /// reaches over it would be right, but of no use: each of them takes only what is not above its
+    /// own revision.
+    pub fn shared(&self, shelf: Shelf, at: &Bytes) {
         let mut inner = self.inner.write();
-        let newest = inner.forgotten.entry(shelf).or_default();
-        *newest = revision.max(*newest);
+        inner.shared.insert(shelf);
+        let before = inner.leaves.range(..(shelf, at.clone())).next_back();
+        let over = before.filter(|((other, _), held)| *other == shelf && held.leaf.reaches(at));
+        if let Some(start) = over.map(|(start, _)| start.clone()) {
+            inner.remove(&start);
+        }
     }
 
     /// `key` has a new newest version. Only the worker's thread may call this.
@@ -299,7 +321,7 @@ impl Leaves {
         if inner.recent.len() >= RECENT_MAX
             && let Some((shelf, revision, _)) = inner.recent.pop_front()
         {
-            inner.forgotten.insert(shelf, revision);
+            inner.forget(shelf, revision);
         }
         inner.recent.push_back((shelf, revision, key.clone()));
         let at = (shelf, key);
@@ -317,6 +339,7 @@ impl Leaves {
             Value::Here(bytes) => Value::Here(Bytes::copy_from_slice(bytes)),
             Value::There(pointer) => Value::There(*pointer),
         };
+        held.changed = revision.max(held.changed);
         held.changes.push((at.1, Found { revision, row: Row { value, ..row.clone() } }));
     }
 }
@@ -324,12 +347,17 @@ impl Leaves {
 impl Held {
     /// A reader below this revision cannot take the leaf.
     fn newest(&self) -> i64 {
-        let changed = self.changes.last().map_or(0, |(_, found)| found.revision);
-        self.leaf.revision.max(changed)
+        self.leaf.revision.max(self.changed)
     }
 }
 
 impl Inner {
+    /// Nothing is remembered of a shelf's writes up to `revision`.
+    fn forget(&mut self, shelf: Shelf, revision: i64) {
+        let newest = self.forgotten.entry(shelf).or_default();
+        *newest = revision.max(*newest);
+    }
+
     fn remove(&mut self, at: &(Shelf, Bytes)) {
         if let Some(held) = self.leaves.remove(at) {
             self.bytes -= held.leaf.bytes;
@@ -451,6 +479,45 @@ mod tests {
         assert_eq!(read(&leaves, "b", 12), Err("end true".into()), "a leaf of the past is there");
         see(&leaves, "a", 9, &[("b", 3)], None);
         assert_eq!(read(&leaves, "b", 12), rows(&[("b", 3)]));
+    }
+
+    #[test]
+    fn two_groups_of_a_shelf_write_in_no_order() {
+        let leaves = Leaves::default();
+        see(&leaves, "a", 5, &[("a", 1), ("x", 2)], None);
+        leaves.shared(SHELF, &key("m"));
+        assert_eq!(read(&leaves, "a", 5), Err("end true".into()), "it reached over the cut");
+        see(&leaves, "n", 5, &[("x", 2)], None);
+        leaves.wrote(SHELF, b"b", 9, &found(9, "v").row);
+        leaves.wrote(SHELF, b"x", 7, &found(7, "v").row);
+        // The left side was written to above what this reader saw, though not last.
+        see(&leaves, "a", 8, &[("a", 1)], Some("m"));
+        assert_eq!(read(&leaves, "a", 10), Err("n true".into()));
+        see(&leaves, "a", 9, &[("a", 1), ("b", 9)], Some("m"));
+        assert_eq!(read(&leaves, "a", 9), rows(&[("a", 1), ("b", 9)]));
+        assert_eq!(read(&leaves, "n", 7), rows(&[("x", 7)]));
+        // So it is when too much was written to be remembered.
+        for revision in 10..10 + RECENT_MAX as i64 {
+            leaves.wrote(SHELF, b"c", 10_000 + revision, &found(10_000 + revision, "v").row);
+            leaves.wrote(SHELF, b"y", revision, &found(revision, "v").row);
+        }
+        leaves.wrote(SHELF, b"y", 9000, &found(9000, "v").row);
+        let oldest = 10_000 + 10 + RECENT_MAX as i64 / 2;
+        assert!(matches!(
+            leaves.find(SHELF, &key("c"), oldest - 100),
+            Place::Gap { open: None, .. }
+        ));
+    }
+
+    #[test]
+    fn a_leaf_of_two_groups_is_as_new_as_the_newest_of_its_changes() {
+        let leaves = Leaves::default();
+        leaves.shared(SHELF, &key("m"));
+        see(&leaves, "a", 5, &[("a", 1), ("x", 2)], None);
+        leaves.wrote(SHELF, b"b", 9, &found(9, "v").row);
+        leaves.wrote(SHELF, b"x", 7, &found(7, "v").row);
+        assert_eq!(read(&leaves, "a", 8), Err("end false".into()));
+        assert_eq!(read(&leaves, "a", 9), rows(&[("a", 1), ("b", 9), ("x", 7)]));
     }
 
     #[test]

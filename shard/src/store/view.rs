@@ -382,14 +382,15 @@ impl View {
         Ok(broken)
     }
 
-    /// Calls `each` with all versions of the shelf at or below the view's revision, in the
-    /// order of the layout: by key, newest first.
+    /// Calls `each` with all versions of the keys of `range` at or below the view's revision, in
+    /// the order of the layout: by key, newest first. `from`: only those from this row on.
     pub fn all_versions(
         &self,
+        range: &KeyRange,
         from: Option<&[u8]>,
         each: &mut EachVersion<'_>,
     ) -> Result<(), EngineError> {
-        let (start, end) = layout::versions_bounds(self.shelf);
+        let (start, end) = layout::versions_of(self.shelf, range);
         let from = from.unwrap_or(&start).to_vec();
         self.rows(&from, &end, &mut |row_key, row| {
             let (_, revision) = layout::split_version(row_key).ok_or_else(damaged)?;

@@ -139,6 +139,10 @@ impl WatchControl for Control {
         self.ask(Body::Progress(WatchProgressRequest {}));
     }
 
+    fn progress_at(&self, revision: i64) {
+        self.ask(Body::ProgressAt(revision));
+    }
+
     fn watch_progress(&self, key: u64) {
         self.ask(Body::WatchProgress(key));
     }

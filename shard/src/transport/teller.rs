@@ -136,6 +136,7 @@ impl Asked {
             Body::Create(create) => self.control.create(spec(self.group, create)),
             Body::Cancel(key) => self.control.cancel(key),
             Body::Progress(_) => self.control.progress(),
+            Body::ProgressAt(revision) => self.control.progress_at(revision),
             Body::WatchProgress(key) => self.control.watch_progress(key),
             Body::Credit(bytes) => {
                 self.credit.fetch_add(bytes, Ordering::AcqRel);

@@ -61,6 +61,7 @@ enum Input {
     Create(SinkId, WatchSpec),
     Cancel(SinkId, u64),
     Progress(SinkId),
+    ProgressAt(SinkId, i64),
     WatchProgress(SinkId, u64),
     Shut,
 }
@@ -156,6 +157,13 @@ impl Feed {
         if self.parts.open.load(Ordering::SeqCst) > 0 {
             let _ = self.try_push(Input::Behind(revision));
         }
+    }
+
+    /// The group has other keys than before, and its revision is `revision`, perhaps without an event
+    /// of its own. The hub finds out by itself before it offers anything later: it is only to be
+    /// woken, and what came with the keys is history.
+    pub fn ranged(&self, revision: i64) {
+        self.behind(revision);
     }
 
     /// Opens a client stream.
@@ -287,7 +295,7 @@ impl Feed {
         let Some(hub) = slot else { return };
         match input {
             // A gap means that events were dropped between: catch up over it.
-            Input::Events(events) if events.revision > hub.revision() + 1 => {
+            Input::Events(events) if events.after > hub.revision() => {
                 hub.behind(events.revision);
             }
             Input::Events(events) => hub.feed(&events),
@@ -297,6 +305,7 @@ impl Feed {
             Input::Create(id, spec) => hub.create(id, spec),
             Input::Cancel(id, key) => hub.cancel(id, key),
             Input::Progress(id) => hub.progress(id),
+            Input::ProgressAt(id, revision) => hub.progress_at(id, revision),
             Input::WatchProgress(id, key) => hub.watch_progress(id, key),
             Input::Shut => {
                 hub.shut();
@@ -314,7 +323,7 @@ impl Feed {
     }
 
     /// Offers what was fed and lets watchers catch up. Says whether there is more to do at once,
-    /// and whether any has not caught up.
+    /// and whether anything is left that waits for room.
     fn advance(&self, slot: &mut Option<Box<Hub>>) -> Result<(bool, bool), EngineError> {
         let until = Instant::now() + TURN;
         let (mut more, mut unsynced, mut counts) = (false, false, (0, 0));
@@ -322,7 +331,7 @@ impl Feed {
             self.skip(hub);
             hub.flush();
             more = hub.catch_up(&mut || Instant::now() < until)?;
-            (unsynced, counts) = (hub.has_unsynced(), hub.counts());
+            (unsynced, counts) = (hub.has_unsynced() || hub.owes_progress(), hub.counts());
             if hub.is_idle() {
                 *slot = None;
             }
@@ -373,6 +382,10 @@ impl WatchControl for Control {
 
     fn progress(&self) {
         self.feed.push(Input::Progress(self.id));
+    }
+
+    fn progress_at(&self, revision: i64) {
+        self.feed.push(Input::ProgressAt(self.id, revision));
     }
 
     fn watch_progress(&self, key: u64) {

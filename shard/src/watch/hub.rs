@@ -1,4 +1,10 @@
 //! The hub of one group's replica. Pure but for the sinks it offers to; see `watch.rs`.
+//!
+//! *A range that changes.* A watch that is not inside the group's range is closed, when it is created
+//! or when the range shrinks, before anything is offered that happened later: what comes behind
+//! may leave out what its keys saw in the group that has them now, so neither an event nor a
+//! progress would be true of it. The range is published before what happens under it is fed, so the
+//! hub looks at its version before it offers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -23,6 +29,16 @@ type WatcherId = (SinkId, u64);
 struct Stream {
     sink: Arc<dyn WatchSink>,
     /// Highest key of a watch created on it.
+    newest: u64,
+    /// Progress that waits for a revision: the ask with the lowest, and the last one.
+    asked: Vec<Asked>,
+}
+
+/// See [`Hub::progress_at`].
+#[derive(Clone, Copy)]
+struct Asked {
+    revision: i64,
+    /// It is about watches with keys up to this.
     newest: u64,
 }
 
@@ -51,6 +67,10 @@ pub struct Hub {
     published: Arc<Published>,
     /// Newest revision fed.
     revision: i64,
+    /// Version of the range that all watches are inside of.
+    range_version: u64,
+    /// Client streams with progress that waits.
+    asking: BTreeSet<SinkId>,
     streams: BTreeMap<SinkId, Stream>,
     watchers: BTreeMap<WatcherId, Watcher>,
     /// Synced watchers by what they watch; many watch the same.
@@ -69,7 +89,9 @@ impl Hub {
         Hub {
             store,
             revision: published.revision(),
+            range_version: published.range_version(),
             published,
+            asking: BTreeSet::new(),
             streams: BTreeMap::new(),
             watchers: BTreeMap::new(),
             ranges: BTreeMap::new(),
@@ -82,12 +104,13 @@ impl Hub {
 
     /// Registers a client stream.
     pub fn open(&mut self, id: SinkId, sink: Arc<dyn WatchSink>) {
-        self.streams.insert(id, Stream { sink, newest: 0 });
+        self.streams.insert(id, Stream { sink, newest: 0, asked: Vec::new() });
     }
 
     /// Forgets a client stream and all its watches.
     pub fn close(&mut self, id: SinkId) {
         self.streams.remove(&id);
+        self.asking.remove(&id);
         let keys: Vec<_> = self.watchers.range((id, 0)..=(id, u64::MAX)).map(|(k, _)| *k).collect();
         for key in keys {
             self.remove(key);
@@ -95,13 +118,15 @@ impl Hub {
     }
 
     /// Adds a watch. It catches up at the next [`Hub::catch_up`] if it starts in the past. One that
-    /// the group's charter does not admit is closed: its router asks again, by a newer map.
+    /// the group's charter does not admit, or that is not inside its range, is closed: its router
+    /// asks again, by a newer map.
     pub fn create(&mut self, sink: SinkId, spec: WatchSpec) {
         self.flush();
         let id = (sink, spec.key);
         let charter = self.published.charter();
         let owner = charter::check_owner(&charter, spec.group, spec.tenant, spec.namespace);
-        if owner.and(charter::check_standing(charter.standing())).is_err() {
+        let inside = spec.range.is_within(&self.published.range());
+        if !inside || owner.and(charter::check_standing(charter.standing())).is_err() {
             return self.refuse(id);
         }
         if let Some(stream) = self.streams.get_mut(&sink) {
@@ -163,7 +188,8 @@ impl Hub {
         if happened.revision <= self.revision {
             return;
         }
-        assert_eq!(happened.revision, self.revision + 1, "the hub is fed every revision");
+        // Of a split tenant a group has only some revisions.
+        assert!(happened.after <= self.revision, "the hub is fed every revision of its group");
         self.revision = happened.revision;
         for change in &happened.events {
             self.feed_event(change, happened.revision);
@@ -216,6 +242,7 @@ impl Hub {
     /// Offers what was fed. The revision in the header is that of the last event.
     pub fn flush(&mut self) {
         self.pending_revisions = 0;
+        self.ranged();
         for (id, events) in std::mem::take(&mut self.pending) {
             let first = events.first().map_or(self.revision, revision_of);
             let last = events.last().map_or(self.revision, revision_of);
@@ -226,6 +253,23 @@ impl Hub {
             } else if let Some(watcher) = self.watchers.get_mut(&id) {
                 watcher.idle = false;
             }
+        }
+    }
+
+    /// Closes the watches that are not inside the group's range any more. What was fed for them comes
+    /// again where their keys are now.
+    pub fn ranged(&mut self) {
+        // Before the range: with the version came a range that is as new.
+        let version = self.published.range_version();
+        if std::mem::replace(&mut self.range_version, version) == version {
+            return;
+        }
+        let range = self.published.range();
+        let outside = self.watchers.iter().filter(|(_, it)| !it.spec.range.is_within(&range));
+        let outside: Vec<WatcherId> = outside.map(|(id, _)| *id).collect();
+        for id in outside {
+            self.remove(id);
+            self.refuse(id);
         }
     }
 
@@ -259,6 +303,52 @@ impl Hub {
         }
     }
 
+    /// Answers an ask for the whole stream's progress once the hub has reached `revision` and every
+    /// watch of it is synced that is there now.
+    pub fn progress_at(&mut self, sink: SinkId, revision: i64) {
+        self.flush();
+        let Some(stream) = self.streams.get_mut(&sink) else { return };
+        let asked = Asked { revision, newest: stream.newest };
+        match stream.asked.as_mut_slice() {
+            [lowest, last] => {
+                if last.revision < lowest.revision {
+                    *lowest = *last;
+                }
+                *last = asked;
+            }
+            _ => stream.asked.push(asked),
+        }
+        self.asking.insert(sink);
+        self.answer_asked(sink);
+    }
+
+    /// Answers what was asked for a revision that is reached. Everything fed must have been offered.
+    fn answer_asked(&mut self, sink: SinkId) {
+        let Some(stream) = self.streams.get_mut(&sink) else { return };
+        let synced = |newest| {
+            let mut watchers = self.watchers.range((sink, 0)..=(sink, newest));
+            watchers.all(|(_, watcher)| watcher.synced)
+        };
+        let reached = stream.asked.iter().filter(|asked| asked.revision <= self.revision);
+        let answered = reached.map(|asked| asked.newest).filter(|newest| synced(*newest)).max();
+        let Some(newest) = answered else { return };
+        let output = WatchOutput::Progress { revision: self.revision, newest };
+        // Without room it waits for the next turn.
+        if stream.sink.offer(output).is_ok() {
+            let revision = self.revision;
+            stream.asked.retain(|asked| asked.revision > revision || asked.newest > newest);
+        }
+        if stream.asked.is_empty() {
+            self.asking.remove(&sink);
+        }
+    }
+
+    fn answer_all_asked(&mut self) {
+        for sink in self.asking.iter().copied().collect::<Vec<_>>() {
+            self.answer_asked(sink);
+        }
+    }
+
     /// Answers an ask for one watch's progress, if it is synced and was idle.
     pub fn watch_progress(&mut self, sink: SinkId, key: u64) {
         self.flush();
@@ -279,6 +369,12 @@ impl Hub {
     /// on at once; those whose sinks are full wait for the next call.
     pub fn catch_up(&mut self, go_on: &mut dyn FnMut() -> bool) -> Result<bool, EngineError> {
         self.flush();
+        let more = self.catch_up_in_turn(go_on)?;
+        self.answer_all_asked();
+        Ok(more)
+    }
+
+    fn catch_up_in_turn(&mut self, go_on: &mut dyn FnMut() -> bool) -> Result<bool, EngineError> {
         let mut more = false;
         // What one watch of a sink finds no room for, the others would not either.
         let mut full = BTreeSet::new();
@@ -319,11 +415,13 @@ impl Hub {
         }
         let (from, to) = (watcher.next, self.revision);
         let spec = watcher.spec.clone();
-        let shelf = self.published.shelf();
-        if shelf == NO_SHELF {
+        let shelves = self.published.shelves();
+        let shelf = shelves.versions;
+        if self.published.versions() == NO_SHELF {
             return Ok(self.end(id, WatchOutput::Closed { key: id.1 }));
         }
-        let history = self.store.history(shelf, from, to, limits::WATCH_BATCH_REVISIONS)?;
+        let limit = limits::WATCH_BATCH_REVISIONS;
+        let (history, done) = self.store.history(&shelves, from, to, limit)?;
         let view = self.store.view(shelf, to);
         let floor = self.published.compacted();
         let mut events = Vec::new();
@@ -338,7 +436,7 @@ impl Hub {
                     let prev_kv = spec.prev_kv && *revision > floor;
                     match replay(&view, change, *revision, prev_kv) {
                         Ok(event) => events.push(WatchEvent::new(event)),
-                        Err(EngineError::Value(what)) if self.published.shelf() == shelf => {
+                        Err(EngineError::Value(what)) if self.published.versions() == shelf => {
                             tracing::error!(what, "a watch ends");
                             return Ok(self.end(id, WatchOutput::Closed { key: id.1 }));
                         }
@@ -349,7 +447,11 @@ impl Hub {
             }
         }
         // A snapshot may have replaced the rows meanwhile: read its own.
-        if self.published.shelf() != shelf {
+        if self.published.versions() != shelf {
+            return Ok(Slice::More);
+        }
+        // With another range its keys may have gone on elsewhere: it is closed first.
+        if self.published.range_version() != self.range_version {
             return Ok(Slice::More);
         }
         // Compaction may have taken rows away meanwhile: look after reading.
@@ -357,11 +459,6 @@ impl Hub {
         if from < compacted {
             return Ok(self.end(id, WatchOutput::Compacted { key: id.1, revision: compacted }));
         }
-        let done = if history.len() < limits::WATCH_BATCH_REVISIONS {
-            to
-        } else {
-            history.last_key_value().map_or(to, |(revision, _)| *revision)
-        };
         if !events.is_empty() {
             let output = WatchOutput::Events { key: id.1, revision: to, events };
             if sink.offer(output).is_err() {
@@ -417,6 +514,12 @@ impl Hub {
     /// Does any watcher still have to catch up?
     pub fn has_unsynced(&self) -> bool {
         !self.unsynced.is_empty()
+    }
+
+    /// Does an answer wait for room in a sink, or for a watcher that has to catch up?
+    pub fn owes_progress(&self) -> bool {
+        let due = |sink| self.streams.get(sink).into_iter().flat_map(|stream| &stream.asked);
+        self.asking.iter().flat_map(due).any(|asked| asked.revision <= self.revision)
     }
 
     /// Newest revision fed.

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use proto::cluster::group::{Batch, Command, command};
 use proto::etcd::PutRequest;
-use proto::group::{WatchControl, WatchOutput, WatchSink, WatchSpec};
+use proto::group::{WatchControl, WatchEvent, WatchOutput, WatchSink, WatchSpec};
+use proto::mvccpb::{Event, KeyValue};
 use proto::{GroupId, KeyRange, NamespaceId, TenantId};
 
 use super::feed::Feed;
@@ -20,9 +21,10 @@ use crate::engine::memory::MemoryEngine;
 use crate::extents::{Extents, ExtentsConfig, Named};
 use crate::group::large::Placed;
 use crate::machine::Machine;
-use crate::machine::effect::Effect;
+use crate::machine::effect::{ChangeEvent, Effect, RevisionEvents};
 use crate::machine::state::State;
 use crate::store::Store;
+use crate::store::layout::Shelf;
 
 /// Long enough for anything that is to happen.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -68,7 +70,8 @@ impl Replica {
             ..Default::default()
         };
         let commands = vec![Command { body: Some(command::Body::Put(put)) }];
-        let batch = Batch { format: 1, range_version: 1, commands };
+        let range_version = self.machine.state().range_version;
+        let batch = Batch { format: 1, range_version, commands };
         self.index += 1;
         let applied = self.machine.apply(self.index, 1, &batch, Placed::default());
         for effect in applied.unwrap().unwrap().effects {
@@ -78,9 +81,18 @@ impl Replica {
         }
     }
 
+    /// The keys from `end` on are another group's from now on.
+    fn shrink(&mut self, end: &str) {
+        let mut state = self.machine.state().clone();
+        state.end = Some(end.to_owned().into());
+        state.range_version += 1;
+        self.machine.restore(state).unwrap();
+    }
+
     fn watch(&self, sink: Arc<Sink>, start_revision: i64) -> Box<dyn WatchControl> {
         let control = self.feed.open(sink);
-        control.create(spec(1, start_revision));
+        let range = self.machine.published().range();
+        control.create(WatchSpec { range, ..spec(1, start_revision) });
         control
     }
 }
@@ -181,6 +193,35 @@ fn what_happens_is_told_in_order_and_the_past_comes_from_history() {
     (0..50).for_each(|_| replica.put("a"));
     assert_eq!(past.revisions(56), (3..=56).collect::<Vec<_>>());
     assert_eq!(now.revisions(56), (7..=56).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_group_that_was_split_off_tells_its_past_and_goes_on_with_gaps() {
+    let threads = threads(&store(), 1);
+    let mut parent = Replica::new(&threads, 1);
+    // Even revisions are the left side's.
+    ["a", "x"].iter().cycle().take(40).for_each(|key| parent.put(key));
+    let state = parent.machine.split_off(&"m".into(), 2, Shelf(2)).unwrap();
+    parent.put("b");
+    let child = Machine::open(GroupId(2), threads.store().clone(), state, 1000).unwrap();
+    let feed = Feed::start(&threads, child.published().clone());
+    let mut child = Replica { machine: child, feed, index: 0 };
+    let (past, left, now) = (Sink::new(1000), Sink::new(1000), Sink::new(1000));
+    let _past = child.watch(past.clone(), 6);
+    let _left = parent.watch(left.clone(), 6);
+    let _now = child.watch(now.clone(), 42);
+    child.put("y");
+    parent.put("b");
+    let odd = (7..=41).step_by(2);
+    assert_eq!(past.revisions(42), odd.chain([42]).collect::<Vec<_>>());
+    assert_eq!(left.revisions(43), (6..=40).step_by(2).chain([42, 43]).collect::<Vec<_>>());
+    assert_eq!(now.revisions(42), [42]);
+    // The revisions between are other groups'.
+    let kv = KeyValue { key: "z".into(), mod_revision: 60, ..Default::default() };
+    let event = Event { kv: Some(kv), ..Default::default() };
+    let event = ChangeEvent { event: WatchEvent::new(event), place: 0, previous: None };
+    child.feed.events(Arc::new(RevisionEvents { revision: 60, after: 42, events: vec![event] }));
+    assert_eq!((past.revisions(60), now.revisions(60)), (vec![60], vec![60]));
 }
 
 #[test]
@@ -375,4 +416,183 @@ fn history_is_given_in_slices_and_everybody_has_a_turn() {
         keys.push(key);
     }
     assert_eq!(keys, [1, 2, 3]);
+}
+
+/// A hub of one stream, whose sink has room for so much.
+fn hub(store: &Arc<Store>, replica: &Replica, depth: usize) -> (Hub, Arc<Sink>) {
+    let mut hub = Hub::new(store.clone(), replica.machine.published().clone());
+    let sink = Sink::new(depth);
+    hub.open(1, sink.clone());
+    (hub, sink)
+}
+
+/// A put of `key` at `revision`, the group's next one behind `after`.
+fn happened(key: &str, revision: i64, after: i64) -> RevisionEvents {
+    let key = key.to_owned().into();
+    let kv = KeyValue { key, mod_revision: revision, ..Default::default() };
+    let event = WatchEvent::new(Event { kv: Some(kv), ..Default::default() });
+    RevisionEvents {
+        revision,
+        after,
+        events: vec![ChangeEvent { event, place: 0, previous: None }],
+    }
+}
+
+fn over(key: u64, start: &str, end: &str) -> WatchSpec {
+    let range = KeyRange { start: start.to_owned().into(), end: Some(end.to_owned().into()) };
+    WatchSpec { range, ..spec(key, 2) }
+}
+
+impl Sink {
+    /// What came since the last look, in few words.
+    fn said(&self) -> Vec<String> {
+        let revision = |event: &Arc<WatchEvent>| event.kv.as_ref().unwrap().mod_revision;
+        let word = |output: WatchOutput| match output {
+            WatchOutput::Events { key, events, .. } => {
+                format!("{key}: {:?}", events.iter().map(revision).collect::<Vec<_>>())
+            }
+            WatchOutput::Progress { revision, newest } => format!("{revision} up to {newest}"),
+            WatchOutput::Closed { key } => format!("{key} closed"),
+            other => format!("{other:?}"),
+        };
+        self.outputs.lock().drain(..).map(word).collect()
+    }
+}
+
+#[test]
+fn revisions_of_other_groups_are_no_gap() {
+    let store = store();
+    let replica = Replica::new(&threads(&store, 1), 1);
+    let (mut hub, sink) = hub(&store, &replica, 10);
+    hub.create(1, spec(1, 2));
+    hub.feed(&happened("a", 7, 1));
+    hub.feed(&happened("a", 90, 7));
+    hub.flush();
+    assert_eq!(sink.said(), ["1: [7, 90]"]);
+    assert_eq!(hub.revision(), 90);
+}
+
+#[test]
+fn progress_that_waits_for_a_revision_comes_behind_its_events_and_once() {
+    let store = store();
+    let replica = Replica::new(&threads(&store, 1), 1);
+    let (mut hub, sink) = hub(&store, &replica, 10);
+    hub.create(1, spec(1, 2));
+    hub.progress_at(1, 7);
+    hub.feed(&happened("a", 5, 1));
+    hub.catch_up(&mut || true).unwrap();
+    assert_eq!(sink.said(), ["1: [5]"]);
+    assert!(!hub.owes_progress());
+    hub.feed(&happened("a", 8, 5));
+    hub.catch_up(&mut || true).unwrap();
+    assert_eq!(sink.said(), ["1: [8]", "8 up to 1"]);
+    hub.feed(&happened("a", 9, 8));
+    hub.catch_up(&mut || true).unwrap();
+    assert_eq!(sink.said(), ["1: [9]"]);
+    // What is reached already is told at once.
+    hub.progress_at(1, 9);
+    assert_eq!(sink.said(), ["9 up to 1"]);
+}
+
+#[test]
+fn of_progress_that_waits_the_lowest_and_the_last_are_kept() {
+    let store = store();
+    let replica = Replica::new(&threads(&store, 1), 1);
+    let (mut hub, sink) = hub(&store, &replica, 10);
+    hub.create(1, spec(1, 2));
+    [30, 40, 50, 20].into_iter().for_each(|revision| hub.progress_at(1, revision));
+    hub.create(1, spec(2, 100));
+    hub.progress_at(1, 60);
+    let mut told = Vec::new();
+    for (revision, after) in [(19, 1), (20, 19), (30, 20), (50, 30), (60, 50), (70, 60)] {
+        hub.feed(&happened("a", revision, after));
+        hub.catch_up(&mut || true).unwrap();
+        told.extend(sink.said().into_iter().filter(|word| word.contains("up to")));
+    }
+    assert_eq!(told, ["20 up to 1", "60 up to 2"]);
+}
+
+#[test]
+fn progress_waits_for_watches_that_catch_up_but_not_for_later_ones() {
+    let store = store();
+    let mut replica = Replica::new(&threads(&store, 1), 1);
+    (0..4).for_each(|_| replica.put("a"));
+    let (mut hub, sink) = hub(&store, &replica, 100);
+    hub.create(1, spec(1, 6));
+    hub.progress_at(1, 5);
+    assert_eq!(sink.said(), ["5 up to 1"]);
+    hub.create(1, spec(2, 2));
+    hub.progress_at(1, 4);
+    assert_eq!(sink.said(), [""; 0]);
+    hub.catch_up(&mut || true).unwrap();
+    assert_eq!(sink.said(), ["2: [2, 3, 4, 5]", "5 up to 2"]);
+    hub.progress_at(1, 9);
+    hub.create(1, spec(3, 2));
+    hub.feed(&happened("a", 9, 5));
+    // The third has not had its turn.
+    hub.flush();
+    hub.progress_at(1, 1);
+    assert_eq!(sink.said(), ["1: [9]", "2: [9]", "9 up to 2"]);
+}
+
+#[test]
+fn progress_waits_for_room() {
+    let store = store();
+    let replica = Replica::new(&threads(&store, 1), 1);
+    let (mut hub, sink) = hub(&store, &replica, 1);
+    hub.create(1, spec(1, 2));
+    hub.feed(&happened("a", 5, 1));
+    hub.progress_at(1, 5);
+    assert!(hub.owes_progress());
+    assert_eq!(sink.said(), ["1: [5]"]);
+    hub.catch_up(&mut || true).unwrap();
+    assert_eq!(sink.said(), ["5 up to 1"]);
+    assert!(!hub.owes_progress());
+}
+
+#[test]
+fn a_watch_that_is_not_inside_the_range_is_closed_at_once() {
+    let store = store();
+    let mut replica = Replica::new(&threads(&store, 1), 1);
+    replica.shrink("m");
+    let (mut hub, sink) = hub(&store, &replica, 10);
+    hub.create(1, over(1, "a", "m"));
+    hub.create(1, over(2, "a", "m\0"));
+    hub.create(1, spec(3, 2));
+    assert_eq!(sink.said(), ["2 closed", "3 closed"]);
+    hub.feed(&happened("a", 5, 1));
+    hub.flush();
+    assert_eq!(sink.said(), ["1: [5]"]);
+}
+
+#[test]
+fn a_range_that_shrinks_closes_what_is_outside_before_anything_later_is_offered() {
+    let store = store();
+    let mut replica = Replica::new(&threads(&store, 1), 1);
+    let (mut hub, sink) = hub(&store, &replica, 10);
+    hub.create(1, over(1, "a", "m"));
+    hub.create(1, spec(2, 2));
+    hub.feed(&happened("a", 5, 1));
+    hub.flush();
+    assert_eq!(sink.said(), ["1: [5]", "2: [5]"]);
+    hub.progress_at(1, 8);
+    // Fed, but not offered: it comes again where its key is now.
+    hub.feed(&happened("z", 6, 5));
+    replica.shrink("m");
+    // The other group has had 7.
+    hub.feed(&happened("a", 8, 6));
+    hub.catch_up(&mut || true).unwrap();
+    assert_eq!(sink.said(), ["2 closed", "1: [8]", "8 up to 2"]);
+}
+
+#[test]
+fn history_is_not_offered_for_keys_that_went() {
+    let store = store();
+    let mut replica = Replica::new(&threads(&store, 1), 1);
+    (0..3).for_each(|_| replica.put("a"));
+    let (mut hub, sink) = hub(&store, &replica, 10);
+    hub.create(1, spec(1, 2));
+    replica.shrink("m");
+    hub.catch_up(&mut || true).unwrap();
+    assert_eq!(sink.said(), ["1 closed"]);
 }

@@ -40,6 +40,7 @@ enum SceneName {
     Still,
     Moved,
     Service,
+    Split,
 }
 
 impl Cli {
@@ -54,6 +55,7 @@ impl Cli {
             Some(SceneName::Still) => Scene::Still,
             Some(SceneName::Moved) => Scene::Moved,
             Some(SceneName::Service) => Scene::Service,
+            Some(SceneName::Split) => Scene::Split,
         };
         Trial { scene, ..own }
     }

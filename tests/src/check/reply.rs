@@ -28,7 +28,8 @@ pub fn reply_header(reply: &Reply) -> Option<&ResponseHeader> {
         Reply::Describe(reply) => reply.header.as_ref(),
         Reply::Members(reply) => reply.header.as_ref(),
         Reply::MemberAdd(reply) => reply.header.as_ref(),
-        Reply::Refusal(_) => None,
+        Reply::Span(reply) => reply.header.as_ref(),
+        Reply::Ranges(_) | Reply::Refusal(_) => None,
     }
 }
 

@@ -135,6 +135,7 @@ impl Host {
             // Small, so that blocks are cut and go.
             block_keys: 2,
             large_bytes,
+            withhold: false,
             checkpoint: CheckpointPolicy {
                 commands,
                 age_ms: 4000,

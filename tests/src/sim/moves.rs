@@ -100,6 +100,8 @@ impl Moves {
             leader: 0,
             priority: Priority::User,
             why: "move".to_owned(),
+            cuts: Vec::new(),
+            given_up_ms: 0,
             state: OperatorState::Running,
             begun_ms: 1,
             ended_ms: 0,

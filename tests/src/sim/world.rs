@@ -19,11 +19,12 @@ use shard::access;
 use shard::engine::Engine as _;
 use shard::group::Shared;
 use shard::log::Record;
-use shard::node::{Answer, Input, Output, Persist};
+use shard::node::{Answer, Input, Output, Persist, Reading};
 use shard::store::checkpoint::NodeRow;
 use shard::store::layout;
 
 mod service;
+mod splits;
 
 use super::client::Client;
 use super::fault::Fault;
@@ -80,6 +81,8 @@ pub enum Scene {
     Moved,
     /// Several tenants that come, move and go, by a ledger in the system group.
     Service,
+    /// One tenant that is split over more and more groups.
+    Split,
 }
 
 impl Scene {
@@ -151,6 +154,7 @@ enum Event {
     Watchers,
     Operator,
     Placement,
+    Split,
     Read { host: usize, life: u64, client: usize, op: OpId, shared: Arc<Shared> },
     Service(service::Event),
 }
@@ -161,7 +165,7 @@ enum Waiting {
     Client {
         client: usize,
         op: OpId,
-        request: Request,
+        request: GroupRequest,
         /// The replica as the asker found it.
         shared: Option<Arc<Shared>>,
     },
@@ -175,6 +179,18 @@ enum Waiting {
     Step,
     /// Somebody of the service.
     Service(service::Asked),
+    /// Placement, which asked for a split.
+    Split { group: GroupId },
+    /// A client's router, which asked home where the revisions stand.
+    Span { client: usize, op: OpId, number: u64 },
+    /// A client's router, which asked for a part of a list.
+    Part {
+        client: usize,
+        op: OpId,
+        number: u64,
+        request: GroupRequest,
+        shared: Option<Arc<Shared>>,
+    },
 }
 
 /// A tenant, as its clients see it: one group, one history.
@@ -223,6 +239,7 @@ struct World {
     watchers: Vec<Watcher>,
     moves: Moves,
     service: Option<service::Service>,
+    splits: Option<splits::Splits>,
     faults: u64,
     ops: u64,
     trace: u64,
@@ -288,6 +305,12 @@ pub fn run_trial(seed: u64, tell: bool, trial: &Trial) -> Outcome {
         weather.hosts = FOUNDERS;
         weather.grows = false;
     }
+    if scene == Scene::Split {
+        weather.grows = false;
+        weather.forgetful = None;
+        weather.ordered = true;
+        weather.keys = 8;
+    }
     let movable = weather.hosts == 3 && !weather.grows;
     weather.moves = scene == Scene::Moved && movable && placer.permille(500);
     let mut hosts: Vec<Host> = (0..weather.hosts).map(Host::new).collect();
@@ -318,6 +341,7 @@ pub fn run_trial(seed: u64, tell: bool, trial: &Trial) -> Outcome {
         watchers: Vec::new(),
         moves: Moves::new(weather.hosts as u64),
         service,
+        splits: (scene == Scene::Split).then(|| splits::Splits::new(seed)),
         faults: 0,
         ops: 0,
         trace: 0,
@@ -382,10 +406,14 @@ impl World {
             let at = self.now + self.random.below(500);
             self.schedule(at, Event::Ask { client });
         }
-        for number in 0..4 {
-            self.add_watcher(0, number);
+        if self.splits.is_some() {
+            self.schedule(500, Event::Split);
+        } else {
+            for number in 0..4 {
+                self.add_watcher(0, number);
+            }
+            self.schedule(50, Event::Watchers);
         }
-        self.schedule(50, Event::Watchers);
         if self.weather.grows {
             let at = self.spice.between(500, 8000);
             self.schedule(at, Event::Operator);
@@ -500,6 +528,7 @@ impl World {
                 let at = self.now + self.placer.between(50, 600);
                 self.schedule(at, Event::Placement);
             }
+            Event::Split => self.tend_splits(),
             Event::Read { host, life, client, op, shared } => {
                 self.read_late(host, life, client, op, &shared);
             }
@@ -649,6 +678,7 @@ impl World {
         }
         let at = self.now + self.random.below(TICK_MS);
         self.schedule(at, Event::Tick { host, life });
+        self.tell_whereabouts(host);
         self.round(host);
     }
 
@@ -712,6 +742,9 @@ impl World {
     /// What a replica has applied is committed, also if it dies before it tells anybody.
     fn committed(&mut self, host: usize, output: &Output) {
         let Output::Events { group, events } = output else { return };
+        if let Some(splits) = &mut self.splits {
+            return splits.committed(self.now, events);
+        }
         let told: Vec<_> = events.events.iter().map(|e| mvccpb::Event::clone(&e.event)).collect();
         if let Some(tenant) = self.tenants.iter_mut().find(|tenant| tenant.group == *group) {
             tenant.history.committed(self.hosts[host].id, self.now, events.revision, &told);
@@ -755,6 +788,11 @@ impl World {
                     process.hubs.get_mut(&group).into_iter().for_each(|hub| hub.behind(revision));
                 }
                 self.note(&format!("n{from} restored from a snapshot"));
+            }
+            Output::Ranged { group, .. } => {
+                let process = self.hosts[host].process.as_mut();
+                let hub = process.and_then(|process| process.hubs.get_mut(&group));
+                hub.into_iter().for_each(|hub| hub.ranged());
             }
             Output::Checkpoint(checkpoint) => {
                 let life = self.hosts[host].life;
@@ -979,6 +1017,7 @@ impl World {
         }
         let (random, spice) = (&mut self.random, &mut self.spice);
         let request = self.clients[client].next(random, spice, self.weather.keys);
+        let request = self.adapt(request);
         let connection = self.clients[client].connection;
         let tenant = self.clients[client].tenant;
         let op = self.tenants[tenant].history.call(connection, self.now, request);
@@ -992,23 +1031,34 @@ impl World {
         let host = self.clients[client].host;
         let floor = self.clients[client].floor;
         let tenant = &self.tenants[self.clients[client].tenant];
-        let (group, request) = (tenant.group, tenant.history.op(op).request.clone());
+        let body = tenant.history.op(op).request.clone();
+        let route = match &self.splits {
+            Some(splits) => splits.route(body),
+            None => splits::Route::One(tenant.request(body)),
+        };
         let Some(process) = &self.hosts[host].process else {
             return self.try_elsewhere(client, op, None);
         };
-        let unasked =
-            self.fault == Some(Fault::UnaskedRead) && matches!(request, Request::Range(_));
-        if (unasked || access::is_serializable(&request))
+        let request = match route {
+            splits::Route::One(request) => request,
+            splits::Route::Over(range) => return self.begin_gather(client, op, host, range),
+        };
+        let Some(body) = request.body.clone() else { return };
+        let group = GroupId(request.group);
+        let unasked = self.fault == Some(Fault::UnaskedRead) && matches!(body, Request::Range(_));
+        if (unasked || access::is_serializable(&body))
             && self.hosts[host].paused_until <= self.now
             && let Some(shared) = process.node.shared(group)
             && shared.published.revision() >= floor
         {
-            let answer = access::read(process.node.store(), &shared, &request);
+            let (version, newest) = (request.range_version, Reading::Newest);
+            let answer = access::read(process.node.store(), &shared, &body, version, newest);
             return self.heard(client, op, answer);
         }
-        let (asked, shared) = (tenant.request(request.clone()), process.node.shared(group));
-        self.note(&format!("c{client} asks n{}: {op}", host + 1));
-        self.request(host, Waiting::Client { client, op, request, shared }, asked);
+        let shared = process.node.shared(group);
+        self.note(&format!("c{client} asks n{} for {group:?}: {op}", host + 1));
+        let waiting = Waiting::Client { client, op, request: request.clone(), shared };
+        self.request(host, waiting, request);
     }
 
     /// The same of the group that the world began with.
@@ -1032,27 +1082,43 @@ impl World {
         answer: Result<Answer, GroupError>,
     ) {
         let Some(waiting) = self.tickets.remove(&(host, life, ticket)) else { return };
-        let read = |world: &World, shared: &Shared, request: &Request| {
+        let read = |world: &World, shared: &Shared, request: &GroupRequest, reading: Reading| {
             let process = world.hosts[host].process.as_ref().expect("it has just answered");
-            access::read(process.node.store(), shared, request)
+            let body = request.body.as_ref().expect("it was asked for something");
+            access::read(process.node.store(), shared, body, request.range_version, reading)
         };
         match waiting {
             Waiting::Client { client, op, request, shared } => {
                 let answer = match (answer, shared) {
                     (Ok(Answer::Reply(reply)), _) => Ok(reply),
-                    (Ok(Answer::Readable), Some(shared)) => {
+                    (Ok(Answer::Readable(reading)), Some(shared)) => {
                         if let Some(late_ms) = self.reads_late() {
                             let event = Event::Read { host, life, client, op, shared };
                             return self.schedule(self.now + late_ms, event);
                         }
-                        read(self, &shared, &request)
+                        read(self, &shared, &request, reading)
                     }
-                    (Ok(Answer::Readable), None) => unreachable!("a replica answered"),
+                    (Ok(Answer::Readable(_)), None) => unreachable!("a replica answered"),
                     (Err(error), _) => Err(error),
                 };
+                if let Err(GroupError { leader_node: Some(leader), .. }) = &answer {
+                    self.led(GroupId(request.group), *leader);
+                }
                 if self.busy[client] == Some(op) {
                     self.heard(client, op, answer);
                 }
+            }
+            Waiting::Split { group } => self.split_heard(group, answer),
+            Waiting::Span { client, op, number } => match answer {
+                Ok(Answer::Reply(Reply::Span(span))) => self.gather((client, op), number, span),
+                Ok(_) => unreachable!("a span is told or refused"),
+                Err(error) => {
+                    let hint = error.leader_node.and_then(|node| self.host_of(node));
+                    self.lose_gather((client, op), number, hint);
+                }
+            },
+            Waiting::Part { client, op, number, request, shared } => {
+                self.part(host, (client, op), number, &request, answer, shared);
             }
             Waiting::Operator => match answer {
                 Ok(Answer::Reply(Reply::Members(list))) => self.operate(&list.members),
@@ -1086,7 +1152,7 @@ impl World {
         let process = self.hosts[host].process.as_ref().filter(|_| is_here);
         let Some(process) = process else { return };
         let request = &self.tenants[self.clients[client].tenant].history.op(op).request;
-        let answer = access::read(process.node.store(), shared, request);
+        let answer = access::read(process.node.store(), shared, request, 1, Reading::Newest);
         self.heard(client, op, answer);
     }
 
@@ -1126,7 +1192,9 @@ impl World {
         {
             let state = &mut self.clients[client];
             state.floor = state.floor.max(header.revision);
-            if self.random.permille(400) {
+            // A revision at which nothing happened has no number of its own later on.
+            let is_written = self.splits.is_none() || matches!(reply, Reply::Put(_));
+            if self.random.permille(400) && is_written {
                 self.clients[client].known = header.revision;
             }
         }
@@ -1288,6 +1356,7 @@ impl World {
                 }
             }
             self.compare_replicas(&mut violations);
+            let bounds = |bounds| self.lease_bounds(bounds);
             let settled = self.watchers.iter().all(|watcher| watcher.over || watcher.at.is_some());
             self.judge_service(&mut violations);
             if !settled {
@@ -1298,17 +1367,18 @@ impl World {
             }
             let election = ELECTION_TICKS as u64 * TICK_MS;
             let settings = check::Settings {
-                leases: leases::Bounds {
+                leases: bounds(leases::Bounds {
                     second: 1000,
                     // Clock jumps and what passes between the answer and its arrival.
                     early: 1500,
                     late: 4 * election,
                     healthy_since: Some(FAULTS_MS + 6 * election),
                     ended: self.now,
-                },
+                }),
                 settled,
                 linear: Some(linear::Limits { steps: 50_000, ..Default::default() }),
             };
+            self.judge_splits(&mut violations);
             for tenant in &self.tenants {
                 let settings = self.settings_for(tenant, settings);
                 let report = check::run(&tenant.history, &settings);
@@ -1345,7 +1415,8 @@ impl World {
                 let state = group.machine().state();
                 let shared = group.shared();
                 let ask = Request::HashKv(HashKvRequest { revision: 0 });
-                let hash = match access::read(process.node.store(), shared, &ask) {
+                let (store, version) = (process.node.store(), state.range_version);
+                let hash = match access::read(store, shared, &ask, version, Reading::Newest) {
                     Ok(Reply::HashKv(reply)) => reply.hash,
                     _ => 0,
                 };

@@ -13,22 +13,22 @@ use proto::mvccpb::{Event, KeyValue};
 use crate::check::history::{Heard, History, Outcome};
 
 /// The revisions that something happened at.
-pub(super) struct Names(Vec<i64>);
+pub(crate) struct Names(Vec<i64>);
 
 impl Names {
     /// For these revisions.
-    pub(super) fn new(used: &BTreeSet<i64>) -> Names {
+    pub(crate) fn new(used: &BTreeSet<i64>) -> Names {
         Names(used.iter().copied().collect())
     }
 
     /// Revisions that were skipped.
-    pub(super) fn holes(&self) -> u64 {
+    pub(crate) fn holes(&self) -> u64 {
         let last = self.0.last().copied().unwrap_or(1);
         (last - 1 - self.0.len() as i64).max(0) as u64
     }
 
     /// The new number: an empty store stands at 1.
-    pub(super) fn of(&self, revision: i64) -> i64 {
+    pub(crate) fn of(&self, revision: i64) -> i64 {
         match revision {
             ..=1 => revision,
             revision => 1 + self.0.partition_point(|used| *used <= revision) as i64,
@@ -51,13 +51,15 @@ impl Names {
     }
 
     /// An event.
-    pub(super) fn event(&self, event: &mut Event) {
+    pub(crate) fn event(&self, event: &mut Event) {
         event.kv.iter_mut().chain(&mut event.prev_kv).for_each(|kv| self.kv(kv));
     }
 
     fn request(&self, request: &mut Request) {
-        if let Request::Txn(txn) = request {
-            self.txn(txn);
+        match request {
+            Request::Txn(txn) => self.txn(txn),
+            Request::Range(range) => self.set(&mut range.revision),
+            _ => {}
         }
     }
 
@@ -97,6 +99,8 @@ impl Names {
             }
             Reply::LeaseGrant(r) => self.header(&mut r.header),
             Reply::LeaseRevoke(r) => self.header(&mut r.header),
+            Reply::LeaseKeepAlive(r) => self.header(&mut r.header),
+            Reply::LeaseTimeToLive(r) => self.header(&mut r.header),
             other => unreachable!("nobody asks for {other:?} here"),
         }
     }
@@ -120,7 +124,7 @@ impl Names {
     }
 
     /// Numbers what clients asked and heard anew.
-    pub(super) fn rename(&self, history: &mut History) {
+    pub(crate) fn rename(&self, history: &mut History) {
         for op in &mut history.operations {
             self.request(&mut op.request);
             if let Outcome::Done(reply) = &mut op.outcome {

@@ -17,7 +17,6 @@ use proto::{Error, GroupId, KeyRange};
 use shard::split::entry::{Entry, Kept, Merge, note_place};
 use shard::split::evaluate::Rows;
 use shard::split::faults::{Fault, Faults};
-use shard::split::footprint::common;
 use shard::split::participant::{self, Participant, RangeChange, Ticket, Written};
 use shard::split::sequencer::{self, Marks, Sequencer};
 use shard::split::stream::{Place, StreamId};
@@ -1024,7 +1023,7 @@ impl World {
                     self.leader(at).tail.push(Proposed { logged, by: Some((at, tag)) });
                 }
                 participant::Do::Answer { ticket, answer } => self.answer(ticket, answer),
-                participant::Do::Readable { ticket, revision } => {
+                participant::Do::Readable { ticket, revision, .. } => {
                     self.answer_read(ticket, revision, at);
                 }
                 participant::Do::Elsewhere { ticket } => {
@@ -1212,7 +1211,7 @@ impl World {
             for (group, has) in &one.map {
                 let known = &self.groups[self.place(*group)];
                 let committed = known.log.len();
-                let part = common(&keys, &has.range);
+                let part = keys.common(&has.range);
                 let lag =
                     if self.calm { 0 } else { [0, 0, 1, 2, 5][self.random.below(5) as usize] };
                 let behind = lag.min(committed);
@@ -1220,7 +1219,7 @@ impl World {
                 let applied = *applied;
                 // A replica that has not absorbed its neighbour yet has nothing of it.
                 let inside = |part: &KeyRange| {
-                    let common = common(part, &place.range);
+                    let common = part.common(&place.range);
                     common.as_ref() == Some(part) || place.version >= has.version
                 };
                 let least = one.last.get(group).copied().unwrap_or(0);
@@ -1299,6 +1298,7 @@ impl World {
                     self.leader(at).taken.retain(|taken| *taken != ticket);
                     self.end(ticket, Ended::Refused(Error::LeaderChanged));
                 }
+                sequencer::Do::Compacted { .. } => unreachable!("nobody compacts"),
                 sequencer::Do::Marks(marks) => self.leader(at).marks.push(marks),
                 sequencer::Do::StepDown => return self.die(at),
             }
@@ -1455,7 +1455,7 @@ impl World {
                 let success = vec![op(Op::RequestDeleteRange(delete))];
                 sequencer.transact(ticket, TxnRequest { success, ..none() });
             }
-            Request::LeaseGrant(grant) => sequencer.grant(ticket, grant.id),
+            Request::LeaseGrant(grant) => sequencer.grant(ticket, grant.id, grant.ttl),
             Request::LeaseRevoke(revoke) => sequencer.revoke(ticket, revoke.id),
             other => unreachable!("nobody asks home for {other:?}"),
         }
@@ -1606,8 +1606,8 @@ impl World {
             // What a log says of itself holds for the range that the group has there: one that was
             // split says nothing of the keys that went, as long as the map does not know.
             let has = watch.map.get(&id).map(|has| &has.range);
-            let speaks = has.is_some_and(|has| common(has, &place.range).as_ref() == Some(has))
-                || watch.retired.contains(&id);
+            let speaks =
+                has.is_some_and(|has| has.is_within(&place.range)) || watch.retired.contains(&id);
             let mark = watch.mark.entry(id).or_insert(1);
             *mark = (*mark).max(if speaks { *applied } else { 1 });
             *mark = (*mark).max(if caught_up { watch.revision } else { 1 });

@@ -1,7 +1,7 @@
 //! The watches of one stream: ids, order, what was delivered. Pure: no clock, no channel.
 //!
-//! Requests come in and wait in one queue; outputs of the hub come in; responses go out as
-//! bytes. Each watch is known to the client by its *id*, to the hub by its *key*, which is
+//! Requests come in and wait in one queue; outputs from upstream come in; responses go out as
+//! bytes. Each watch is known to the client by its *id*, upstream by its *key*, which is
 //! never used twice on a stream, so that late outputs of a cancelled watch find nobody.
 //!
 //! Invariants:
@@ -22,11 +22,10 @@ use proto::{
         ResponseHeader, WatchCreateRequest, WatchResponse, watch_create_request::FilterType,
         watch_request::RequestUnion,
     },
-    group::{Identity, WatchEvent, WatchOutput, WatchSpec},
-    map::Target,
+    group::{Identity, WatchEvent, WatchOutput},
 };
 
-use super::encoding;
+use super::{encoding, merge::Wish};
 
 /// The id in responses that concern no watch or all.
 const NO_WATCH: i64 = -1;
@@ -51,20 +50,6 @@ struct Watcher {
 // === impl Watcher ===
 
 impl Watcher {
-    fn spec(&self, key: u64, target: Target) -> WatchSpec {
-        WatchSpec {
-            tenant: target.tenant,
-            namespace: target.namespace,
-            group: target.group,
-            key,
-            range: self.range.clone(),
-            start_revision: self.next.max(1),
-            prev_kv: self.prev_kv,
-            no_put: self.no_put,
-            no_delete: self.no_delete,
-        }
-    }
-
     /// Has had everything up to `revision`.
     fn had(&mut self, revision: i64) {
         self.next = self.next.max(revision.saturating_add(1));
@@ -102,9 +87,6 @@ pub(super) struct Watchers {
 // === impl Watchers ===
 
 impl Watchers {
-    /// Stands for every key.
-    pub(super) const ANY: u64 = 0;
-
     pub(super) fn new(identity: Identity, fragment_bytes: usize) -> Watchers {
         Watchers {
             identity,
@@ -115,7 +97,7 @@ impl Watchers {
             watchers: BTreeMap::new(),
             keys: HashMap::new(),
             next_id: 0,
-            next_key: Self::ANY + 1,
+            next_key: 1,
             raft_term: 0,
             progress: 0,
             shown: 0,
@@ -225,7 +207,7 @@ impl Watchers {
         Some(key)
     }
 
-    // --- outputs of the hub
+    // --- outputs from upstream
 
     pub(super) fn output(&mut self, output: WatchOutput) {
         match output {
@@ -233,7 +215,7 @@ impl Watchers {
             WatchOutput::Progress { revision, newest } => self.stream_progress(revision, newest),
             WatchOutput::WatchProgress { key, revision } => self.watch_progress(key, revision),
             WatchOutput::Compacted { key, revision } => self.compacted(key, revision),
-            // The loop sees to it.
+            // Whoever has the hub sees to it.
             WatchOutput::Closed { .. } => {}
         }
     }
@@ -266,6 +248,22 @@ impl Watchers {
         self.respond(revision, WatchResponse { watch_id: NO_WATCH, ..Default::default() });
     }
 
+    /// Every watch has had everything up to `revision`. While one goes on ahead of that, what is told
+    /// of the whole stream would take it back; the others are told one by one.
+    pub(super) fn all_have(&mut self, revision: i64) {
+        let ahead = |watcher: &Watcher| revision + 1 < watcher.next;
+        let goes_back = revision < self.progress || self.watchers.values().any(ahead);
+        let starts_later = self.watchers.values().any(|watcher| revision < watcher.start);
+        if !goes_back {
+            return self.stream_progress(revision, u64::MAX);
+        }
+        if !starts_later && self.keys.len() == self.watchers.len() {
+            for key in self.watchers.keys().copied().collect::<Vec<_>>() {
+                self.watch_progress(key, revision);
+            }
+        }
+    }
+
     fn watch_progress(&mut self, key: u64, revision: i64) {
         let Some(watcher) = self.watchers.get_mut(&key) else { return };
         if revision < watcher.start || revision + 1 < watcher.next {
@@ -289,34 +287,23 @@ impl Watchers {
         self.respond(0, response);
     }
 
-    // --- for the hub
+    // --- for upstream
 
-    /// How the hub is to be told of a watch.
-    pub(super) fn spec(&self, key: u64, target: Target) -> Option<WatchSpec> {
-        Some(self.watchers.get(&key)?.spec(key, target))
-    }
-
-    /// Gives all watches new keys and says how to create them anew.
-    pub(super) fn renew(&mut self, target: Target) -> Vec<WatchSpec> {
-        let old = std::mem::take(&mut self.watchers);
-        let mut specs = Vec::with_capacity(old.len());
-        for watcher in old.into_values() {
-            let key = self.next_key;
-            self.next_key += 1;
-            specs.push(watcher.spec(key, target));
-            self.keys.insert(watcher.id, key);
-            self.watchers.insert(key, watcher);
-        }
-        specs
+    /// What a watch is to be told.
+    pub(super) fn wish(&self, key: u64) -> Option<Wish> {
+        let watcher = self.watchers.get(&key)?;
+        Some(Wish {
+            range: watcher.range.clone(),
+            start_revision: watcher.next.max(1),
+            prev_kv: watcher.prev_kv,
+            no_put: watcher.no_put,
+            no_delete: watcher.no_delete,
+        })
     }
 
     /// Keys of the watches that want periodic progress.
     pub(super) fn notified(&self) -> impl Iterator<Item = u64> {
         self.watchers.iter().filter(|(_, watcher)| watcher.progress_notify).map(|(key, _)| *key)
-    }
-
-    pub(super) fn knows(&self, key: u64) -> bool {
-        self.watchers.contains_key(&key)
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -373,15 +360,7 @@ mod tests {
     use super::*;
     use prost::Message;
     use proto::etcd::WatchCancelRequest;
-    use proto::id;
     use proto::mvccpb::{Event, KeyValue};
-
-    const TARGET: Target = Target {
-        tenant: id::DEFAULT_TENANT,
-        namespace: id::DEFAULT_NAMESPACE,
-        group: id::DEFAULT_GROUP,
-        range_version: 1,
-    };
 
     fn at(revision: i64) -> Watchers {
         let mut watchers = Watchers::new(Identity { cluster_id: 1, member_id: 2 }, 1 << 20);
@@ -423,7 +402,7 @@ mod tests {
     fn a_watch_from_now_starts_behind_its_created_header() {
         let mut watchers = at(41);
         let key = watchers.create(create("a")).unwrap();
-        assert_eq!(watchers.spec(key, TARGET).unwrap().start_revision, 42);
+        assert_eq!(watchers.wish(key).unwrap().start_revision, 42);
         let response = responses(&mut watchers).remove(0);
         assert!(response.created && !response.canceled);
         assert_eq!((revision(&response), response.watch_id), (41, 0));
@@ -476,7 +455,7 @@ mod tests {
         let mut watchers = at(9);
         let all = WatchCreateRequest { range_end: Bytes::from_static(&[0]), ..create("") };
         let key = watchers.create(all).unwrap();
-        let range = watchers.spec(key, TARGET).unwrap().range;
+        let range = watchers.wish(key).unwrap().range;
         assert_eq!((range.start.as_ref(), range.end), (&[0][..], None));
     }
 
@@ -501,21 +480,6 @@ mod tests {
         // The third came after the answer was asked for: it needs another.
         assert!(watchers.next_ready().is_none());
         assert!(watchers.begin_linearize());
-    }
-
-    #[test]
-    fn events_move_the_point_from_which_a_watch_is_renewed() {
-        let mut watchers = at(9);
-        let key = watchers.create(create("a")).unwrap();
-        watchers.output(events(key, 12));
-        let renewed = watchers.renew(TARGET);
-        assert_eq!(renewed[0].start_revision, 13);
-        assert_ne!(renewed[0].key, key);
-        watchers.take_responses();
-        watchers.output(events(key, 13));
-        assert!(responses(&mut watchers).is_empty(), "the old key finds nobody");
-        watchers.output(events(renewed[0].key, 13));
-        assert_eq!(responses(&mut watchers)[0].watch_id, 0);
     }
 
     #[test]
@@ -547,6 +511,28 @@ mod tests {
         assert!(responses(&mut watchers).is_empty(), "the second has not had its history");
         watchers.output(WatchOutput::Progress { revision: 9, newest: second.unwrap() });
         assert_eq!(responses(&mut watchers).len(), 1);
+    }
+
+    #[test]
+    fn progress_that_would_take_one_watch_back_is_told_to_the_others() {
+        let mut watchers = at(9);
+        let busy = watchers.create(create("a")).unwrap();
+        watchers.create(create("b")).unwrap();
+        watchers.take_responses();
+        watchers.output(events(busy, 15));
+        watchers.all_have(12);
+        watchers.all_have(16);
+        // The stream has heard more.
+        watchers.all_have(15);
+        let seen: Vec<_> =
+            responses(&mut watchers).iter().map(|r| (r.watch_id, revision(r))).collect();
+        assert_eq!(seen, [(0, 15), (1, 12), (-1, 16)]);
+        let later = WatchCreateRequest { start_revision: 30, ..create("c") };
+        watchers.create(later).unwrap();
+        watchers.take_responses();
+        watchers.output(events(busy, 21));
+        watchers.all_have(20);
+        assert!(responses(&mut watchers).len() == 1, "one starts later");
     }
 
     #[test]

@@ -32,7 +32,8 @@ use proto::etcd::RangeRequest;
 use proto::group::{GroupError, Reply, Request, request_to};
 use proto::{GroupId, NodeId, id};
 use shard::access;
-use shard::node::{Answer, Birth, Input};
+use shard::log::ReplicaKey;
+use shard::node::{Answer, Birth, Input, Reading};
 use shard::store::layout::{self, Shelf};
 
 use super::{Answered, FAULTS_MS, FOUNDERS, Tenant, Waiting, World};
@@ -48,6 +49,7 @@ const TENANTS_MAX: usize = 4;
 const DAYS: u64 = 20_000;
 
 /// What happens in the service.
+#[allow(clippy::large_enum_variant, reason = "few of them are under way")]
 pub(super) enum Event {
     /// The steward of a host looks.
     Steward { host: usize },
@@ -362,10 +364,10 @@ impl World {
         let group = GroupId(asked.request.group);
         let answer = match (answer, &asked.purpose) {
             (Ok(Answer::Reply(reply)), _) => Ok(reply),
-            (Ok(Answer::Readable), Purpose::Ledger { op, .. } | Purpose::Change { op }) => {
+            (Ok(Answer::Readable(_)), Purpose::Ledger { op, .. } | Purpose::Change { op }) => {
                 self.read_system(host, *op)
             }
-            (Ok(Answer::Readable), _) => unreachable!("only the ledger is read"),
+            (Ok(Answer::Readable(_)), _) => unreachable!("only the ledger is read"),
             (Err(error), _) => Err(error),
         };
         if let Err(error) = &answer {
@@ -408,7 +410,8 @@ impl World {
         let shared = process.node.shared(id::SYSTEM_GROUP);
         let gone = GroupError::not_done(proto::Error::NoLeader, None);
         let shared = shared.ok_or(gone)?;
-        access::read(process.node.store(), &shared, &self.tenants[1].history.op(op).request)
+        let request = &self.tenants[1].history.op(op).request;
+        access::read(process.node.store(), &shared, request, 1, Reading::Newest)
     }
 
     fn end_system(&mut self, op: OpId, answer: Result<Reply, GroupError>) {
@@ -638,7 +641,7 @@ impl World {
             70..=79 => {
                 let running = |o: &&Operator| o.state == OperatorState::Running;
                 let Some(operator) = ledger.operators.values().find(running) else { return };
-                operators::cancel(ledger, operator.id)
+                operators::cancel(ledger, operator.id, now_ms)
             }
             80..=92 => tenants::delete(ledger, tenant, now_ms),
             _ => tenants::undelete(ledger, tenant),
@@ -661,7 +664,7 @@ impl World {
             let targets = |o: &&&Operator| o.target.contains(&node) && !votes_there(o.group);
             let planned = match operators::running(ledger).iter().find(targets) {
                 // It waits for ever for one that is no more.
-                Some(operator) => operators::cancel(ledger, operator.id),
+                Some(operator) => operators::cancel(ledger, operator.id, self.now * DAYS),
                 None if place.state == NodeState::Draining => nodes::remove(ledger, &place.name),
                 None => nodes::set_state(ledger, &place.name, NodeState::Draining),
             };
@@ -792,7 +795,22 @@ impl World {
         if !service.lost.is_empty() {
             return;
         }
-        for operator in operators::running(ledger) {
+        // A learner that is out of service never catches up. Repairs would replace it, by what nodes say
+        // of themselves; they are not at work here.
+        let waits = |operator: &&Operator| {
+            let known = ledger.groups.get(&operator.group);
+            let mut learners = known.into_iter().flat_map(|g| &g.replicas).filter(|r| r.learner);
+            learners.any(|learner| {
+                let of = |host: &&Host| host.id == learner.node;
+                self.hosts.iter().find(of).is_some_and(|host| {
+                    let is_it = |key: &ReplicaKey| {
+                        (key.group, key.replica) == (operator.group, learner.replica)
+                    };
+                    host.shut.iter().any(is_it)
+                })
+            })
+        };
+        for operator in operators::running(ledger).into_iter().filter(|operator| !waits(operator)) {
             violations.push(format!("an operator has not come to its end: {operator:?}"));
         }
         for host in self.hosts.iter().filter(|host| !host.removed) {
@@ -802,12 +820,14 @@ impl World {
                 wanted.into_iter().map(|wanted| (wanted.group, wanted.replica)).collect();
             let mut has: BTreeMap<GroupId, u64> = BTreeMap::new();
             let mut shelves: BTreeMap<u64, GroupId> = BTreeMap::new();
+            let mut used: BTreeSet<u64> = BTreeSet::new();
             for (id, group) in process.node.groups() {
                 has.insert(*id, group.shared().replica());
                 let shelf = group.machine().shelf().0;
                 if let Some(other) = shelves.insert(shelf, *id) {
                     violations.push(format!("n{}: {id:?} and {other:?} share a shelf", host.id));
                 }
+                used.extend(group.machine().shelves().all().map(|shelf| shelf.0));
             }
             let shut = host.shut.iter().map(|key| (GroupId(key.group), key.replica));
             let shut: BTreeMap<GroupId, u64> =
@@ -817,18 +837,13 @@ impl World {
                 violations.push(format!("n{} has {has:?}, the ledger wants {wanted:?}", host.id));
             }
             if shut.is_empty() {
-                self.find_leftovers(host, &shelves, violations);
+                self.find_leftovers(host, &used, violations);
             }
         }
     }
 
     /// Rows of the engine that belong to no replica of the host.
-    fn find_leftovers(
-        &self,
-        host: &Host,
-        shelves: &BTreeMap<u64, GroupId>,
-        violations: &mut Vec<String>,
-    ) {
+    fn find_leftovers(&self, host: &Host, used: &BTreeSet<u64>, violations: &mut Vec<String>) {
         use shard::engine::Engine as _;
         for kind in layout::SHELF_KINDS {
             let (from, _) = layout::shelf_bounds(kind, Shelf(0));
@@ -836,7 +851,7 @@ impl World {
             let keys = host.engine.scan(&from, &to).filter_map(Result::ok).map(|(key, _)| key);
             let shelf = |key: &[u8]| key.get(1..9)?.try_into().ok().map(u64::from_be_bytes);
             let strays: BTreeSet<u64> = keys.filter_map(|key| shelf(&key)).collect();
-            for shelf in strays.into_iter().filter(|shelf| !shelves.contains_key(shelf)) {
+            for shelf in strays.into_iter().filter(|shelf| !used.contains(shelf)) {
                 let id = host.id;
                 violations.push(format!("n{id}: rows of kind {kind} are left on shelf {shelf}"));
             }

@@ -1,0 +1,1099 @@
+//! A split tenant on a node: the leader of each of its groups is a participant, that of its home
+//! group the sequencer as well (`shard/src/split`). Here they get what they need: applied entries,
+//! read rounds, a way to each other, requests; and what they want is carried out.
+//!
+//! ```text
+//!   request ──> role { participant, sequencer } ── proposals ──> log ── applied ──> role
+//!                        │        ^
+//!                        └─ words ┴── streams between nodes, or to itself
+//! ```
+//!
+//! *Streams.* Home's leader calls the leaders of all groups of the tenant at every tick, at all
+//! nodes that have a replica ([`Node::tick_split`]). Whoever leads one answers with a seal, if that
+//! was asked for, and begins a stream if it has none to this sequencer. Words are counted: one that
+//! is missing, or was said on a stream that the other side does not know, ends the stream, and a
+//! new one is begun. What was said is never repeated: the protocol begins anew with the stream.
+//!
+//! *Birth.* A split is applied like any entry. The new group's replica comes with the next
+//! checkpoint, which is forced, like any other that is born (`births.rs`): so it and its parent's
+//! new range are durable in one step.
+//!
+//! Invariants:
+//! - A role lives as long as the leadership in which it was made, from the moment in which the
+//!   leader serves. What it has proposed is not taken for what another one proposed: by its term.
+//! - Proposals of a role go into the log in the order in which they were made.
+//! - Every ticket that a role took is answered once: by it, or when it ends.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use bytes::Bytes;
+use proto::cluster::group::{RangePlace, Ranges, Span, SpanPart, SplitRange, command};
+use proto::cluster::raft::{PeerMessage, peer_message};
+use proto::cluster::split::split_message::Body as Said;
+use proto::cluster::split::{
+    Broken, Call, Hail, Sealed, SplitMessage, StreamWord, stream_word::Word,
+};
+use proto::etcd::request_op::Request as Op;
+use proto::etcd::response_op::Response as OpAnswer;
+use proto::etcd::{
+    CompactionResponse, LeaseGrantResponse, LeaseRevokeResponse, RequestOp, ResponseHeader,
+    TxnRequest, TxnResponse,
+};
+use proto::group::{GroupError, Reply, Request, cost};
+use proto::mvccpb::KeyValue;
+use proto::{Error, GroupId, KeyRange, NodeId};
+
+use super::open::BIRTH;
+use super::requests::place_of;
+use super::{Answer, Node, NodeError, Output, Reading};
+use crate::group::reads::Purpose;
+use crate::group::{Group, Then, Ticket};
+use crate::log::ReplicaKey;
+use crate::machine::{Machine, SPLIT_FORMAT, leases};
+use crate::split::entry::{Entry, Kept};
+use crate::split::evaluate::Rows;
+use crate::split::faults::Faults;
+use crate::split::footprint::Footprint;
+use crate::split::participant::{self, Participant, RangeChange, Replica, Written};
+use crate::split::sequencer::{self, Sequencer, WINDOW};
+use crate::split::stream::{Place, StreamId, TxId};
+use crate::split::wire;
+
+/// Votes that are missing after so long: the transaction is not done.
+const VOTE_MS: u64 = 2000;
+/// A split that cannot begin within this time is given up: requests wait for it.
+const PARTING_MS: u64 = 1000;
+/// Calls that may go by before a stream that the sequencer does not know, or does not hear any more,
+/// is begun anew.
+const STUCK_CALLS: u32 = 3;
+/// Tickets of the role's own from here on.
+const OWN_TICKETS: Ticket = 1 << 62;
+
+/// One side's hold of a stream.
+#[derive(Debug)]
+struct End {
+    /// The node of the other side.
+    node: NodeId,
+    epoch: u64,
+    term: u64,
+    number: u64,
+    /// Words said and heard on it.
+    said: u64,
+    heard: u64,
+    /// Words that the other side had heard at its last call.
+    arrived: u64,
+    /// Calls in a row that did not know it, or by which nothing of what was said had arrived.
+    stuck: u32,
+}
+
+/// What is to become of an answer.
+#[derive(Debug)]
+enum Asked {
+    Put,
+    Delete,
+    Txn,
+    Rows,
+    Header,
+    Span,
+    Grant {
+        lease: i64,
+        ttl_s: i64,
+    },
+    Revoke,
+    Compact,
+    /// The lessor's own revocation.
+    Expiry(i64),
+}
+
+/// A leader's part in a split tenant. See the module.
+#[derive(Debug)]
+pub(crate) struct Role {
+    term: u64,
+    participant: Participant,
+    sequencer: Option<Sequencer>,
+    /// The participant's stream.
+    own: Option<End>,
+    /// The sequencer's streams.
+    ends: BTreeMap<GroupId, End>,
+    /// Groups that are asked to seal.
+    unsealed: BTreeSet<GroupId>,
+    /// Who is to be told of a seal once it is applied.
+    sealing: Vec<(NodeId, u64)>,
+    asked: BTreeMap<Ticket, Asked>,
+    /// Since when transactions wait for votes.
+    voting: BTreeMap<TxId, u64>,
+    /// To be proposed, in this order.
+    pending: VecDeque<(i64, Entry)>,
+    next_own: Ticket,
+}
+
+/// A split that somebody has asked for.
+#[derive(Debug)]
+pub(crate) struct Parting {
+    ticket: Ticket,
+    at: Bytes,
+    child: GroupId,
+    proposed: bool,
+    until_ms: u64,
+}
+
+/// The applied state of a replica, as its participant looks at it.
+struct Applied<'a>(&'a Machine);
+
+impl Applied<'_> {
+    fn kept(&self) -> &Kept {
+        self.0.kept().expect("a role is made only for a split tenant")
+    }
+}
+
+impl Rows for Applied<'_> {
+    fn scan(&self, range: &KeyRange, at: Option<i64>) -> Vec<KeyValue> {
+        // Without its rows a leader must not go on; another one may have them.
+        self.0.rows(range, at).unwrap_or_else(|error| panic!("rows cannot be read: {error}"))
+    }
+}
+
+impl Replica for Applied<'_> {
+    fn revision(&self) -> i64 {
+        self.0.state().revision
+    }
+
+    fn seal(&self) -> u64 {
+        self.kept().seal
+    }
+
+    fn place(&self) -> &Place {
+        &self.kept().place
+    }
+
+    fn is_frozen(&self) -> bool {
+        self.kept().frozen.is_some()
+    }
+
+    fn compacted(&self) -> i64 {
+        self.0.state().compacted
+    }
+
+    fn attached(&self, lease: i64) -> Vec<Bytes> {
+        let attached = leases::attached(self.0.store(), self.0.shelf(), lease);
+        attached.unwrap_or_else(|error| panic!("rows cannot be read: {error}"))
+    }
+}
+
+/// A single operation as a transaction.
+fn alone(op: Op) -> TxnRequest {
+    TxnRequest { success: vec![RequestOp { request: Some(op) }], ..Default::default() }
+}
+
+/// The answer of the only operation.
+fn only(asked: &Asked, response: TxnResponse) -> Option<Reply> {
+    let header = response.header;
+    let mut answers = response.responses.into_iter().filter_map(|answer| answer.response);
+    Some(match (asked, answers.next()?) {
+        (Asked::Put, OpAnswer::ResponsePut(mut put)) => {
+            put.header = header;
+            Reply::Put(put)
+        }
+        (Asked::Delete, OpAnswer::ResponseDeleteRange(mut delete)) => {
+            delete.header = header;
+            Reply::DeleteRange(delete)
+        }
+        _ => return None,
+    })
+}
+
+impl Role {
+    fn new(term: u64, kept: &Kept, sequencer: Option<Sequencer>) -> Role {
+        Role {
+            term,
+            participant: Participant::new(term, 0, kept.seal, Faults::NONE),
+            sequencer,
+            own: None,
+            ends: BTreeMap::new(),
+            unsealed: BTreeSet::new(),
+            sealing: Vec::new(),
+            asked: BTreeMap::new(),
+            voting: BTreeMap::new(),
+            pending: VecDeque::new(),
+            next_own: OWN_TICKETS,
+        }
+    }
+
+    /// Requests that are not answered, and whether each may be done.
+    fn open_tickets(&self) -> Vec<(Ticket, bool)> {
+        let at_home = self.sequencer.iter().flat_map(Sequencer::open_tickets);
+        self.participant.open_tickets().into_iter().chain(at_home).collect()
+    }
+}
+
+impl Node {
+    fn role(&mut self, id: GroupId) -> Option<&mut Role> {
+        self.groups.get_mut(&id)?.role.as_deref_mut()
+    }
+
+    fn header_of(&self, id: GroupId, revision: i64) -> ResponseHeader {
+        let raft_term = self.groups.get(&id).map_or(0, |group| group.core.term());
+        ResponseHeader { revision, raft_term, ..Default::default() }
+    }
+
+    // === a role's life ===
+
+    /// A leader serves: if its tenant is split, it begins its part. One that has proposed the
+    /// tenant's first split itself goes on with the revisions where it stands.
+    pub(super) fn take_role(&mut self, id: GroupId, begun: bool) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        if group.role.is_some() || !group.serving || !group.machine.is_split() {
+            return;
+        }
+        let Some(kept) = group.machine.kept() else { return };
+        let term = group.core.term();
+        let at_home = (kept.home == id).then(|| {
+            let kept = kept.clone();
+            match begun {
+                true => Sequencer::begun(term, kept, WINDOW, Faults::NONE),
+                false => Sequencer::new(term, kept, WINDOW, Faults::NONE),
+            }
+        });
+        group.role = Some(Box::new(Role::new(term, kept, at_home)));
+        self.roles.insert(id);
+        self.touch(id);
+        self.hail(id);
+    }
+
+    /// The leadership is over.
+    pub(super) fn end_role(&mut self, id: GroupId) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        let elsewhere = group.elsewhere();
+        self.roles.remove(&id);
+        if let Some(parting) = group.parting.take() {
+            self.answer(parting.ticket, Err(elsewhere));
+        }
+        let Some(role) = self.groups.get_mut(&id).and_then(|group| group.role.take()) else {
+            return;
+        };
+        self.answer_open(id, *role, elsewhere);
+    }
+
+    fn answer_open(&mut self, id: GroupId, mut role: Role, elsewhere: GroupError) {
+        for (ticket, proposed) in role.open_tickets() {
+            let error = match proposed {
+                true => GroupError::unknown(Error::LeaderChanged),
+                false => elsewhere,
+            };
+            if let Some(asked) = role.asked.remove(&ticket) {
+                self.end_asked(id, ticket, &asked, Err(error));
+            }
+        }
+        for (ticket, asked) in std::mem::take(&mut role.asked) {
+            self.end_asked(id, ticket, &asked, Err(elsewhere));
+        }
+    }
+
+    fn end_asked(
+        &mut self,
+        id: GroupId,
+        ticket: Ticket,
+        asked: &Asked,
+        answer: Result<Reply, GroupError>,
+    ) {
+        if let Asked::Expiry(lease) = asked {
+            if answer.is_err()
+                && let Some(group) = self.groups.get_mut(&id)
+            {
+                group.lessor.revoke_failed(*lease);
+            }
+            return;
+        }
+        self.answer(ticket, answer);
+    }
+
+    fn finish(&mut self, id: GroupId, ticket: Ticket, answer: Result<Reply, GroupError>) {
+        let asked = self.role(id).and_then(|role| role.asked.remove(&ticket));
+        if let Some(asked) = asked {
+            self.end_asked(id, ticket, &asked, answer);
+        }
+    }
+
+    // === requests ===
+
+    /// A request to a group of a split tenant that needs its leader: gives back what is like for
+    /// any other group.
+    pub(super) fn split_request(
+        &mut self,
+        id: GroupId,
+        ticket: Ticket,
+        body: Request,
+    ) -> Option<Request> {
+        // Alarms are the home group's: here each group refuses by its own size, and raises none.
+        if self.is_full(id, cost(&body)) {
+            self.answer(ticket, Err(GroupError::refused(Error::NoSpace)));
+            return None;
+        }
+        match body {
+            Request::Put(put) => self.write(id, ticket, Asked::Put, alone(Op::RequestPut(put))),
+            Request::DeleteRange(delete) => {
+                self.write(id, ticket, Asked::Delete, alone(Op::RequestDeleteRange(delete)));
+            }
+            Request::Txn(txn) => self.write(id, ticket, Asked::Txn, txn),
+            Request::Range(range) => {
+                let keys = KeyRange::parse(&range.key, &range.range_end);
+                self.ask_participant(id, ticket, Asked::Rows, |p, _| p.read(ticket, keys));
+            }
+            Request::Linearize(_) => {
+                self.ask_participant(id, ticket, Asked::Header, |participant, place| {
+                    participant.read(ticket, KeyRange::single(&place.range.start));
+                });
+            }
+            Request::Span(ask) if ask.weak => {
+                let span = self.weak_span(id);
+                self.answer(ticket, span);
+            }
+            Request::Span(_) => self.ask_home(id, ticket, Asked::Span, |home| home.read(ticket)),
+            Request::LeaseRevoke(revoke) => {
+                self.ask_home(id, ticket, Asked::Revoke, |home| home.revoke(ticket, revoke.id));
+            }
+            Request::Compact(compact) => {
+                let to = compact.revision;
+                self.ask_home(id, ticket, Asked::Compact, |home| home.compact(ticket, to));
+            }
+            other => return Some(other),
+        }
+        None
+    }
+
+    /// A grant whose id and TTL are settled.
+    pub(super) fn split_grant(&mut self, id: GroupId, ticket: Ticket, lease: i64, ttl_s: i64) {
+        let asked = Asked::Grant { lease, ttl_s };
+        self.ask_home(id, ticket, asked, |home| home.grant(ticket, lease, ttl_s));
+    }
+
+    /// A lease has run out. Says whether this is for the sequencer to see to.
+    pub(super) fn split_expiry(&mut self, id: GroupId, lease: i64) -> bool {
+        let Some(role) = self.role(id) else { return false };
+        let Some(home) = &mut role.sequencer else { return false };
+        let ticket = role.next_own;
+        role.next_own += 1;
+        role.asked.insert(ticket, Asked::Expiry(lease));
+        home.revoke(ticket, lease);
+        self.touch(id);
+        true
+    }
+
+    fn write(&mut self, id: GroupId, ticket: Ticket, asked: Asked, txn: TxnRequest) {
+        let footprint = Footprint::of(&txn);
+        let inside = |place: &Place| {
+            let past = footprint.past.iter().map(|(keys, _)| keys);
+            let mut keys = footprint.reads.iter().chain(&footprint.writes).chain(past);
+            keys.all(|keys| keys.is_within(&place.range))
+        };
+        let fits = self.groups.get(&id).and_then(|group| group.machine.kept());
+        match fits.is_some_and(|kept| inside(&kept.place)) {
+            true => self.ask_participant(id, ticket, asked, |p, _| p.write(ticket, txn)),
+            false => self.ask_home(id, ticket, asked, |home| home.transact(ticket, txn)),
+        }
+    }
+
+    fn ask_participant(
+        &mut self,
+        id: GroupId,
+        ticket: Ticket,
+        asked: Asked,
+        ask: impl FnOnce(&mut Participant, &Place),
+    ) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        let place = group.machine.kept().map(|kept| kept.place.clone());
+        let (Some(role), Some(place)) = (&mut group.role, place) else {
+            let error = group.elsewhere();
+            return self.answer(ticket, Err(error));
+        };
+        role.asked.insert(ticket, asked);
+        ask(&mut role.participant, &place);
+    }
+
+    fn ask_home(
+        &mut self,
+        id: GroupId,
+        ticket: Ticket,
+        asked: Asked,
+        ask: impl FnOnce(&mut Sequencer),
+    ) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        let error = match group.machine.kept().is_some_and(|kept| kept.home == id) {
+            true => group.elsewhere(),
+            // Home's keys are asked for, or keys of several groups: not here.
+            false => GroupError::not_done(Error::StaleRange, None),
+        };
+        match &mut group.role {
+            Some(role) if role.sequencer.is_some() => {
+                role.asked.insert(ticket, asked);
+                if let Some(home) = &mut role.sequencer {
+                    ask(home);
+                }
+            }
+            _ => self.answer(ticket, Err(error)),
+        }
+    }
+
+    fn weak_span(&self, id: GroupId) -> Result<Reply, GroupError> {
+        let Some(group) = self.groups.get(&id) else {
+            return Err(GroupError::not_done(Error::NoLeader, None));
+        };
+        let home = group.role.as_ref().and_then(|role| role.sequencer.as_ref());
+        let Some(home) = home.filter(|home| home.is_open()) else { return Err(group.elsewhere()) };
+        let marks = home.marks();
+        let last = marks.last.into_iter().collect();
+        Ok(self.span_of(id, marks.revision, &last, &marks.map.unwrap_or_default()))
+    }
+
+    fn span_of(
+        &self,
+        id: GroupId,
+        revision: i64,
+        last: &BTreeMap<GroupId, i64>,
+        map: &BTreeMap<GroupId, Place>,
+    ) -> Reply {
+        let part = |(group, place): (&GroupId, &Place)| SpanPart {
+            place: Some(wire::place_out(*group, place)),
+            last: last.get(group).copied().unwrap_or_default(),
+        };
+        let compacted = self.groups.get(&id).map_or(0, |group| group.machine.state().compacted);
+        Reply::Span(Span {
+            header: Some(self.header_of(id, revision)),
+            revision,
+            parts: map.iter().map(part).collect(),
+            compacted,
+        })
+    }
+
+    // === splitting ===
+
+    /// The keys from `at` on are to go to a new group.
+    pub(super) fn split_range(&mut self, id: GroupId, ticket: Ticket, wish: SplitRange) {
+        let until_ms = self.now_ms + PARTING_MS;
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        if !group.serving {
+            let error = group.elsewhere();
+            return self.answer(ticket, Err(error));
+        }
+        let state = group.machine.state();
+        let range = state.range();
+        if range.end.as_ref() == Some(&wish.at) {
+            let places = vec![place_of(group)];
+            return self.answer(ticket, Ok(Reply::Ranges(Ranges { places })));
+        }
+        if !range.contains(&wish.at) || range.start == wish.at || wish.child == 0 {
+            return self.answer(ticket, Err(GroupError::not_done(Error::StaleRange, None)));
+        }
+        if group.parting.is_some() || group.core.is_transferring() || group.has_change_under_way() {
+            return self.answer(ticket, Err(GroupError::not_done(Error::TooManyRequests, None)));
+        }
+        let (at, child) = (wish.at, GroupId(wish.child));
+        if let Some(role) = &mut group.role {
+            role.participant.change(RangeChange::Split { at: at.clone(), child });
+        }
+        let proposed = group.role.is_some();
+        group.parting = Some(Parting { ticket, at, child, proposed, until_ms });
+        self.partings.insert(id);
+    }
+
+    /// A tenant that is on this group alone is split when nothing of it is under way.
+    pub(super) fn propose_parting(&mut self, id: GroupId) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        let waits = !group.queued.is_empty() || !group.proposals.is_empty();
+        let state = group.machine.state();
+        let (revision, version) = (state.revision, state.range_version);
+        let Some(parting) = group.parting.as_mut().filter(|parting| !parting.proposed) else {
+            return;
+        };
+        if waits || !group.serving {
+            return;
+        }
+        parting.proposed = true;
+        let entry = Entry::Split {
+            epoch: group.core.term(),
+            version,
+            at: parting.at.clone(),
+            child: parting.child,
+            limit: revision + WINDOW,
+        };
+        self.propose_split(id, &mut VecDeque::from([(0, entry)]));
+    }
+
+    /// Nothing is under way any more: a first split that waited for that is proposed in the next
+    /// round.
+    pub(super) fn wake_parting(&mut self, id: GroupId) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        let waits = group.parting.as_ref().is_some_and(|parting| !parting.proposed);
+        if waits && group.serving && group.proposals.is_empty() {
+            self.touched.insert(id);
+        }
+    }
+
+    /// The first split of a tenant waits for too long.
+    fn check_parting(&mut self, id: GroupId) {
+        let now_ms = self.now_ms;
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        let late = |parting: &mut Parting| !parting.proposed && now_ms > parting.until_ms;
+        if let Some(parting) = group.parting.take_if(late) {
+            let error = GroupError::not_done(Error::TooManyRequests, None);
+            return self.answer(parting.ticket, Err(error));
+        }
+        if group.parting.is_some() {
+            self.partings.insert(id);
+        }
+    }
+
+    /// The log says that the keys from `at` on are a new group's.
+    pub(super) fn part(&mut self, id: GroupId, at: &Bytes, kept: Kept) -> Result<(), NodeError> {
+        let shelf = self.take_shelf();
+        let Some(group) = self.groups.get_mut(&id) else { return Ok(()) };
+        let child = kept.group;
+        let mut state = group.machine.split_off(at, kept.place.version, shelf)?;
+        let own = group.machine.state();
+        let ids = |learners: bool| {
+            let chosen = own.members.iter().filter(|member| member.is_learner == learners);
+            chosen.map(|member| member.id).collect()
+        };
+        (state.applied_index, state.applied_term) = BIRTH;
+        state.conf_state.voters = ids(false);
+        state.conf_state.learners = ids(true);
+        state.membership_version = 1;
+        state.split = Some(wire::kept_out(&kept));
+        let revision = own.revision;
+        let is_member = own.members.iter().any(|member| member.id == self.config.node.0);
+        let versions = own.versions();
+        let is_here = self.groups.contains_key(&child) || self.tombstones.contains_key(&child.0);
+        self.outputs.push(Output::Ranged { group: id, revision });
+        if !is_member || is_here {
+            // Its keys are nobody's here.
+            self.discard([shelf, versions]);
+            return Ok(());
+        }
+        let key = ReplicaKey { group: child.0, replica: self.config.node.0 };
+        self.expect(key, state);
+        Ok(())
+    }
+
+    // === what was applied ===
+
+    /// An entry of a split tenant was applied; `then` belongs to who proposed it under `term`.
+    pub(super) fn split_applied(
+        &mut self,
+        id: GroupId,
+        term: u64,
+        then: Option<Then>,
+        entry: &Entry,
+        written: Written,
+    ) {
+        let place = self.groups.get(&id).map(place_of);
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        let refused = written == Written::Refused;
+        if let Entry::Split { at, .. } = entry
+            && let Some(parting) = group.parting.take_if(|parting| parting.at == *at)
+        {
+            let own = group.core.is_leader() && term == group.core.term() && then.is_some();
+            self.answer_parting(parting.ticket, refused, place);
+            // It was alone before: nobody else has given out a revision.
+            self.take_role(id, own && !refused);
+        }
+        let tag = match then {
+            Some(Then::Split(tag)) => tag,
+            _ => 0,
+        };
+        let Some(role) = self.role(id) else { return };
+        if tag != 0 && role.term == term {
+            match entry {
+                Entry::Write { .. } => role.participant.written(tag, written),
+                Entry::Branch { .. } => role.participant.branched(tag),
+                _ => role.participant.ranged(tag),
+            }
+        }
+        if let (Some(home), false) = (&mut role.sequencer, refused) {
+            home.applied(entry);
+        }
+    }
+
+    fn answer_parting(&mut self, ticket: Ticket, refused: bool, place: Option<RangePlace>) {
+        let places = place.into_iter().collect();
+        let answer = match refused {
+            true => Err(GroupError::not_done(Error::StaleRange, None)),
+            false => Ok(Reply::Ranges(Ranges { places })),
+        };
+        self.answer(ticket, answer);
+    }
+
+    /// A read round of the sequencer is done.
+    pub(super) fn round_done(&mut self, id: GroupId, round: u64) {
+        if let Some(home) = self.role(id).and_then(|role| role.sequencer.as_mut()) {
+            home.round_done(round);
+        }
+    }
+
+    // === what goes on ===
+
+    /// Lets a group's role go on, until it wants nothing more.
+    pub(super) fn drive_role(&mut self, id: GroupId) {
+        loop {
+            let Some(group) = self.groups.get_mut(&id) else { return };
+            let Some(role) = &mut group.role else { return };
+            if !group.machine.is_split() {
+                return self.end_role(id);
+            }
+            role.participant.advance(&Applied(&group.machine));
+            let wishes = role.participant.take();
+            let at_home = role.sequencer.as_mut().map(Sequencer::take).unwrap_or_default();
+            if wishes.is_empty() && at_home.is_empty() {
+                break;
+            }
+            for wish in wishes {
+                self.do_part(id, wish);
+            }
+            for wish in at_home {
+                self.do_home(id, wish);
+            }
+        }
+        self.tell_seals(id);
+        let Some(role) = self.role(id) else { return };
+        let mut pending = std::mem::take(&mut role.pending);
+        if pending.is_empty() {
+            return;
+        }
+        self.propose_split(id, &mut pending);
+        if let Some(role) = self.role(id) {
+            role.pending = pending;
+        }
+        self.touched.insert(id);
+    }
+
+    /// Proposes as many entries as Raft takes.
+    fn propose_split(&mut self, id: GroupId, pending: &mut VecDeque<(i64, Entry)>) {
+        while !pending.is_empty() {
+            let (mut commands, mut tags, mut bytes) = (Vec::new(), Vec::new(), 0);
+            for (tag, entry) in pending.iter() {
+                let body = command::Body::Split(wire::entry_out(entry));
+                bytes += body.encoded_len();
+                if !commands.is_empty() && bytes > proto::limits::MAX_ENTRY_BYTES {
+                    break;
+                }
+                commands.push(proto::cluster::group::Command { body: Some(body) });
+                tags.push(Then::Split(*tag));
+            }
+            let count = tags.len();
+            if self.propose_batch(id, SPLIT_FORMAT, commands, tags).is_err() {
+                return;
+            }
+            pending.drain(..count);
+        }
+    }
+
+    fn do_part(&mut self, id: GroupId, wish: participant::Do) {
+        use participant::Do;
+        match wish {
+            Do::Send(word) => {
+                let word = wire::up_out(id, word);
+                let Some(home) = self.home_of(id) else { return };
+                let Some(end) = self.role(id).and_then(|role| role.own.as_mut()) else { return };
+                end.said += 1;
+                let (term, number, count) = (end.term, end.number, end.said);
+                let (node, word) = (end.node, Some(Word::Up(word)));
+                let said = StreamWord { home: home.0, group: id.0, term, number, count, word };
+                self.say(node, Said::Word(said));
+            }
+            Do::Propose { tag, entry } => {
+                if let Some(role) = self.role(id) {
+                    role.pending.push_back((tag, entry));
+                }
+            }
+            Do::Answer { ticket, answer } => self.answer_txn(id, ticket, answer),
+            Do::Readable { ticket, revision, compacted } => {
+                let Some(asked) = self.role(id).and_then(|role| role.asked.remove(&ticket)) else {
+                    return;
+                };
+                match asked {
+                    Asked::Header => {
+                        let header = self.header_of(id, revision);
+                        self.answer(ticket, Ok(Reply::Linearize(header)));
+                    }
+                    _ => {
+                        let answer = Answer::Readable(Reading::At { revision, compacted });
+                        self.outputs.push(Output::Answer { ticket, answer: Ok(answer) });
+                    }
+                }
+            }
+            Do::Break => {
+                if let Some(role) = self.role(id) {
+                    role.own = None;
+                }
+                self.hail(id);
+            }
+            Do::Elsewhere { ticket } => {
+                let error = GroupError::not_done(Error::StaleRange, None);
+                self.finish(id, ticket, Err(error));
+            }
+        }
+    }
+
+    fn do_home(&mut self, id: GroupId, wish: sequencer::Do) {
+        use sequencer::Do;
+        match wish {
+            Do::Seal { group } => {
+                if let Some(role) = self.role(id) {
+                    role.unsealed.insert(group);
+                }
+                self.call(id, group, None);
+            }
+            Do::Send { to, word } => {
+                let known = |end: &&mut End| (end.term, end.number) == (to.term, to.number);
+                let Some(end) =
+                    self.role(id).and_then(|role| role.ends.get_mut(&to.group)).filter(known)
+                else {
+                    return;
+                };
+                end.said += 1;
+                let (count, node) = (end.said, end.node);
+                let (term, number) = (to.term, to.number);
+                let word = Some(Word::Down(wire::down_out(word)));
+                let group = to.group.0;
+                let said = StreamWord { home: id.0, group, term, number, count, word };
+                self.say(node, Said::Word(said));
+            }
+            Do::Propose(entry) => {
+                if let Some(role) = self.role(id) {
+                    role.pending.push_back((0, entry));
+                }
+            }
+            Do::Round { round } => {
+                let Some(group) = self.groups.get_mut(&id) else { return };
+                group.reads.push((0, Purpose::Round(round)));
+                self.begin_reads(id);
+                self.touched.insert(id);
+            }
+            Do::Answer { ticket, answer } => self.answer_txn(id, ticket, answer),
+            Do::Revoked { ticket, revision, .. } => {
+                let header = Some(self.header_of(id, revision));
+                self.finish(id, ticket, Ok(Reply::LeaseRevoke(LeaseRevokeResponse { header })));
+            }
+            Do::LeaseGranted { ticket, revision } => {
+                let header = Some(self.header_of(id, revision));
+                let asked = self.role(id).and_then(|role| role.asked.remove(&ticket));
+                if let Some(Asked::Grant { lease, ttl_s }) = asked {
+                    let error = String::new();
+                    let granted = LeaseGrantResponse { header, id: lease, ttl: ttl_s, error };
+                    self.answer(ticket, Ok(Reply::LeaseGrant(granted)));
+                }
+            }
+            Do::Compacted { ticket, revision } => {
+                let header = Some(self.header_of(id, revision));
+                self.finish(id, ticket, Ok(Reply::Compact(CompactionResponse { header })));
+            }
+            Do::Readable { ticket, revision, last, map } => {
+                let span = self.span_of(id, revision, &last, &map);
+                self.finish(id, ticket, Ok(span));
+            }
+            Do::NotDone { ticket } => {
+                let error = GroupError::not_done(Error::StaleRange, None);
+                self.finish(id, ticket, Err(error));
+            }
+            // Routers ask for them.
+            Do::Marks(_) => {}
+            Do::StepDown => {
+                tracing::info!(group = id.0, "a later leader has sealed: no revisions from here");
+                let Some(group) = self.groups.get_mut(&id) else { return };
+                let elsewhere = GroupError::not_done(Error::NoLeader, None);
+                let Some(role) = group.role.take() else { return };
+                self.answer_open(id, *role, elsewhere);
+            }
+        }
+    }
+
+    fn answer_txn(&mut self, id: GroupId, ticket: Ticket, answer: Result<TxnResponse, Error>) {
+        let Some(asked) = self.role(id).and_then(|role| role.asked.remove(&ticket)) else { return };
+        let term = self.groups.get(&id).map_or(0, |group| group.core.term());
+        let answer = match answer {
+            Ok(mut response) => {
+                let header = response.header.unwrap_or_default();
+                response.header = Some(ResponseHeader { raft_term: term, ..header });
+                let reply = match asked {
+                    Asked::Txn => Some(Reply::Txn(response)),
+                    _ => only(&asked, response),
+                };
+                reply.ok_or_else(|| GroupError::unknown(Error::Stopped))
+            }
+            Err(Error::DamagedValue) => Err(GroupError::unknown(Error::DamagedValue)),
+            // It was gone before it was to be revoked.
+            Err(Error::LeaseNotFound) if matches!(asked, Asked::Expiry(_)) => return,
+            Err(error) => Err(GroupError::refused(error)),
+        };
+        self.end_asked(id, ticket, &asked, answer);
+    }
+
+    // === between nodes ===
+
+    fn home_of(&self, id: GroupId) -> Option<GroupId> {
+        Some(self.groups.get(&id)?.machine.kept()?.home)
+    }
+
+    /// The nodes that have, or may have, a replica of a group.
+    fn nodes_of(&self, id: GroupId) -> BTreeSet<NodeId> {
+        let told = self.whereabouts.get(&id).into_iter().flatten().copied();
+        let members = self.groups.get(&id).into_iter();
+        let members = members.flat_map(|group| &group.machine.state().members);
+        let nodes: BTreeSet<NodeId> = members.map(|m| NodeId(m.id)).chain(told).collect();
+        nodes
+    }
+
+    fn say(&mut self, to: NodeId, said: Said) {
+        let message = SplitMessage { body: Some(said) };
+        if to == self.config.node {
+            return self.whispers.push_back(message);
+        }
+        let body = Some(peer_message::Body::Split(message));
+        self.outputs.push(Output::Send { to, message: PeerMessage { body } });
+    }
+
+    /// What this node said to itself.
+    pub(super) fn hear_whispers(&mut self) {
+        for message in std::mem::take(&mut self.whispers) {
+            self.step_split(self.config.node, message);
+        }
+    }
+
+    /// Asks to be called by home's leader.
+    fn hail(&mut self, id: GroupId) {
+        let Some(home) = self.home_of(id) else { return };
+        let mut nodes = self.nodes_of(home);
+        // Until placement has told where home is, it is where this group was born.
+        nodes.extend(self.nodes_of(id));
+        for node in nodes {
+            self.say(node, Said::Hail(Hail { home: home.0, group: id.0 }));
+        }
+    }
+
+    /// Calls the leader of a group, at one node or at all that may have it.
+    fn call(&mut self, home: GroupId, group: GroupId, only: Option<NodeId>) {
+        let nodes = match only {
+            Some(node) => BTreeSet::from([node]),
+            None => {
+                let mut nodes = self.nodes_of(group);
+                nodes.extend(self.nodes_of(home));
+                nodes
+            }
+        };
+        let Some(role) = self.role(home) else { return };
+        let (epoch, seal) = (role.term, role.unsealed.contains(&group));
+        let end = role.ends.get(&group);
+        let known = end.map_or((0, 0, 0, 0), |e| (e.term, e.number, e.said, e.heard));
+        let (term, number, said, heard) = known;
+        let (home, group) = (home.0, group.0);
+        for node in nodes {
+            let call = Call { home, epoch, group, seal, term, number, said, heard };
+            self.say(node, Said::Call(call));
+        }
+    }
+
+    /// A tick passed.
+    pub(super) fn tick_roles(&mut self) {
+        let now_ms = self.now_ms;
+        for id in self.roles.clone() {
+            self.touch(id);
+            let Some(role) = self.role(id) else { continue };
+            // Home may not know of a group whose first word was lost.
+            let apart = !role.participant.is_live();
+            let mut groups = BTreeSet::new();
+            if let Some(home) = &mut role.sequencer {
+                groups = home.groups().collect();
+                let waiting: BTreeSet<TxId> = home.waiting().collect();
+                role.voting.retain(|tx, _| waiting.contains(tx));
+                for tx in waiting {
+                    if now_ms > *role.voting.entry(tx).or_insert(now_ms) + VOTE_MS {
+                        home.kill(tx);
+                    }
+                }
+            }
+            for group in groups {
+                self.call(id, group, None);
+            }
+            if apart {
+                self.hail(id);
+            }
+        }
+        for id in std::mem::take(&mut self.partings) {
+            self.check_parting(id);
+        }
+    }
+
+    /// Somebody said something about a split tenant.
+    pub(super) fn step_split(&mut self, from: NodeId, message: SplitMessage) {
+        match message.body {
+            Some(Said::Call(call)) => self.called(from, &call),
+            Some(Said::Hail(hail)) => {
+                let home = GroupId(hail.home);
+                if self.role(home).is_some_and(|role| role.sequencer.is_some()) {
+                    self.call(home, GroupId(hail.group), Some(from));
+                }
+            }
+            Some(Said::Sealed(Sealed { home, group, epoch, last })) => {
+                let (id, group) = (GroupId(home), GroupId(group));
+                self.touch(id);
+                let Some(role) = self.role(id) else { return };
+                if epoch >= role.term {
+                    role.unsealed.remove(&group);
+                }
+                if let Some(home) = &mut role.sequencer {
+                    home.sealed(group, epoch, last);
+                }
+            }
+            Some(Said::Broken(broken)) => self.broken(&broken),
+            Some(Said::Word(word)) => self.heard_word(from, word),
+            None => {}
+        }
+    }
+
+    fn called(&mut self, from: NodeId, call: &Call) {
+        let id = GroupId(call.group);
+        if self.role(id).is_none() {
+            return;
+        }
+        self.touch(id);
+        let Some(role) = self.role(id) else { return };
+        if call.seal {
+            role.participant.seal(call.epoch);
+            if !role.sealing.contains(&(from, call.epoch)) {
+                role.sealing.push((from, call.epoch));
+            }
+        }
+        let begins = match &mut role.own {
+            None => true,
+            Some(own) if call.epoch < own.epoch => false,
+            Some(own) if call.epoch > own.epoch || own.node != from => true,
+            Some(own) if (own.term, own.number) == (call.term, call.number) => {
+                let arrives = call.heard == own.said || call.heard > own.arrived;
+                own.arrived = call.heard;
+                own.stuck = if arrives { 0 } else { own.stuck + 1 };
+                // What was said before the call has come before it.
+                call.said > own.heard || own.stuck > STUCK_CALLS
+            }
+            Some(own) => {
+                own.stuck += 1;
+                own.stuck > STUCK_CALLS
+            }
+        };
+        if begins {
+            self.connect(id, from, call.epoch);
+        }
+    }
+
+    fn connect(&mut self, id: GroupId, node: NodeId, epoch: u64) {
+        let Some(role) = self.role(id) else { return };
+        let number = role.participant.connect(epoch);
+        let term = role.term;
+        role.own = Some(End { node, epoch, term, number, said: 0, heard: 0, arrived: 0, stuck: 0 });
+    }
+
+    fn broken(&mut self, broken: &Broken) {
+        let id = GroupId(broken.group);
+        let Some(role) = self.role(id) else { return };
+        let name = (broken.term, broken.number);
+        let Some(own) = role.own.as_ref().filter(|own| (own.term, own.number) == name) else {
+            return;
+        };
+        let (node, epoch) = (own.node, own.epoch);
+        self.touch(id);
+        self.connect(id, node, epoch);
+    }
+
+    fn heard_word(&mut self, from: NodeId, said: StreamWord) {
+        match said.word {
+            Some(Word::Up(_)) => self.heard_up(from, said),
+            Some(Word::Down(_)) => self.heard_down(from, said),
+            None => {}
+        }
+    }
+
+    fn heard_up(&mut self, from: NodeId, said: StreamWord) {
+        let StreamWord { home, group, term, number, count, word } = said;
+        let (home, group) = (GroupId(home), GroupId(group));
+        let Some(Word::Up(word)) = word else { return };
+        let broken = Broken { home: home.0, group: group.0, term, number };
+        let Some(role) = self.role(home).filter(|role| role.sequencer.is_some()) else {
+            return self.say(from, Said::Broken(broken));
+        };
+        let known = role.ends.get(&group).map(|end| (end.term, end.number));
+        if known.is_some_and(|known| (term, number) < known) {
+            return;
+        }
+        if known.is_none_or(|known| (term, number) > known) && count == 1 {
+            let epoch = role.term;
+            let end =
+                End { node: from, epoch, term, number, said: 0, heard: 0, arrived: 0, stuck: 0 };
+            role.ends.insert(group, end);
+        }
+        let end = role.ends.get_mut(&group).filter(|end| (end.term, end.number) == (term, number));
+        if end.as_ref().is_some_and(|end| count <= end.heard) {
+            // Once more.
+            return;
+        }
+        let next = end.filter(|end| count == end.heard + 1);
+        let word = wire::up_in(term, number, word);
+        let (Some(end), Some(word)) = (next, word) else {
+            let stream = StreamId { group, term, number };
+            role.ends.remove(&group);
+            if let Some(home) = &mut role.sequencer {
+                home.disconnected(stream);
+            }
+            self.touch(home);
+            return self.say(from, Said::Broken(broken));
+        };
+        end.heard = count;
+        end.node = from;
+        if let Some(sequencer) = &mut role.sequencer {
+            sequencer.hear(StreamId { group, term, number }, word);
+        }
+        self.touch(home);
+    }
+
+    fn heard_down(&mut self, from: NodeId, said: StreamWord) {
+        let id = GroupId(said.group);
+        let Some(Word::Down(word)) = said.word else { return };
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        let Some(role) = &mut group.role else { return };
+        let name = (said.term, said.number);
+        let own = role.own.as_mut().filter(|own| (own.term, own.number) == name);
+        let Some(own) = own.filter(|own| own.node == from) else { return };
+        if said.count <= own.heard {
+            // Once more.
+            return;
+        }
+        let (node, epoch) = (own.node, own.epoch);
+        let word = wire::down_in(word).filter(|_| said.count == own.heard + 1);
+        own.heard = said.count;
+        match word {
+            Some(word) => role.participant.hear(&Applied(&group.machine), word),
+            None => self.connect(id, node, epoch),
+        }
+        self.touch(id);
+    }
+
+    /// Tells of seals that are applied.
+    fn tell_seals(&mut self, id: GroupId) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        let (Some(kept), Some(role)) = (group.machine.kept(), &mut group.role) else { return };
+        let (seal, last, home) = (kept.seal, kept.revision, kept.home.0);
+        let applied = |(_, epoch): &mut (NodeId, u64)| *epoch <= seal;
+        let told: Vec<(NodeId, u64)> = role.sealing.extract_if(.., applied).collect();
+        for (node, _) in told {
+            let sealed = Sealed { home, group: id.0, epoch: seal, last };
+            self.say(node, Said::Sealed(sealed));
+        }
+    }
+}
+
+impl Group {
+    /// Is a change of members under way?
+    fn has_change_under_way(&self) -> bool {
+        self.machine.state().members.iter().any(|member| member.is_learner)
+    }
+}

@@ -1,0 +1,278 @@
+//! A tenant that is split on a node with one replica of each group.
+
+use proto::cluster::group::refusal::Outcome;
+use proto::cluster::group::{Charter, GroupRequest, SetCharter, Span, SpanRequest, SplitRange};
+use proto::etcd::request_op::Request as Op;
+use proto::etcd::{
+    CompactionRequest, DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest,
+    MemberListRequest, PutRequest, RangeRequest, RequestOp, TxnRequest,
+};
+use proto::group::{Reply, Request, request_to};
+use proto::{Error, GroupId};
+
+use crate::access;
+use crate::node::tests::{Driven, GROUP};
+use crate::node::{Answer, Input};
+
+const CHILD: GroupId = GroupId(50);
+
+impl Driven {
+    fn version(&self, group: GroupId) -> u64 {
+        self.node.group(group).map_or(1, |group| group.machine().state().range_version)
+    }
+
+    /// Asks a group of the tenant; rows are read like a router does.
+    fn call(&mut self, group: GroupId, body: Request) -> Result<Reply, Error> {
+        self.tickets += 1;
+        let ticket = self.tickets;
+        let range_version = self.version(group);
+        let (tenant, namespace) = (GROUP.0, 1);
+        let request =
+            GroupRequest { tenant, namespace, range_version, ..request_to(group, body.clone()) };
+        self.node.step(self.now_ms, Input::Request { ticket, request }).unwrap();
+        self.settle();
+        if !self.answers.contains_key(&ticket) {
+            self.pass(300);
+        }
+        match self.answers.remove(&ticket).expect("it is answered") {
+            Ok(Answer::Reply(reply)) => Ok(reply),
+            Ok(Answer::Readable(reading)) => {
+                let shared = self.node.shared(group).unwrap();
+                access::read(self.node.store(), &shared, &body, range_version, reading)
+                    .map_err(|error| error.error)
+            }
+            Err(error) => Err(error.error),
+        }
+    }
+
+    fn set(&mut self, group: GroupId, key: &'static str, lease: i64) -> i64 {
+        let put = PutRequest { key: key.into(), value: "v".into(), lease, ..Default::default() };
+        match self.call(group, Request::Put(put)) {
+            Ok(Reply::Put(put)) => put.header.unwrap().revision,
+            other => panic!("put {key}: {other:?}"),
+        }
+    }
+
+    fn list(&mut self, group: GroupId, key: &'static str, end: &'static str) -> (Vec<String>, i64) {
+        let (key, range_end) = (key.into(), end.into());
+        let range = RangeRequest { key, range_end, ..Default::default() };
+        match self.call(group, Request::Range(range)) {
+            Ok(Reply::Range(range)) => {
+                let key = |kv: proto::mvccpb::KeyValue| String::from_utf8(kv.key.into()).unwrap();
+                (range.kvs.into_iter().map(key).collect(), range.header.unwrap().revision)
+            }
+            other => panic!("list: {other:?}"),
+        }
+    }
+
+    fn split(&mut self, group: GroupId, at: &'static str, child: GroupId) {
+        let wish = SplitRange { at: at.into(), child: child.0 };
+        let reply = self.call(group, Request::SplitRange(wish));
+        assert!(matches!(reply, Ok(Reply::Ranges(_))), "{reply:?}");
+        self.pass(1000);
+    }
+
+    fn span(&mut self, weak: bool) -> Span {
+        match self.call(GROUP, Request::Span(SpanRequest { weak })) {
+            Ok(Reply::Span(span)) => span,
+            other => panic!("span: {other:?}"),
+        }
+    }
+}
+
+fn put_op(key: &'static str) -> RequestOp {
+    let put = PutRequest { key: key.into(), value: "w".into(), ..Default::default() };
+    RequestOp { request: Some(Op::RequestPut(put)) }
+}
+
+/// A tenant with keys on both sides of the cut, split.
+fn split() -> Driven {
+    let mut driven = Driven::new();
+    for key in ["a", "b", "x", "y"] {
+        driven.set(GROUP, key, 0);
+    }
+    driven.split(GROUP, "m", CHILD);
+    driven
+}
+
+#[test]
+fn both_groups_go_on_with_one_sequence_without_a_gap() {
+    let mut driven = split();
+    assert_eq!(driven.list(GROUP, "a", "m"), (vec!["a".into(), "b".into()], 5));
+    assert_eq!(driven.list(CHILD, "m", "zz"), (vec!["x".into(), "y".into()], 5));
+    let revisions = [
+        driven.set(GROUP, "c", 0),
+        driven.set(CHILD, "z", 0),
+        driven.set(CHILD, "n", 0),
+        driven.set(GROUP, "a", 0),
+    ];
+    assert_eq!(revisions, [6, 7, 8, 9]);
+    let keys = vec!["n".into(), "x".into(), "y".into(), "z".into()];
+    assert_eq!(driven.list(CHILD, "m", "zz"), (keys, 9));
+    let span = driven.span(false);
+    let last: Vec<i64> = span.parts.iter().map(|part| part.last).collect();
+    assert_eq!((span.revision, last), (9, vec![9, 8]));
+    assert_eq!(driven.span(true).revision, 9);
+}
+
+#[test]
+fn keys_of_the_other_group_are_refused() {
+    let mut driven = split();
+    let put = |key: &'static str| {
+        let put = PutRequest { key: key.into(), ..Default::default() };
+        Request::Put(put)
+    };
+    assert_eq!(driven.call(CHILD, put("a")).err(), Some(Error::StaleRange));
+    // Home would give it to the other one as a transaction: it is the one that decides.
+    assert!(driven.call(GROUP, put("x")).is_ok());
+    assert_eq!(driven.list(CHILD, "x", "").1, 6);
+}
+
+#[test]
+fn a_transaction_over_both_has_one_revision() {
+    let mut driven = split();
+    let txn = TxnRequest { success: vec![put_op("b"), put_op("x")], ..Default::default() };
+    let Ok(Reply::Txn(reply)) = driven.call(GROUP, Request::Txn(txn)) else { panic!("txn") };
+    assert_eq!(reply.header.unwrap().revision, 6);
+    driven.pass(300);
+    for (group, key) in [(GROUP, "b"), (CHILD, "x")] {
+        let range = RangeRequest { key: key.into(), ..Default::default() };
+        let Ok(Reply::Range(range)) = driven.call(group, Request::Range(range)) else {
+            panic!("get")
+        };
+        assert_eq!((range.kvs[0].mod_revision, &range.kvs[0].value[..]), (6, &b"w"[..]));
+    }
+    let delete =
+        DeleteRangeRequest { key: "a".into(), range_end: "z".into(), ..Default::default() };
+    let Ok(Reply::DeleteRange(reply)) = driven.call(GROUP, Request::DeleteRange(delete)) else {
+        panic!("delete")
+    };
+    assert_eq!((reply.deleted, reply.header.unwrap().revision), (4, 7));
+    assert_eq!(driven.set(CHILD, "q", 0), 8);
+    assert_eq!(driven.list(CHILD, "m", "zz"), (vec!["q".into()], 8));
+}
+
+#[test]
+fn a_lease_holds_keys_of_both_groups_and_takes_them_along() {
+    let mut driven = split();
+    let grant = Request::LeaseGrant(LeaseGrantRequest { id: 77, ttl: 10 });
+    assert!(driven.call(GROUP, grant.clone()).is_ok());
+    assert_eq!(driven.call(GROUP, grant).err(), Some(Error::LeaseExists));
+    driven.set(GROUP, "c", 77);
+    driven.set(CHILD, "q", 77);
+    let put = PutRequest { key: "r".into(), lease: 78, ..Default::default() };
+    assert_eq!(driven.call(CHILD, Request::Put(put)).err(), Some(Error::LeaseNotFound));
+    let revoke = Request::LeaseRevoke(LeaseRevokeRequest { id: 77 });
+    let Ok(Reply::LeaseRevoke(reply)) = driven.call(GROUP, revoke) else { panic!("revoke") };
+    assert_eq!(reply.header.unwrap().revision, 8);
+    driven.pass(300);
+    assert_eq!(driven.list(GROUP, "a", "m").0, ["a", "b"]);
+    assert_eq!(driven.list(CHILD, "m", "zz").0, ["x", "y"]);
+}
+
+#[test]
+fn a_lease_that_runs_out_takes_keys_of_both_groups() {
+    let mut driven = split();
+    let grant = Request::LeaseGrant(LeaseGrantRequest { id: 77, ttl: 5 });
+    assert!(driven.call(GROUP, grant).is_ok());
+    driven.set(GROUP, "c", 77);
+    driven.set(CHILD, "q", 77);
+    driven.pass(7000);
+    assert_eq!(driven.list(GROUP, "a", "m").0, ["a", "b"]);
+    assert_eq!(driven.list(CHILD, "m", "zz").0, ["x", "y"]);
+}
+
+#[test]
+fn a_compaction_counts_in_all_groups() {
+    let mut driven = split();
+    driven.set(CHILD, "x", 0);
+    let compact = |revision| Request::Compact(CompactionRequest { revision, ..Default::default() });
+    assert!(driven.call(GROUP, compact(6)).is_ok());
+    assert_eq!(driven.call(GROUP, compact(6)).err(), Some(Error::Compacted));
+    assert_eq!(driven.call(GROUP, compact(7)).err(), Some(Error::FutureRevision));
+    for (group, key) in [(GROUP, "a"), (CHILD, "x")] {
+        let range = RangeRequest { key: key.into(), revision: 5, ..Default::default() };
+        let answer = driven.call(group, Request::Range(range));
+        assert_eq!(answer.err(), Some(Error::Compacted), "{key}");
+    }
+}
+
+#[test]
+fn a_group_is_split_again() {
+    let mut driven = split();
+    driven.split(CHILD, "y", GroupId(51));
+    driven.split(GROUP, "b", GroupId(52));
+    let places: Vec<u64> =
+        driven.span(false).parts.iter().map(|part| part.place.as_ref().unwrap().group).collect();
+    assert_eq!(places, [GROUP.0, CHILD.0, 51, 52]);
+    let revisions = [
+        driven.set(GroupId(51), "y", 0),
+        driven.set(GroupId(52), "b", 0),
+        driven.set(CHILD, "x", 0),
+        driven.set(GROUP, "a", 0),
+    ];
+    assert_eq!(revisions, [6, 7, 8, 9]);
+}
+
+#[test]
+fn a_group_that_is_full_takes_deletions() {
+    let mut driven = split();
+    let (tenant, namespace) = (GROUP.0, 1);
+    let charter = Charter { tenant, namespace, quota: 10, version: 9, ..Default::default() };
+    let set = Request::SetCharter(SetCharter { charter: Some(charter) });
+    assert!(driven.call(GROUP, set).is_ok());
+    let put =
+        |key: &'static str| Request::Put(PutRequest { key: key.into(), ..Default::default() });
+    assert_eq!(driven.call(GROUP, put("a")).err(), Some(Error::NoSpace));
+    let delete = DeleteRangeRequest { key: "a".into(), ..Default::default() };
+    assert!(driven.call(GROUP, Request::DeleteRange(delete)).is_ok());
+    assert!(driven.call(CHILD, put("x")).is_ok(), "the other one has room");
+}
+
+/// Requests that come while a tenant's first split waits are not done, and none is lost.
+#[test]
+fn what_comes_before_and_during_the_first_split_is_done_or_not_done() {
+    let mut driven = Driven::new();
+    let put =
+        |key: &'static str| Request::Put(PutRequest { key: key.into(), ..Default::default() });
+    let mut tickets = Vec::new();
+    let mut send = |driven: &mut Driven, body: Request| {
+        driven.tickets += 1;
+        let (tenant, namespace) = (GROUP.0, 1);
+        let request = GroupRequest { tenant, namespace, ..request_to(GROUP, body) };
+        let ticket = driven.tickets;
+        driven.node.step(driven.now_ms, Input::Request { ticket, request }).unwrap();
+        tickets.push(ticket);
+    };
+    send(&mut driven, put("a"));
+    send(&mut driven, Request::SplitRange(SplitRange { at: "m".into(), child: CHILD.0 }));
+    send(&mut driven, put("z"));
+    driven.pass(1000);
+    let answers: Vec<_> = tickets.iter().map(|ticket| driven.answers.remove(ticket)).collect();
+    assert!(matches!(answers[0], Some(Ok(Answer::Reply(Reply::Put(_))))), "{answers:?}");
+    assert!(matches!(answers[1], Some(Ok(Answer::Reply(Reply::Ranges(_))))), "{answers:?}");
+    let Some(Err(refused)) = &answers[2] else { panic!("{answers:?}") };
+    assert_eq!((refused.error, refused.outcome), (Error::StaleRange, Outcome::NotDone));
+    assert_eq!(driven.set(CHILD, "z", 0), 3);
+}
+
+/// A node that starts tells its name, and compaction goes on, whatever became of the group's keys.
+#[test]
+fn what_is_not_about_keys_needs_no_version() {
+    let mut driven = split();
+    let mut ask = |body: Request| {
+        driven.tickets += 1;
+        let (ticket, tenant, namespace) = (driven.tickets, GROUP.0, 1);
+        let request = GroupRequest { tenant, namespace, ..request_to(GROUP, body) };
+        assert_eq!(request.range_version, 1, "it is of the time before the split");
+        driven.node.step(driven.now_ms, Input::Request { ticket, request }).unwrap();
+        driven.pass(300);
+        driven.answers.remove(&ticket).expect("it is answered")
+    };
+    let list = Request::MemberList(MemberListRequest { linearizable: true });
+    assert!(matches!(ask(list), Ok(Answer::Reply(Reply::Members(_)))));
+    let compact = Request::Compact(CompactionRequest { revision: 3, ..Default::default() });
+    assert!(matches!(ask(compact), Ok(Answer::Reply(Reply::Compact(_)))));
+    let put = Request::Put(PutRequest { key: "a".into(), ..Default::default() });
+    assert_eq!(ask(put).map_err(|error| error.error).err(), Some(Error::StaleRange));
+}

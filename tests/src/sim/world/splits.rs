@@ -1,0 +1,514 @@
+//! A tenant that is split while it works: real nodes with logs, crashes and a network, real groups
+//! that part from others. The simulator plays placement, which asks leaders to split and learns of
+//! it a while later, and the routers, which go by an old map until then, and put lists over several
+//! groups together.
+//!
+//! What clients saw is judged as if there were one group, after the revisions were numbered anew
+//! without their holes (`tests/src/split/names.rs`).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use proto::cluster::group::{
+    GroupRequest, RangePlace, ReadAt, Span, SpanRequest, SplitRange, refusal,
+};
+use proto::etcd::{RangeRequest, RangeResponse, ResponseHeader};
+use proto::group::{GroupError, Reply, Request};
+use proto::mvccpb::Event as KeyEvent;
+use proto::{GroupId, KeyRange, NodeId, id};
+use shard::access;
+use shard::machine::effect::RevisionEvents;
+use shard::node::{Answer, Input};
+use shard::split::footprint::Footprint;
+
+use super::{Event, FAULTS_MS, Waiting, World};
+use crate::check::history::{History, OpId};
+use crate::check::leases;
+use crate::sim::host;
+use crate::sim::random::Random;
+use crate::split::names::Names;
+
+/// Groups that the tenant is split over at most.
+const GROUPS_MAX: usize = 5;
+/// First of the new groups.
+const FIRST_CHILD: u64 = 100;
+
+/// One range of the map that routers go by.
+#[derive(Clone, Debug)]
+struct Placed {
+    start: Bytes,
+    group: GroupId,
+    version: u64,
+}
+
+/// A split that placement wants.
+#[derive(Clone, Debug)]
+struct Wish {
+    group: GroupId,
+    at: Bytes,
+    child: GroupId,
+}
+
+/// A list over several groups on its way.
+struct Gather {
+    /// Names the try: parts of an earlier one may still come.
+    number: u64,
+    request: RangeRequest,
+    revision: i64,
+    missing: usize,
+    rows: Vec<RangeResponse>,
+}
+
+/// See the module.
+pub(super) struct Splits {
+    random: Random,
+    /// Ascending by start.
+    map: Vec<Placed>,
+    wish: Option<Wish>,
+    /// What the map is to become, and when.
+    coming: Option<(u64, Wish, u64)>,
+    next_child: u64,
+    /// From whom each group was split off.
+    parents: BTreeMap<GroupId, GroupId>,
+    leaders: BTreeMap<GroupId, u64>,
+    gathers: BTreeMap<OpId, Gather>,
+    next_gather: u64,
+    /// What was committed under a revision, by place.
+    changes: BTreeMap<i64, (u64, BTreeMap<u32, KeyEvent>)>,
+    conflicts: Vec<String>,
+    /// Splits that happened.
+    pub(super) done: u64,
+}
+
+/// Where a request goes.
+pub(super) enum Route {
+    /// To this group.
+    One(GroupRequest),
+    /// A list over several groups.
+    Over(RangeRequest),
+}
+
+impl Splits {
+    pub(super) fn new(seed: u64) -> Splits {
+        let first = Placed { start: Bytes::new(), group: id::DEFAULT_GROUP, version: 1 };
+        Splits {
+            random: Random::new(seed.rotate_left(48)),
+            map: vec![first],
+            wish: None,
+            coming: None,
+            next_child: FIRST_CHILD,
+            parents: BTreeMap::new(),
+            leaders: BTreeMap::new(),
+            gathers: BTreeMap::new(),
+            next_gather: 0,
+            changes: BTreeMap::new(),
+            conflicts: Vec::new(),
+            done: 0,
+        }
+    }
+
+    fn end_of(&self, place: usize) -> Option<Bytes> {
+        self.map.get(place + 1).map(|next| next.start.clone())
+    }
+
+    fn range_of(&self, place: usize) -> KeyRange {
+        KeyRange { start: self.map[place].start.clone(), end: self.end_of(place) }
+    }
+
+    /// The only range that has all these keys.
+    fn only(&self, keys: &[KeyRange]) -> Option<&Placed> {
+        let has = |place: &usize| {
+            let range = self.range_of(*place);
+            keys.iter().all(|keys| keys.is_within(&range))
+        };
+        (0..self.map.len()).find(has).map(|place| &self.map[place])
+    }
+
+    fn request(&self, placed: &Placed, body: Request) -> GroupRequest {
+        GroupRequest {
+            tenant: id::DEFAULT_TENANT.0,
+            namespace: id::DEFAULT_NAMESPACE.0,
+            group: placed.group.0,
+            range_version: placed.version,
+            body: Some(body),
+            ..Default::default()
+        }
+    }
+
+    /// Where a router sends a request.
+    pub(super) fn route(&self, body: Request) -> Route {
+        let keys = match &body {
+            Request::Range(r) => vec![KeyRange::parse(&r.key, &r.range_end)],
+            Request::Put(put) => vec![KeyRange::single(&put.key)],
+            Request::DeleteRange(d) => vec![KeyRange::parse(&d.key, &d.range_end)],
+            Request::Txn(txn) => {
+                let footprint = Footprint::of(txn);
+                let past = footprint.past.iter().map(|(keys, _)| keys);
+                let keys = footprint.reads.iter().chain(&footprint.writes).chain(past);
+                keys.cloned().collect()
+            }
+            _ => Vec::new(),
+        };
+        let home = &self.map[0];
+        match (self.only(&keys), body) {
+            (None, Request::Range(range)) => Route::Over(range),
+            (Some(placed), body) if !keys.is_empty() => Route::One(self.request(placed, body)),
+            (_, body) => Route::One(self.request(home, body)),
+        }
+    }
+
+    /// A replica has applied a revision.
+    pub(super) fn committed(&mut self, now: u64, events: &RevisionEvents) {
+        let (_, known) =
+            self.changes.entry(events.revision).or_insert_with(|| (now, BTreeMap::new()));
+        for change in &events.events {
+            let event = KeyEvent { prev_kv: None, ..KeyEvent::clone(&change.event) };
+            let before = known.insert(change.place, event.clone());
+            if before.as_ref().is_some_and(|before| *before != event) {
+                let revision = events.revision;
+                self.conflicts.push(format!("revision {revision} is told in two ways: {event:?}"));
+            }
+        }
+    }
+
+    /// Numbers the history anew, and tells it what was committed.
+    pub(super) fn rename(&mut self, history: &mut History, violations: &mut Vec<String>) {
+        violations.append(&mut self.conflicts);
+        self.changes.retain(|_, (_, events)| !events.is_empty());
+        let names = Names::new(&self.changes.keys().copied().collect());
+        names.rename(history);
+        for (revision, (at, events)) in &self.changes {
+            let mut events: Vec<KeyEvent> = events.values().cloned().collect();
+            events.iter_mut().for_each(|event| names.event(event));
+            history.committed(0, *at, names.of(*revision), &events);
+        }
+    }
+}
+
+impl World {
+    fn splits(&mut self) -> &mut Splits {
+        self.splits.as_mut().expect("only in a scene with splits")
+    }
+
+    /// What clients of a split tenant ask: what needs the whole tenant's keys is not simulated here.
+    pub(super) fn adapt(&self, request: Request) -> Request {
+        match request {
+            _ if self.splits.is_none() => request,
+            Request::LeaseTimeToLive(ask) => {
+                Request::LeaseTimeToLive(proto::etcd::LeaseTimeToLiveRequest { keys: false, ..ask })
+            }
+            // Revisions are numbered anew: two compactions may become one.
+            Request::Compact(_) => {
+                Request::Range(RangeRequest { key: "k0".into(), ..Default::default() })
+            }
+            request => request,
+        }
+    }
+
+    /// Where a group of the split tenant was led last.
+    pub(super) fn led(&mut self, group: GroupId, node: u64) {
+        if let Some(splits) = &mut self.splits {
+            splits.leaders.insert(group, node);
+        }
+    }
+
+    /// The nodes of all groups.
+    pub(super) fn tell_whereabouts(&mut self, host: usize) {
+        let Some(splits) = &self.splits else { return };
+        let nodes: Vec<NodeId> = self.hosts.iter().map(|host| NodeId(host.id)).collect();
+        let all = splits.map.iter().map(|placed| (placed.group, nodes.clone())).collect();
+        self.step(host, Input::Whereabouts(all));
+    }
+
+    /// Placement looks after the split tenant.
+    pub(super) fn tend_splits(&mut self) {
+        let at = self.now + self.splits().random.between(30, 400);
+        self.schedule(at, Event::Split);
+        let now = self.now;
+        if let Some((_, wish, version)) = self.splits().coming.take_if(|(at, ..)| *at <= now) {
+            self.learn_split(&wish, version);
+        }
+        self.bring_replicas();
+        let splits = self.splits();
+        if let Some(wish) = splits.wish.clone() {
+            return self.ask_split(wish);
+        }
+        let may = splits.coming.is_none() && splits.map.len() < GROUPS_MAX && now < FAULTS_MS;
+        if may && splits.random.permille(150) {
+            let at = Bytes::from(format!("k{}", splits.random.below(8)));
+            let place = splits.map.iter().rposition(|placed| placed.start <= at).unwrap_or(0);
+            if splits.map[place].start != at {
+                let group = splits.map[place].group;
+                let child = GroupId(splits.next_child);
+                splits.next_child += 1;
+                splits.wish = Some(Wish { group, at, child });
+            }
+        }
+    }
+
+    fn ask_split(&mut self, wish: Wish) {
+        let hosts = self.hosts.len() as u64;
+        let splits = self.splits();
+        let placed = splits.map.iter().find(|placed| placed.group == wish.group).cloned();
+        let Some(placed) = placed else { return };
+        let body = Request::SplitRange(SplitRange { at: wish.at.clone(), child: wish.child.0 });
+        let request = GroupRequest { tenant: 0, ..splits.request(&placed, body) };
+        let any = splits.random.below(hosts) as usize;
+        let led = splits.leaders.get(&wish.group).copied();
+        let hinted = led.filter(|_| splits.random.permille(800));
+        let host = hinted.and_then(|node| self.host_of(node)).unwrap_or(any);
+        if self.hosts[host].process.is_some() {
+            self.note(&format!("placement asks n{}: {wish:?}", host + 1));
+            self.request(host, Waiting::Split { group: wish.group }, request);
+        }
+    }
+
+    pub(super) fn split_heard(&mut self, group: GroupId, answer: Result<Answer, GroupError>) {
+        self.note(&format!("placement hears of {group:?}: {answer:?}"));
+        match answer {
+            Ok(Answer::Reply(Reply::Ranges(ranges))) => {
+                let now = self.now;
+                let splits = self.splits();
+                let Some(place) = ranges.places.first() else { return };
+                if let Some(wish) = splits.wish.take_if(|wish| wish.group == group) {
+                    let at = now + splits.random.below(600);
+                    splits.coming = Some((at, wish, place.version));
+                }
+            }
+            Err(GroupError { leader_node: Some(leader), .. }) => self.led(group, leader),
+            // It may have been done under a version that placement does not know yet.
+            Err(error) if error.error == proto::Error::StaleRange => self.look_for_split(group),
+            _ => {}
+        }
+    }
+
+    /// What a group's replicas say of its range is the truth.
+    fn look_for_split(&mut self, group: GroupId) {
+        let place = |host: &host::Host| {
+            let state = host.process.as_ref()?.node.group(group)?.machine().state();
+            Some((state.range_version, state.end.clone()))
+        };
+        let newest = self.hosts.iter().filter_map(place).max();
+        let now = self.now;
+        let splits = self.splits();
+        if let (Some((version, end)), Some(wish)) = (newest, splits.wish.clone())
+            && wish.group == group
+            && end.as_ref() == Some(&wish.at)
+        {
+            splits.wish = None;
+            splits.coming = Some((now, wish, version));
+        }
+    }
+
+    fn learn_split(&mut self, wish: &Wish, version: u64) {
+        let splits = self.splits();
+        splits.done += 1;
+        splits.parents.insert(wish.child, wish.group);
+        let place = splits.map.iter().position(|placed| placed.group == wish.group);
+        let Some(place) = place else { return };
+        splits.map[place].version = version;
+        let child = Placed { start: wish.at.clone(), group: wish.child, version };
+        splits.map.insert(place + 1, child);
+        self.note(&format!("routers learn of {wish:?} at version {version}"));
+        for host in 0..self.hosts.len() {
+            self.tell_whereabouts(host);
+        }
+    }
+
+    /// A node that has missed a split gets the new group's replica like any other.
+    fn bring_replicas(&mut self) {
+        let hosts = self.hosts.len() as u64;
+        let splits = self.splits();
+        let host = splits.random.below(hosts) as usize;
+        let wanted: Vec<(GroupId, GroupId, Bytes)> = splits
+            .map
+            .iter()
+            .filter_map(|placed| {
+                let parent = splits.parents.get(&placed.group)?;
+                Some((placed.group, *parent, placed.start.clone()))
+            })
+            .collect();
+        let Some(process) = &self.hosts[host].process else { return };
+        let lacks = |(child, parent, start): &&(GroupId, GroupId, Bytes)| {
+            let has_parted = process.node.group(*parent).is_none_or(|group| {
+                let end = &group.machine().state().end;
+                !group.is_seeded_anew() && end.as_ref().is_some_and(|end| end <= start)
+            });
+            process.node.group(*child).is_none() && has_parted
+        };
+        let births: Vec<_> = wanted.iter().filter(lacks).collect();
+        let births: Vec<_> = births
+            .into_iter()
+            .map(|(child, ..)| host::birth(*child, self.hosts[host].id, 0))
+            .collect();
+        if !births.is_empty() {
+            self.note(&format!("placement wants {births:?}"));
+            self.step(host, Input::Births(births));
+        }
+    }
+
+    // === lists over several groups ===
+
+    /// Asks home where the revisions stand.
+    pub(super) fn begin_gather(
+        &mut self,
+        client: usize,
+        op: OpId,
+        host: usize,
+        range: RangeRequest,
+    ) {
+        let splits = self.splits();
+        splits.next_gather += 1;
+        let number = splits.next_gather;
+        let (revision, missing, rows) = (0, 0, Vec::new());
+        let gather = Gather { number, request: range, revision, missing, rows };
+        splits.gathers.insert(op, gather);
+        let home = splits.map[0].clone();
+        let body = Request::Span(SpanRequest { weak: false });
+        let request = splits.request(&home, body);
+        self.request(host, Waiting::Span { client, op, number }, request);
+    }
+
+    pub(super) fn gather(&mut self, (client, op): (usize, OpId), number: u64, span: Span) {
+        let hosts = self.hosts.len() as u64;
+        let parts: Vec<(RangePlace, i64)> =
+            span.parts.into_iter().filter_map(|part| Some((part.place?, part.last))).collect();
+        let gather = self.splits().gathers.get_mut(&op);
+        let Some(gather) = gather.filter(|gather| gather.number == number) else { return };
+        let keys = KeyRange::parse(&gather.request.key, &gather.request.range_end);
+        gather.revision = span.revision;
+        let mut asks = Vec::new();
+        for (place, last) in parts {
+            let range = KeyRange { start: place.start, end: place.end };
+            let Some(both) = keys.common(&range) else { continue };
+            let (key, range_end) = (both.start, both.end.unwrap_or_else(|| "\0".into()));
+            let key = if key.is_empty() { Bytes::from_static(b"\0") } else { key };
+            let body = RangeRequest { key, range_end, ..gather.request.clone() };
+            asks.push(GroupRequest {
+                tenant: id::DEFAULT_TENANT.0,
+                namespace: id::DEFAULT_NAMESPACE.0,
+                group: place.group,
+                range_version: place.version,
+                read_at: Some(ReadAt { revision: span.revision, last }),
+                body: Some(Request::Range(body)),
+                ..Default::default()
+            });
+        }
+        gather.missing = asks.len();
+        for request in asks {
+            let host = self.splits().random.below(hosts) as usize;
+            let group = GroupId(request.group);
+            let shared = self.hosts[host].process.as_ref().and_then(|p| p.node.shared(group));
+            self.note(&format!("c{client} {op} asks n{} for its part of {group:?}", host + 1));
+            let waiting = Waiting::Part { client, op, number, request: request.clone(), shared };
+            match self.hosts[host].process.is_some() {
+                true => self.request(host, waiting, request),
+                false => self.lose_gather((client, op), number, None),
+            }
+        }
+    }
+
+    /// A part did not come: the whole is asked for again.
+    pub(super) fn lose_gather(
+        &mut self,
+        (client, op): (usize, OpId),
+        number: u64,
+        hint: Option<usize>,
+    ) {
+        let gather = self.splits().gathers.get(&op);
+        if gather.is_none_or(|gather| gather.number != number) {
+            return;
+        }
+        self.splits().gathers.remove(&op);
+        if self.busy[client] == Some(op) {
+            self.try_elsewhere(client, op, hint);
+        }
+    }
+
+    pub(super) fn part(
+        &mut self,
+        host: usize,
+        (client, op): (usize, OpId),
+        number: u64,
+        request: &GroupRequest,
+        answer: Result<Answer, GroupError>,
+        shared: Option<std::sync::Arc<shard::group::Shared>>,
+    ) {
+        let gather = self.splits().gathers.get(&op);
+        if gather.is_none_or(|gather| gather.number != number) {
+            return;
+        }
+        let read = match (answer, shared, &request.body) {
+            (Ok(Answer::Readable(reading)), Some(shared), Some(body)) => {
+                let process = self.hosts[host].process.as_ref().expect("it has just answered");
+                let version = request.range_version;
+                access::read(process.node.store(), &shared, body, version, reading)
+            }
+            (Err(error), ..) => Err(error),
+            _ => unreachable!("a part is read or refused"),
+        };
+        match read {
+            Ok(Reply::Range(rows)) => {
+                let Some(gather) = self.splits().gathers.get_mut(&op) else { return };
+                gather.rows.push(rows);
+                gather.missing -= 1;
+                if gather.missing > 0 {
+                    return;
+                }
+                let Some(gather) = self.splits().gathers.remove(&op) else { return };
+                let answer = Ok(Reply::Range(together(gather)));
+                if self.busy[client] == Some(op) {
+                    self.heard(client, op, answer);
+                }
+            }
+            Err(error) if error.outcome == refusal::Outcome::Final => {
+                self.splits().gathers.remove(&op);
+                if self.busy[client] == Some(op) {
+                    self.heard(client, op, Err(error));
+                }
+            }
+            _ => self.lose_gather((client, op), number, None),
+        }
+    }
+
+    // === the end ===
+
+    pub(super) fn judge_splits(&mut self, violations: &mut Vec<String>) {
+        let Some(mut splits) = self.splits.take() else { return };
+        splits.rename(&mut self.tenants[0].history, violations);
+        if splits.wish.is_some() || splits.coming.is_some() {
+            violations.push("a split did not end after the world calmed down".to_owned());
+        }
+        let wanted: BTreeSet<GroupId> = splits.map.iter().map(|placed| placed.group).collect();
+        for host in &self.hosts {
+            let groups = host.process.iter().flat_map(|process| process.node.groups());
+            let there: BTreeSet<GroupId> = groups.map(|(id, _)| *id).collect();
+            if there != wanted {
+                violations.push(format!("n{} has {there:?}, not {wanted:?}", host.id));
+            }
+        }
+    }
+
+    /// Leases live as long as with one group, but for what it takes home to open.
+    pub(super) fn lease_bounds(&self, bounds: leases::Bounds) -> leases::Bounds {
+        match self.splits {
+            Some(_) => leases::Bounds { late: bounds.late + 6000, ..bounds },
+            None => bounds,
+        }
+    }
+}
+
+/// The parts of a list as one.
+fn together(gather: Gather) -> RangeResponse {
+    let Gather { request, revision, mut rows, .. } = gather;
+    rows.sort_by_key(|part| part.kvs.first().map(|kv| kv.key.clone()));
+    let count = rows.iter().map(|part| part.count).sum();
+    let mut kvs: Vec<_> = rows.into_iter().flat_map(|part| part.kvs).collect();
+    let limit = usize::try_from(request.limit).unwrap_or(0);
+    let more = limit > 0 && count > request.limit;
+    if limit > 0 {
+        kvs.truncate(limit);
+    }
+    let header = Some(ResponseHeader { revision, ..Default::default() });
+    RangeResponse { header, kvs, more, count }
+}
