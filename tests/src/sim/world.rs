@@ -637,8 +637,8 @@ impl World {
         let host = &mut self.hosts[host];
         match self.fault {
             Some(Fault::BornTwice) => {
-                *host =
-                    Host { life: host.life, founds: host.founds.clone(), ..Host::new(host.index) };
+                let (id, life) = (host.id, host.life);
+                *host = Host { id, life, founds: host.founds.clone(), ..Host::new(host.index) };
             }
             Some(Fault::SharedShelf) => {
                 let row = host.engine.get(layout::NODE_KEY).ok().flatten();

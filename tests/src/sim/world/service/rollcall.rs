@@ -155,9 +155,8 @@ impl World {
             Some(Fault::SameDirectory) => old.directory,
             _ => old.directory + 1,
         };
-        let fresh = Host { life: old.life, directory, sync_ms, ..Host::spare(host) };
-        self.hosts[host] = fresh;
-        let node = self.hosts[host].id;
+        let (node, life) = (old.id, old.life);
+        self.hosts[host] = Host { id: node, life, directory, sync_ms, ..Host::spare(host) };
         self.service().emptied.push(node);
         self.mark("disks emptied".to_owned());
         self.note(&format!("the disk of n{node} is empty"));
