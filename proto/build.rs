@@ -19,6 +19,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let descriptors = protox::compile(files, ["."])?;
     tonic_prost_build::configure()
         .bytes(".")
+        // Rare in what is passed around all the time.
+        .boxed(".cluster.group.Description.split")
         .build_client(true)
         .build_server(true)
         .compile_fds(descriptors)?;

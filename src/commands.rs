@@ -10,6 +10,7 @@ use placement::command::{
     GroupDetail, GroupLoad, GroupView, KeysView, NodeView, OperatorView, RecoveryView, ReplicaView,
     ShortView, Standing, StatusView, TenantView,
 };
+use placement::inventory::SplitLoad;
 use placement::record::{NodeState, OperatorState, TenantState};
 use placement::{Answer, Command};
 
@@ -747,6 +748,16 @@ fn group_lines(view: &GroupDetail) -> Vec<String> {
     ] {
         lines.push(format!("{what:<18}{value}"));
     }
+    if let Some(split) = view.load.as_ref().and_then(|load| load.split) {
+        let [grants, over, took, holes, waits] = split_costs(Some(split));
+        for (what, value) in [
+            ("revisions given", format!("{grants}/s, {holes} never used")),
+            ("over groups", format!("{over} transactions/s, one takes {took}")),
+            ("waits for group", waits),
+        ] {
+            lines.push(format!("{what:<18}{value}"));
+        }
+    }
     for prefix in &view.stretches {
         lines.push(format!("{:<18}keys {prefix}", "rule for"));
     }
@@ -824,10 +835,16 @@ fn percent(us_per_s: u64) -> String {
 }
 
 fn loads(views: &[GroupLoad]) -> Vec<String> {
-    let head = ["GROUP", "OF", "KEYS", "LEADER", "CPU", "REQUESTS/S", "WRITTEN/S", "SIZE", "NODES"];
+    let mut head =
+        vec!["GROUP", "OF", "KEYS", "LEADER", "CPU", "REQUESTS/S", "WRITTEN/S", "SIZE", "NODES"];
+    // Nothing of it where nobody is split.
+    let splits = views.iter().any(|view| view.split.is_some());
+    if splits {
+        head.extend(["GRANTS/S", "OVER GROUPS/S", "TOOK", "HOLES", "WAITS FOR"]);
+    }
     let mut table = Table::new(&head);
     for view in views {
-        table.row(vec![
+        let mut row = vec![
             view.group.to_string(),
             view.of.clone(),
             keys(&view.keys),
@@ -837,9 +854,33 @@ fn loads(views: &[GroupLoad]) -> Vec<String> {
             size(view.write_bytes_per_s),
             size(view.size),
             view.nodes.join(","),
-        ]);
+        ];
+        if splits {
+            row.extend(split_costs(view.split));
+        }
+        table.row(row);
     }
     table.lines()
+}
+
+/// What being split costs a group: what `group top` says of it.
+fn split_costs(load: Option<SplitLoad>) -> [String; 5] {
+    let Some(load) = load else { return std::array::from_fn(|_| "-".to_owned()) };
+    let took = match load.transactions_per_s {
+        0 if load.transaction_ms == 0 => "-".to_owned(),
+        _ => format!("{} ms", load.transaction_ms),
+    };
+    let waits = match load.waits_for {
+        0 => "-".to_owned(),
+        group => format!("{group} since {} s", load.waits_ms / 1000),
+    };
+    [
+        load.grants_per_s.to_string(),
+        load.transactions_per_s.to_string(),
+        took,
+        load.holes.to_string(),
+        waits,
+    ]
 }
 
 fn recovery(view: &RecoveryView) -> Vec<String> {

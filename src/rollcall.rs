@@ -16,11 +16,12 @@ use parking_lot::Mutex;
 use placement::Ledger;
 use placement::inventory::{self, ASK_MS, Inventory};
 use placement::record::Node;
-use proto::cluster::group::DescribeRequest;
+use proto::cluster::group::{DescribeRequest, SplitStatus};
 use proto::cluster::node::nodes_client::NodesClient;
 use proto::cluster::node::nodes_server::{Nodes, NodesServer};
 use proto::cluster::node::{
     GroupReport, InventoryAsk, InventoryReport, NodeReport, ReplicaAsk, ReplicaReport, ReportAsk,
+    SplitReport,
 };
 use proto::group::{Reply, request_to};
 use proto::{GroupId, id};
@@ -64,8 +65,15 @@ pub(crate) struct RollCall {
 struct Counted {
     at_ms: u64,
     cpu_us: u64,
-    /// Requests and bytes written by group.
-    groups: HashMap<GroupId, (u64, u64)>,
+    groups: HashMap<GroupId, Done>,
+}
+
+/// What a replica had done.
+#[derive(Clone, Copy, Default, PartialEq)]
+struct Done {
+    requests: u64,
+    written_bytes: u64,
+    split: SplitStatus,
 }
 
 /// Amounts a second.
@@ -266,7 +274,12 @@ impl RollCall {
         let mut groups: BTreeMap<GroupId, GroupReport> = BTreeMap::new();
         self.handle.each_group(|id, view| {
             let work = &view.shared.work;
-            let now = (work.requests(), work.written_bytes());
+            let split = view.shared.split.status(at_ms);
+            let now = Done {
+                requests: work.requests(),
+                written_bytes: work.written_bytes(),
+                split: split.unwrap_or_default(),
+            };
             let then = before.groups.get(&id).copied().unwrap_or_default();
             let leads = view.shared.leader() == Some(self.node);
             if leads || now != then {
@@ -276,8 +289,9 @@ impl RollCall {
                         group: id.0,
                         leads,
                         size_bytes: view.shared.published.size_bytes(),
-                        requests_per_s: rate(now.0, then.0, over_ms),
-                        write_bytes_per_s: rate(now.1, then.1, over_ms),
+                        requests_per_s: rate(now.requests, then.requests, over_ms),
+                        write_bytes_per_s: rate(now.written_bytes, then.written_bytes, over_ms),
+                        split: split.map(|split| split_report(&split, &then.split, over_ms)),
                         ..GroupReport::default()
                     },
                 );
@@ -303,6 +317,19 @@ impl RollCall {
     }
 }
 
+fn split_report(now: &SplitStatus, then: &SplitStatus, over_ms: u64) -> SplitReport {
+    let transactions = now.transactions.saturating_sub(then.transactions);
+    let took_ms = now.transaction_ms.saturating_sub(then.transaction_ms);
+    SplitReport {
+        grants_per_s: rate(now.grants, then.grants, over_ms),
+        transactions_per_s: rate(now.transactions, then.transactions, over_ms),
+        transaction_ms: took_ms.checked_div(transactions).unwrap_or(0),
+        holes: now.holes,
+        waits_for: now.waits_for,
+        waits_ms: now.waits_ms,
+    }
+}
+
 fn from_wire(told: NodeReport) -> inventory::NodeReport {
     let group = |group: GroupReport| {
         let report = inventory::GroupReport {
@@ -312,6 +339,14 @@ fn from_wire(told: NodeReport) -> inventory::NodeReport {
             requests_per_s: group.requests_per_s,
             write_bytes_per_s: group.write_bytes_per_s,
             cpu_us_per_s: group.cpu_us_per_s,
+            split: group.split.map(|split| inventory::SplitLoad {
+                grants_per_s: split.grants_per_s,
+                transactions_per_s: split.transactions_per_s,
+                transaction_ms: split.transaction_ms,
+                holes: split.holes,
+                waits_for: split.waits_for,
+                waits_ms: split.waits_ms,
+            }),
         };
         (group.group, report)
     };
@@ -361,6 +396,14 @@ fn to_wire(node: u64, report: &inventory::NodeReport) -> NodeReport {
         requests_per_s: group.requests_per_s,
         write_bytes_per_s: group.write_bytes_per_s,
         cpu_us_per_s: group.cpu_us_per_s,
+        split: group.split.map(|split| SplitReport {
+            grants_per_s: split.grants_per_s,
+            transactions_per_s: split.transactions_per_s,
+            transaction_ms: split.transaction_ms,
+            holes: split.holes,
+            waits_for: split.waits_for,
+            waits_ms: split.waits_ms,
+        }),
     };
     NodeReport {
         node,

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::check::Finding;
+use crate::inventory::SplitLoad;
 use crate::record::{Fate, NodeLoad, NodeState, OperatorState, Recovery, TenantState, hex};
 
 /// A command.
@@ -585,6 +586,9 @@ pub struct GroupLoad {
     pub cpu_us_per_s: u64,
     /// Bytes of its rows and large values.
     pub size: u64,
+    /// What it costs that its tenant is split.
+    #[serde(default)]
+    pub split: Option<SplitLoad>,
 }
 
 /// What a recovery would do.

@@ -93,6 +93,7 @@ fn loads(ledger: &Ledger, inventory: &Inventory, now_ms: u64) -> Vec<GroupLoad> 
             write_bytes_per_s: 0,
             cpu_us_per_s: 0,
             size: 0,
+            split: None,
         };
         for (node, report, share) in &shares {
             let Some(told) = report.groups.get(&group.id) else { continue };
@@ -102,6 +103,7 @@ fn loads(ledger: &Ledger, inventory: &Inventory, now_ms: u64) -> Vec<GroupLoad> 
             if told.leads {
                 load.leader = Some(ledger.node_name(*node));
                 load.write_bytes_per_s = told.write_bytes_per_s;
+                load.split = told.split;
             }
         }
         load

@@ -7,6 +7,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::{Deserialize, Serialize};
+
 use crate::ledger::Ledger;
 
 /// Pause between two questions to a node, in milliseconds.
@@ -98,6 +100,25 @@ pub struct GroupReport {
     pub write_bytes_per_s: u64,
     /// CPU time spent for the group, in microseconds a second, as far as it can be told apart.
     pub cpu_us_per_s: u64,
+    /// What it costs that the tenant is split, told by its groups' leaders.
+    pub split: Option<SplitLoad>,
+}
+
+/// What it costs a group that its tenant is split. Rates are over the time since the last report.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+pub struct SplitLoad {
+    /// Of the home group: revisions given out a second.
+    pub grants_per_s: u64,
+    /// Of the home group: transactions, deletions and revocations over several groups, a second.
+    pub transactions_per_s: u64,
+    /// How long one of them took on average, in milliseconds.
+    pub transaction_ms: u64,
+    /// Revisions that nobody will ever use, since the leader's replica was opened.
+    pub holes: u64,
+    /// The group for which requests wait, 0 for none.
+    pub waits_for: u64,
+    /// For how long, in milliseconds.
+    pub waits_ms: u64,
 }
 
 // === impl Inventory ===

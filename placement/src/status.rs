@@ -7,13 +7,16 @@ use proto::id;
 
 use crate::command::{NodeView, QuarantineView, ShortView, Standing, StatusView};
 use crate::health::{Health, Loss};
-use crate::inventory::Inventory;
+use crate::inventory::{Inventory, SplitLoad};
 use crate::ledger::Ledger;
 use crate::nodes::{self, counted, words};
 use crate::operators::{holder, ongoing, view, voters};
 use crate::record::{Group, Node, NodeState, Priority, TenantState};
 use crate::repairs;
 use crate::tenants::owner;
+
+/// A split tenant whose requests wait for so long is in trouble.
+const LONG_MS: u64 = 3_000;
 
 /// How everything is.
 pub fn of(ledger: &Ledger, inventory: &Inventory, now_ms: u64) -> StatusView {
@@ -54,6 +57,7 @@ pub fn of(ledger: &Ledger, inventory: &Inventory, now_ms: u64) -> StatusView {
         .filter(|node| node.state != NodeState::Lost && !health.silent.contains(&node.id))
         .collect();
     let mut troubles = troubles(ledger, &health, &status, stuck);
+    troubles.extend(waits(ledger, inventory, now_ms));
     let leads = |node: &&Node| {
         let report = inventory.fresh(node.id, now_ms);
         report.is_some_and(|r| r.groups.get(&id::SYSTEM_GROUP.0).is_some_and(|group| group.leads))
@@ -110,6 +114,26 @@ fn quarantined(ledger: &Ledger, health: &Health<'_>) -> Vec<QuarantineView> {
 
 fn name(ledger: &Ledger, node: u64) -> String {
     ledger.nodes.get(&node).map_or_else(|| format!("{node:x}"), |node| node.name.clone())
+}
+
+/// Split tenants whose requests wait for one of their groups.
+fn waits(ledger: &Ledger, inventory: &Inventory, now_ms: u64) -> Vec<String> {
+    let fresh = inventory.nodes.keys().filter_map(|node| inventory.fresh(*node, now_ms));
+    let groups = fresh.flat_map(|report| &report.groups).filter(|(_, group)| group.leads);
+    let mut waits = BTreeMap::new();
+    for (id, split) in groups.filter_map(|(id, group)| Some((id, group.split?))) {
+        let group = ledger.groups.get(id).filter(|group| !group.dead);
+        let (Some(group), true) = (group, split.waits_ms >= LONG_MS) else { continue };
+        let longest: &mut SplitLoad = waits.entry(owner(ledger, group)).or_default();
+        if split.waits_ms > longest.waits_ms {
+            *longest = split;
+        }
+    }
+    let said = |(of, split): (String, SplitLoad)| {
+        let since = words(split.waits_ms);
+        format!("requests to {of} wait for its group {} since {since}", split.waits_for)
+    };
+    waits.into_iter().map(said).collect()
 }
 
 /// What is wrong, the worst first, and what is done about it.
@@ -256,6 +280,21 @@ mod tests {
         }
         let verdict = of(&world.ledger, &inventory, now_ms()).verdict;
         assert!(verdict.starts_with("n1 and n3 both lead placement: "), "{verdict}");
+    }
+
+    #[test]
+    fn a_split_tenant_that_waits_for_one_of_its_groups_is_told() {
+        let world = world();
+        let mut inventory = world.inventory();
+        let mut waiting = |waits_ms| {
+            let split = Some(SplitLoad { waits_for: 77, waits_ms, ..SplitLoad::default() });
+            let group = GroupReport { leads: true, split, ..GroupReport::default() };
+            inventory.nodes.get_mut(&1).unwrap().groups.insert(2, group);
+            of(&world.ledger, &inventory, now_ms()).verdict
+        };
+        let text = "requests to default wait for its group 77 since 4 s.";
+        assert_eq!(waiting(4_000), text);
+        assert!(waiting(LONG_MS - 1).starts_with("All well"));
     }
 
     #[test]

@@ -46,7 +46,7 @@ impl GroupError {
     }
 
     /// May have taken effect.
-    pub fn unknown(error: Error) -> GroupError {
+    pub const fn unknown(error: Error) -> GroupError {
         GroupError { error, outcome: Outcome::Unknown, leader_node: None }
     }
 

@@ -62,6 +62,7 @@ pub mod group;
 pub mod id;
 pub mod key;
 pub mod limits;
+pub mod list;
 pub mod map;
 
 pub use error::{Code, Error};

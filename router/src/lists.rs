@@ -10,24 +10,17 @@
 //! A *page* is a list in the order of its keys with a limit and nothing else: the first part is
 //! asked for all of it and the others for their counts, which tell exactly who has the rest of it.
 
-use std::cmp::Ordering;
-
 use bytes::Bytes;
 use proto::{
     KeyRange,
-    etcd::{
-        RangeRequest, RangeResponse,
-        range_request::{SortOrder, SortTarget},
-    },
+    etcd::{RangeRequest, RangeResponse, range_request::SortTarget},
+    list,
     mvccpb::KeyValue,
 };
 
 /// Is it a page?
 pub(crate) fn is_page(request: &RangeRequest) -> bool {
-    let natural = request.sort_target() == SortTarget::Key
-        && request.sort_order() != SortOrder::Descend
-        && !has_filters(request);
-    natural && request.limit > 0 && !request.count_only
+    list::is_natural(request) && request.limit > 0 && !request.count_only
 }
 
 /// What the group is asked that has the keys of `range`.
@@ -55,10 +48,10 @@ pub(crate) fn merge(request: &RangeRequest, parts: Vec<RangeResponse>) -> RangeR
     if request.count_only {
         return RangeResponse { count, ..Default::default() };
     }
-    let cut =
-        parts.iter().any(|part| part.more) || (!has_filters(request) && count > request.limit);
+    let cut = parts.iter().any(|part| part.more)
+        || (!list::has_filters(request) && count > request.limit);
     let mut kvs: Vec<KeyValue> = parts.into_iter().flat_map(|part| part.kvs).collect();
-    sort(request, &mut kvs);
+    list::sort(request, &mut kvs);
     let limit = usize::try_from(request.limit).unwrap_or(0);
     let more = limit > 0 && (cut || kvs.len() > limit);
     if limit > 0 {
@@ -70,36 +63,11 @@ pub(crate) fn merge(request: &RangeRequest, parts: Vec<RangeResponse>) -> RangeR
     RangeResponse { header: None, kvs, more, count }
 }
 
-fn has_filters(request: &RangeRequest) -> bool {
-    request.min_mod_revision != 0
-        || request.max_mod_revision != 0
-        || request.min_create_revision != 0
-        || request.max_create_revision != 0
-}
-
-fn sort(request: &RangeRequest, kvs: &mut [KeyValue]) {
-    let target = request.sort_target();
-    let compare = |a: &KeyValue, b: &KeyValue| -> Ordering {
-        match target {
-            SortTarget::Key => a.key.cmp(&b.key),
-            SortTarget::Version => a.version.cmp(&b.version),
-            SortTarget::Create => a.create_revision.cmp(&b.create_revision),
-            SortTarget::Mod => a.mod_revision.cmp(&b.mod_revision),
-            SortTarget::Value => a.value.cmp(&b.value),
-        }
-    };
-    // Stable: equals of a part came in the order of their keys, and so do the parts.
-    match request.sort_order() {
-        SortOrder::Descend => kvs.sort_by(|a, b| compare(b, a)),
-        // Without an order, a target other than the key means ascending by it.
-        SortOrder::None | SortOrder::Ascend => kvs.sort_by(compare),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use proto::etcd::range_request::SortOrder;
 
     /// A whole etcd's answer, the plain way: filter, sort, cut.
     fn model(request: &RangeRequest, rows: &[KeyValue]) -> RangeResponse {

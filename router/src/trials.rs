@@ -558,6 +558,30 @@ async fn a_lease_without_id_gets_a_positive_one_and_keepalives_come_in_order() {
     assert!(answers.message().await.unwrap().is_none());
 }
 
+#[tokio::test]
+async fn a_grant_in_doubt_is_made_once() {
+    let house = house().await;
+    let mut leases = LeaseClient::new(house.channel.clone());
+    let changed = GroupError::unknown(Error::LeaderChanged);
+    let mut ids = Vec::new();
+    for in_doubt in [Fake::refuse, Fake::doubt] {
+        in_doubt(&house.fake, changed);
+        let grant = etcd::LeaseGrantRequest { ttl: 9, id: 0 };
+        let granted = leases.lease_grant(grant).await.unwrap().into_inner();
+        assert_eq!(granted.ttl, 9);
+        ids.push(granted.id);
+        let found = leases.lease_leases(etcd::LeaseLeasesRequest {}).await.unwrap().into_inner();
+        let mut found: Vec<i64> = found.leases.into_iter().map(|lease| lease.id).collect();
+        found.sort_by_key(|id| ids.iter().position(|known| known == id));
+        assert_eq!(found, ids);
+    }
+    // Whoever chooses the id must find out alone.
+    house.fake.doubt(changed);
+    let chosen = etcd::LeaseGrantRequest { ttl: 9, id: 5 };
+    let text = "etcdserver: leader changed".to_owned();
+    assert_eq!(said(leases.lease_grant(chosen).await), (Code::Unavailable, text));
+}
+
 // --- Maintenance, Auth, Cluster
 
 #[tokio::test]

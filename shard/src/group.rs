@@ -13,6 +13,7 @@
 pub mod core;
 pub mod large;
 pub mod reads;
+pub mod split_costs;
 pub mod storage;
 pub mod wire;
 
@@ -26,10 +27,11 @@ use proto::{Error, GroupId, NodeId};
 
 use crate::lease::Lessor;
 use crate::machine::{Machine, Published};
-use crate::node::{Parting, Role};
+use crate::node::{Asked, Parting, Role};
 use core::Core;
 use large::Slot;
 use reads::Reads;
+use split_costs::SplitCosts;
 
 /// Names one waiting request to whoever drives the node.
 pub type Ticket = u64;
@@ -70,6 +72,8 @@ pub struct Shared {
     pub published: Arc<Published>,
     /// What it has done.
     pub work: Work,
+    /// What it costs that its tenant is split.
+    pub split: SplitCosts,
     leader: AtomicU64,
     term: AtomicU64,
     learner: AtomicBool,
@@ -144,8 +148,8 @@ pub(crate) enum Then {
     AfterSweep(Ticket, i64),
     /// The lessor's own revocation.
     Expiry(i64),
-    /// A split tenant's entry, by its tag.
-    Split(i64),
+    /// A split tenant's entry: the tag that its role gave it, and the request that it is for.
+    Split(i64, Option<Ticket>),
 }
 
 impl Then {
@@ -154,7 +158,8 @@ impl Then {
             Then::Answer(ticket) | Then::Refuse(ticket, _) | Then::AfterSweep(ticket, _) => {
                 Some(*ticket)
             }
-            Then::Expiry(_) | Then::Split(_) => None,
+            Then::Split(_, ticket) => *ticket,
+            Then::Expiry(_) => None,
         }
     }
 }
@@ -238,6 +243,9 @@ pub struct Group {
     pub(crate) eager: Option<Eager>,
     /// Its part in a split tenant, while it leads.
     pub(crate) role: Option<Box<Role>>,
+    /// Requests to a split tenant that are not answered: those of the role, and those that a role
+    /// before it has proposed.
+    pub(crate) asked: BTreeMap<Ticket, Asked>,
     /// A split that is under way.
     pub(crate) parting: Option<Parting>,
     /// Nodes of replicas that spoke to this one before it knew the members.
@@ -252,6 +260,7 @@ impl Group {
         let shared = Arc::new(Shared {
             published: machine.published().clone(),
             work: Work::default(),
+            split: SplitCosts::default(),
             leader: AtomicU64::new(0),
             term: AtomicU64::new(core.term()),
             learner: AtomicBool::new(false),
@@ -286,6 +295,7 @@ impl Group {
             held: BTreeMap::new(),
             eager: None,
             role: None,
+            asked: BTreeMap::new(),
             parting: None,
             heard: BTreeMap::new(),
             recovering: 0,

@@ -62,7 +62,7 @@ use crate::store::layout::Shelf;
 
 pub use open::{Birth, Opened, Pages, Refused};
 pub use recovery::Recover;
-pub(crate) use split::{Parting, Role};
+pub(crate) use split::{Asked, Parting, Role};
 
 /// Settings of a node.
 #[derive(Clone, Debug)]

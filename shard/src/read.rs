@@ -2,14 +2,13 @@
 //!
 //! Used by apply (reads inside transactions) and by whoever answers a client, on any thread.
 
-use std::cmp::Ordering;
 use std::ops::ControlFlow;
 
 use bytes::Bytes;
-use proto::etcd::range_request::{SortOrder, SortTarget};
+use proto::etcd::range_request::SortTarget;
 use proto::etcd::{RangeRequest, RangeResponse, ResponseHeader};
 use proto::mvccpb::KeyValue;
-use proto::{Error, KeyRange};
+use proto::{Error, KeyRange, list};
 
 use crate::engine::EngineError;
 use crate::store::counts::Counter;
@@ -41,10 +40,8 @@ pub fn range(
     let header = Some(ResponseHeader { revision, ..Default::default() });
     let limit = usize::try_from(request.limit).unwrap_or(0);
     // Only the default order can stop early: any other must see all keys first.
-    let by_key = request.sort_target() == SortTarget::Key
-        && request.sort_order() != SortOrder::Descend
-        && !has_filters(request);
-    let keep = if by_key && limit > 0 { limit.saturating_add(1) } else { usize::MAX };
+    let keep =
+        if list::is_natural(request) && limit > 0 { limit.saturating_add(1) } else { usize::MAX };
     // Values may be large and stand elsewhere: read only if somebody wants them.
     let with_values = !request.keys_only || request.sort_target() == SortTarget::Value;
     let kv = |key: Bytes, found: Found| match with_values {
@@ -98,10 +95,10 @@ pub fn range(
 /// Filters, sorts and cuts the live keys of a range, which stand in order; `count` are there.
 pub fn shape(request: &RangeRequest, mut kvs: Vec<KeyValue>, count: i64) -> RangeResponse {
     let limit = usize::try_from(request.limit).unwrap_or(0);
-    if has_filters(request) {
-        kvs.retain(|kv| passes(request, kv));
+    if list::has_filters(request) {
+        kvs.retain(|kv| list::passes(request, kv));
     }
-    sort(request, &mut kvs);
+    list::sort(request, &mut kvs);
     let more = limit > 0 && kvs.len() > limit;
     if more {
         kvs.truncate(limit);
@@ -118,42 +115,4 @@ pub fn shape(request: &RangeRequest, mut kvs: Vec<KeyValue>, count: i64) -> Rang
         }
     }
     RangeResponse { header: None, kvs, more, count }
-}
-
-fn has_filters(request: &RangeRequest) -> bool {
-    request.min_mod_revision != 0
-        || request.max_mod_revision != 0
-        || request.min_create_revision != 0
-        || request.max_create_revision != 0
-}
-
-fn passes(request: &RangeRequest, kv: &KeyValue) -> bool {
-    let inside =
-        |value: i64, min: i64, max: i64| (min == 0 || value >= min) && (max == 0 || value <= max);
-    inside(kv.mod_revision, request.min_mod_revision, request.max_mod_revision)
-        && inside(kv.create_revision, request.min_create_revision, request.max_create_revision)
-}
-
-fn sort(request: &RangeRequest, kvs: &mut [KeyValue]) {
-    let target = request.sort_target();
-    let descend = match request.sort_order() {
-        // Without an order, a target other than the key means ascending by it.
-        SortOrder::None | SortOrder::Ascend => false,
-        SortOrder::Descend => true,
-    };
-    let compare = |a: &KeyValue, b: &KeyValue| -> Ordering {
-        match target {
-            SortTarget::Key => a.key.cmp(&b.key),
-            SortTarget::Version => a.version.cmp(&b.version),
-            SortTarget::Create => a.create_revision.cmp(&b.create_revision),
-            SortTarget::Mod => a.mod_revision.cmp(&b.mod_revision),
-            SortTarget::Value => a.value.cmp(&b.value),
-        }
-    };
-    match (descend, target) {
-        // The scan was in this order.
-        (false, SortTarget::Key) => {}
-        (false, _) => kvs.sort_by(compare),
-        (true, _) => kvs.sort_by(|a, b| compare(b, a)),
-    }
 }

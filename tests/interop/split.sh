@@ -45,7 +45,7 @@ write() {
 write pods & PODS=$!
 write events & EVENTS=$!
 sleep 1
-atoll tenant split acme --at-prefix /registry/events/ >/dev/null
+eventually 20 "it can be split" atoll tenant split acme --at-prefix /registry/events/
 split_is_done() { [ "$(atoll op list -w json | jq '[.. | objects | select(.state? == "done")] | length')" -ge 1 ]; }
 eventually 30 "the tenant is split" split_is_done
 like "its groups are shown" "from /registry/events/ to below /registry/events0" "$(atoll tenant show acme)"

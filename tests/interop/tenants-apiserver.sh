@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Two kube-apiservers on two tenants of one cluster, one of them with its events in a separate
-# namespace, while all of these are moved between the nodes. Starts its own nodes:
+# namespace and the other split over groups meanwhile, while all of these are moved between the nodes. Starts its own nodes:
 #
 #   ATOLL_BIN=target/release/atoll tests/interop/tenants-apiserver.sh
 set -euo pipefail
@@ -41,7 +41,12 @@ while running "$ALPHA" || running "$BETA"; do
     eventually 60 "alpha and beta are on $target" idle
     MOVES=$((MOVES + 3))
   done
+  if [ "$MOVES" = 9 ]; then
+    holds "beta is split" atoll tenant split beta --at-prefix /registry/events/ --at /registry/pods/ --wait
+  fi
 done
+[ "$MOVES" -gt 9 ] || die "nothing was moved after the split: $MOVES moves"
+like "beta is on several groups" "split over 4 groups" "$(atoll tenant show beta)"
 wait "$ALPHA" || die "alpha: $(tail -n 12 "$TMP/alpha.log")"
 wait "$BETA" || die "beta: $(tail -n 12 "$TMP/beta.log")"
 tail -n 1 "$TMP/alpha.log" "$TMP/beta.log"

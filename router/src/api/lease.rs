@@ -13,7 +13,7 @@ use proto::{
         LeaseLeasesRequest, LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse,
         LeaseTimeToLiveRequest, LeaseTimeToLiveResponse, ResponseHeader,
     },
-    group::Request,
+    group::{GroupError, Reply, Request},
 };
 use tonic::Status;
 
@@ -25,17 +25,49 @@ use crate::{
 
 /// Keepalives of one stream that may wait for their groups.
 const KEEP_ALIVES_IN_FLIGHT: usize = 256;
+/// How often it is looked whether a lease was granted.
+const LOOKS: usize = 3;
+/// What is heard of a grant while the leader changes.
+const IN_DOUBT: GroupError = GroupError::unknown(Error::LeaderChanged);
 
 pub(super) async fn grant(
     caller: Caller,
     mut request: LeaseGrantRequest,
 ) -> Result<LeaseGrantResponse, Status> {
-    if request.id == 0 {
+    let is_chosen_here = request.id == 0;
+    if is_chosen_here {
         request.id = caller.door().new_lease_id();
     }
-    let mut response = answer!(caller.ask(Request::LeaseGrant(request)).await?, LeaseGrant);
+    let mut answer = caller.try_ask(Request::LeaseGrant(request)).await;
+    if is_chosen_here && answer.as_ref().is_err_and(|error| *error == IN_DOUBT) {
+        answer = granted_or_not(&caller, request).await;
+    }
+    let answer = answer.map_err(|error| Status::from(error.error))?;
+    let mut response = answer!(answer, LeaseGrant);
     response.header = caller.fill(response.header);
     Ok(response)
+}
+
+/// The leader changed, and whether it has granted is not known. Nobody else has this id: a lease
+/// that is there was granted then, and where there is none it may be asked for again.
+async fn granted_or_not(caller: &Caller, request: LeaseGrantRequest) -> Result<Reply, GroupError> {
+    for _ in 0..LOOKS {
+        let look = LeaseTimeToLiveRequest { id: request.id, keys: false };
+        match caller.try_ask(Request::LeaseTimeToLive(look)).await? {
+            Reply::LeaseTimeToLive(found) if found.granted_ttl > 0 => {
+                let (header, id, ttl) = (found.header, found.id, found.granted_ttl);
+                let granted = LeaseGrantResponse { header, id, ttl, error: String::new() };
+                return Ok(Reply::LeaseGrant(granted));
+            }
+            _ => {}
+        }
+        match caller.try_ask(Request::LeaseGrant(request)).await {
+            // It was on its way when somebody looked.
+            Err(error) if error.error == Error::LeaseExists || error == IN_DOUBT => {}
+            answer => return answer,
+        }
+    }
+    Err(IN_DOUBT)
 }
 
 pub(super) async fn revoke(

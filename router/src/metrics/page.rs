@@ -80,6 +80,7 @@ pub(crate) fn page(door: &Door, home: Option<&Description>) -> String {
     server(&mut page, &door.config, home, door.member_id, report.is_leader);
     server_of_node(&mut page, &report);
     storage(&mut page, home);
+    split(&mut page, home);
     storage_of_node(&mut page, &report);
     watches(&mut page, &door.metrics, &report);
     leases(&mut page, &report);
@@ -99,6 +100,7 @@ pub(crate) fn tenant_page(door: &Door, home: Option<&Description>) -> String {
     let home = home.unwrap_or(&empty);
     server(&mut page, &door.config, home, door.member_id, false);
     storage(&mut page, home);
+    split(&mut page, home);
     page.text
 }
 
@@ -173,6 +175,37 @@ fn storage(page: &mut Page, home: &Description) {
     let revision = home.header.map_or(0, |header| header.revision);
     page.gauge("etcd_debugging_mvcc_current_revision", "The store's revision.", revision);
     page.gauge("etcd_debugging_mvcc_compact_revision", "The compacted revision.", home.compacted);
+}
+
+/// What it costs that the etcd is split: told by the leader of its home group alone.
+fn split(page: &mut Page, home: &Description) {
+    let Some(split) = &home.split else { return };
+    page.counter("atoll_split_revisions_granted_total", "Revisions given out.", split.grants);
+    page.counter(
+        "atoll_split_revisions_unused_total",
+        "Revisions that nobody will ever use.",
+        split.holes,
+    );
+    page.counter(
+        "atoll_split_transactions_total",
+        "Transactions over several groups.",
+        split.transactions,
+    );
+    page.counter(
+        "atoll_split_transaction_seconds_total",
+        "How long transactions over several groups took in sum.",
+        split.transaction_ms as f64 / 1000.0,
+    );
+    page.counter(
+        "atoll_split_transactions_given_up_total",
+        "Transactions over several groups that were given up and tried again.",
+        split.given_up,
+    );
+    page.gauge(
+        "atoll_split_waiting_seconds",
+        "How long requests have been waiting for one of the groups.",
+        split.waits_ms as f64 / 1000.0,
+    );
 }
 
 fn storage_of_node(page: &mut Page, report: &NodeReport) {

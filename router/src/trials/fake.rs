@@ -81,6 +81,8 @@ pub(super) struct Fake {
     stores: Mutex<BTreeMap<GroupId, Arc<Mutex<Store>>>>,
     asked: Mutex<Vec<GroupRequest>>,
     refusals: Mutex<Vec<GroupError>>,
+    /// What is said of requests that were done.
+    doubts: Mutex<Vec<GroupError>>,
     watched: Arc<Mutex<Vec<WatchSpec>>>,
     leaderless: AtomicBool,
 }
@@ -181,6 +183,11 @@ impl Fake {
         self.refusals.lock().push(error);
     }
 
+    /// Does the next requests, and says this of them, the last first.
+    pub(super) fn doubt(&self, error: GroupError) {
+        self.doubts.lock().push(error);
+    }
+
     /// Raises an alarm of the default group.
     pub(super) fn raise(&self, alarm: etcd::AlarmType) {
         let alarm = etcd::AlarmMember { member_id: MEMBER, alarm: alarm as i32 };
@@ -242,7 +249,10 @@ impl Groups for Fake {
         }
         let outcome = match refusal {
             Some(refusal) => Err(refusal),
-            None => store.lock().answer(request),
+            None => {
+                let answer = store.lock().answer(request);
+                self.doubts.lock().pop().map_or(answer, Err)
+            }
         };
         Box::pin(async move { outcome })
     }

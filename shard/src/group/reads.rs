@@ -113,7 +113,8 @@ impl Reads {
         }
     }
 
-    /// Takes out what only a leader could have answered.
+    /// Takes out what only a leader could have answered, for whoever asked. Rounds of a sequencer
+    /// end with it: nobody waits for them.
     pub fn take_leader_only(&mut self) -> Vec<Read> {
         let mut out = Vec::new();
         let mut sift = |reads: &mut Vec<Read>| {
@@ -122,6 +123,7 @@ impl Reads {
         sift(&mut self.fresh);
         self.rounds.values_mut().for_each(|round| sift(&mut round.reads));
         self.confirmed.values_mut().for_each(sift);
+        out.retain(|(_, purpose)| !matches!(purpose, Purpose::Round(_)));
         out
     }
 

@@ -163,8 +163,8 @@ impl Machine {
         view: &View,
         request: &PutRequest,
     ) -> Result<Result<(), Error>, EngineError> {
-        let is_attached = request.lease != 0 && self.checks_leases();
-        if is_attached && !self.leases.contains_key(&request.lease) {
+        let must_be_known = request.lease != 0 && self.checks_leases();
+        if must_be_known && !self.leases.contains_key(&request.lease) {
             return Ok(Err(Error::LeaseNotFound));
         }
         if request.ignore_value || request.ignore_lease {

@@ -10,7 +10,6 @@
 //! Invariant: while the tenant is on several groups the state's revision, compacted revision and
 //! range are those of what is kept.
 
-use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -247,14 +246,9 @@ impl Machine {
         &self.store
     }
 
-    /// Leases whose keys may be attached without the lease being known here: home has checked it.
+    /// Must a lease be known here before a key is attached to it? Of a split tenant's leases home
+    /// knows, and has checked it.
     pub(super) fn checks_leases(&self) -> bool {
         !self.is_split()
-    }
-
-    /// The decisions that somebody has not carried out yet, for whoever looks at the group.
-    pub fn open_decisions(&self) -> BTreeSet<i64> {
-        let kept = self.kept.iter();
-        kept.flat_map(|kept| kept.decisions.values()).map(|decision| decision.revision).collect()
     }
 }

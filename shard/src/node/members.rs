@@ -286,8 +286,9 @@ impl Node {
         if target == group.core.key().replica {
             return self.answer(ticket, Ok(Reply::Done(header)));
         }
-        group.core.transfer(target);
-        if let Some(before) = group.transfer.replace(Transfer { ticket, target, until_ms }) {
+        let before = group.transfer.replace(Transfer { ticket, target, until_ms });
+        self.hand_to(id, target);
+        if let Some(before) = before {
             self.answer(before.ticket, Err(GroupError::unknown(Error::Timeout)));
         }
     }
@@ -322,7 +323,7 @@ impl Node {
     fn hand_over_group(&mut self, id: GroupId) {
         self.wake(id);
         let Some(group) = self.groups.get_mut(&id) else { return };
-        if !group.core.is_leader() || group.core.is_transferring() {
+        if !group.core.is_leader() || group.is_transferring() {
             return;
         }
         let own = group.core.key().replica;
@@ -332,8 +333,18 @@ impl Node {
             .filter(|replica| *replica != own && group.core.recently_active(*replica))
             .max_by_key(|replica| (group.core.matched(*replica), *replica));
         if let Some(target) = best {
+            self.hand_to(id, target);
+        }
+    }
+
+    /// Begins to hand a leadership to replica `target`.
+    fn hand_to(&mut self, id: GroupId, target: u64) {
+        let until_ms = self.now_ms + 2 * self.config.election_ms();
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        self.touched.insert(id);
+        let role = group.role.as_mut();
+        if !role.is_some_and(|role| role.hand_over(target, until_ms)) {
             group.core.transfer(target);
-            self.touched.insert(id);
         }
     }
 }

@@ -170,12 +170,7 @@ impl Node {
                 true => GroupError::not_done(Error::StaleRange, None),
                 false => group.elsewhere(),
             };
-            if let Some(ticket) = then.ticket() {
-                self.answer(ticket, Err(error));
-            } else if let Then::Expiry(lease) = then {
-                group.lessor.revoke_failed(lease);
-            }
-            return;
+            return self.give_up(id, then, error);
         }
         group.queued.push((Command { body: Some(body) }, then));
     }
@@ -391,6 +386,7 @@ impl Node {
             last_term: group.core.last_term(),
             is_hollow: group.seed_anew || state.applied_index == 0,
             place: Some(place_of(group)),
+            split: group.shared().split.status(self.now_ms).map(Box::new),
         }
     }
 }

@@ -374,8 +374,13 @@ impl Node {
         {
             group.lessor.revoke_failed(lease);
         }
-        if let Some(ticket) = then.ticket() {
-            self.answer(ticket, Err(error));
+        match then {
+            Then::Split(_, Some(ticket)) => self.finish(id, ticket, Err(error)),
+            then => {
+                if let Some(ticket) = then.ticket() {
+                    self.answer(ticket, Err(error));
+                }
+            }
         }
     }
 
@@ -460,7 +465,12 @@ impl Node {
         if !group.core.is_leader() {
             self.step_down(id);
         } else {
-            group.serving = group.machine.state().applied_term == group.core.term();
+            let term = group.core.term();
+            group.serving = group.machine.state().applied_term == term;
+            if group.role.as_ref().is_some_and(|role| !role.is_of(term)) {
+                // It led, lost that and leads again, all within one batch of messages.
+                self.end_role(id);
+            }
             self.take_role(id, false);
         }
         self.check_transfer(id);
@@ -647,7 +657,7 @@ impl Node {
                         group.lessor.revoke_failed(lease);
                     }
                 }
-                Then::Expiry(_) | Then::Split(_) => {}
+                Then::Expiry(_) | Then::Split(..) => {}
             }
         }
     }

@@ -22,7 +22,8 @@
 //! - A role lives as long as the leadership in which it was made, from the moment in which the
 //!   leader serves. What it has proposed is not taken for what another one proposed: by its term.
 //! - Proposals of a role go into the log in the order in which they were made.
-//! - Every ticket that a role took is answered once: by it, or when it ends.
+//! - Every ticket that a role took is answered once: by it; or when it ends; or, of a write that
+//!   is in the log, by what becomes of that entry.
 
 #[cfg(test)]
 mod tests;
@@ -91,7 +92,7 @@ struct End {
 
 /// What is to become of an answer.
 #[derive(Debug)]
-enum Asked {
+pub(crate) enum Asked {
     Put,
     Delete,
     Txn,
@@ -122,12 +123,48 @@ pub(crate) struct Role {
     unsealed: BTreeSet<GroupId>,
     /// Who is to be told of a seal once it is applied.
     sealing: Vec<(NodeId, u64)>,
-    asked: BTreeMap<Ticket, Asked>,
     /// Since when transactions wait for votes.
     voting: BTreeMap<TxId, u64>,
     /// To be proposed, in this order.
-    pending: VecDeque<(i64, Entry)>,
+    pending: VecDeque<Proposal>,
     next_own: Ticket,
+    /// The leadership is on its way to another replica.
+    handing: Option<Handing>,
+    /// Since when requests over several groups are under way.
+    begun: BTreeMap<Ticket, u64>,
+    /// The last revision granted that was counted, once home's sequencer is open.
+    counted: Option<i64>,
+}
+
+/// A planned change of a leader: what was granted to it is proposed first, and at home what was
+/// granted is written down, so that no revision is missing and the next sequencer goes on without a
+/// gap.
+#[derive(Debug)]
+struct Handing {
+    target: u64,
+    /// What does not come to an end until then does not hold it up.
+    until_ms: u64,
+    stage: Stage,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// No more revisions are asked for; those that were are awaited, and proposed.
+    Wanted,
+    /// Home's sequencer has stopped, and says where in the log.
+    Written,
+    /// That is applied: Raft moves the leadership.
+    Moving,
+}
+
+/// An entry that is to go into the log.
+#[derive(Debug)]
+struct Proposal {
+    /// The participant's name for it, or 0.
+    tag: i64,
+    /// The write that it makes.
+    ticket: Option<Ticket>,
+    entry: Entry,
 }
 
 /// A split that somebody has asked for.
@@ -215,17 +252,37 @@ impl Role {
             ends: BTreeMap::new(),
             unsealed: BTreeSet::new(),
             sealing: Vec::new(),
-            asked: BTreeMap::new(),
             voting: BTreeMap::new(),
             pending: VecDeque::new(),
             next_own: OWN_TICKETS,
+            handing: None,
+            begun: BTreeMap::new(),
+            counted: None,
         }
     }
 
-    /// Requests that are not answered, and whether each may be done.
-    fn open_tickets(&self) -> Vec<(Ticket, bool)> {
-        let at_home = self.sequencer.iter().flat_map(Sequencer::open_tickets);
-        self.participant.open_tickets().into_iter().chain(at_home).collect()
+    /// The leadership is to go to replica `target`. Says whether this sees to it.
+    pub(super) fn hand_over(&mut self, target: u64, until_ms: u64) -> bool {
+        let moves = self.handing.as_ref().is_some_and(|handing| handing.stage == Stage::Moving);
+        if moves || self.sequencer.as_ref().is_some_and(|home| !home.is_open()) {
+            return false;
+        }
+        self.participant.rest(true);
+        let stage = self.handing.as_ref().map_or(Stage::Wanted, |handing| handing.stage);
+        self.handing = Some(Handing { target, until_ms, stage });
+        true
+    }
+
+    /// Was it made in this leadership?
+    pub(crate) fn is_of(&self, term: u64) -> bool {
+        self.term == term
+    }
+
+    /// What home has put into the log for a request, or is about to, without telling of the request
+    /// there: it may be done.
+    fn doubtful(&self) -> BTreeSet<Ticket> {
+        let open = self.sequencer.iter().flat_map(Sequencer::open_tickets);
+        open.filter(|(_, proposed)| *proposed).map(|(ticket, _)| ticket).collect()
     }
 }
 
@@ -258,12 +315,14 @@ impl Node {
             }
         });
         group.role = Some(Box::new(Role::new(term, kept, at_home)));
+        group.shared.split.set_on(true);
         self.roles.insert(id);
         self.touch(id);
         self.hail(id);
     }
 
-    /// The leadership is over.
+    /// The leadership is over. Writes that are in the log are answered when it is known what became
+    /// of them.
     pub(super) fn end_role(&mut self, id: GroupId) {
         let Some(group) = self.groups.get_mut(&id) else { return };
         let elsewhere = group.elsewhere();
@@ -271,24 +330,39 @@ impl Node {
         if let Some(parting) = group.parting.take() {
             self.answer(parting.ticket, Err(elsewhere));
         }
-        let Some(role) = self.groups.get_mut(&id).and_then(|group| group.role.take()) else {
-            return;
-        };
-        self.answer_open(id, *role, elsewhere);
-    }
-
-    fn answer_open(&mut self, id: GroupId, mut role: Role, elsewhere: GroupError) {
-        for (ticket, proposed) in role.open_tickets() {
-            let error = match proposed {
+        self.tell_what_is_known(id);
+        self.count_costs(id);
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        let Some(role) = group.role.take() else { return };
+        group.shared.split.set_on(false);
+        let logged: BTreeSet<Ticket> =
+            group.proposals.values().flatten().filter_map(Then::ticket).collect();
+        let stays = |ticket: &Ticket| logged.contains(ticket);
+        let (left, open) =
+            std::mem::take(&mut group.asked).into_iter().partition(|(ticket, _)| stays(ticket));
+        group.asked = left;
+        let doubtful = role.doubtful();
+        let open: BTreeMap<Ticket, Asked> = open;
+        for (ticket, asked) in open {
+            let error = match doubtful.contains(&ticket) {
                 true => GroupError::unknown(Error::LeaderChanged),
                 false => elsewhere,
             };
-            if let Some(asked) = role.asked.remove(&ticket) {
-                self.end_asked(id, ticket, &asked, Err(error));
-            }
+            self.end_asked(id, ticket, &asked, Err(error));
         }
-        for (ticket, asked) in std::mem::take(&mut role.asked) {
-            self.end_asked(id, ticket, &asked, Err(elsewhere));
+    }
+
+    /// What was applied and found out already, and not told yet, because the role was not driven
+    /// since.
+    fn tell_what_is_known(&mut self, id: GroupId) {
+        let Some(role) = self.role(id) else { return };
+        let wishes = role.participant.take();
+        let at_home = role.sequencer.as_mut().map(Sequencer::take).unwrap_or_default();
+        for wish in wishes.into_iter().filter(participant::Do::is_answer) {
+            self.do_part(id, wish);
+        }
+        for wish in at_home.into_iter().filter(sequencer::Do::is_answer) {
+            self.do_home(id, wish);
         }
     }
 
@@ -310,11 +384,19 @@ impl Node {
         self.answer(ticket, answer);
     }
 
-    fn finish(&mut self, id: GroupId, ticket: Ticket, answer: Result<Reply, GroupError>) {
-        let asked = self.role(id).and_then(|role| role.asked.remove(&ticket));
-        if let Some(asked) = asked {
+    pub(super) fn finish(
+        &mut self,
+        id: GroupId,
+        ticket: Ticket,
+        answer: Result<Reply, GroupError>,
+    ) {
+        if let Some(asked) = self.asked(id, ticket) {
             self.end_asked(id, ticket, &asked, answer);
         }
+    }
+
+    fn asked(&mut self, id: GroupId, ticket: Ticket) -> Option<Asked> {
+        self.groups.get_mut(&id)?.asked.remove(&ticket)
     }
 
     // === requests ===
@@ -353,7 +435,7 @@ impl Node {
             }
             Request::Span(_) => self.ask_home(id, ticket, Asked::Span, |home| home.read(ticket)),
             Request::LeaseRevoke(revoke) => {
-                self.ask_home(id, ticket, Asked::Revoke, |home| home.revoke(ticket, revoke.id));
+                self.transact(id, ticket, Asked::Revoke, |home| home.revoke(ticket, revoke.id));
             }
             Request::Compact(compact) => {
                 let to = compact.revision;
@@ -372,11 +454,12 @@ impl Node {
 
     /// A lease has run out. Says whether this is for the sequencer to see to.
     pub(super) fn split_expiry(&mut self, id: GroupId, lease: i64) -> bool {
-        let Some(role) = self.role(id) else { return false };
+        let Some(group) = self.groups.get_mut(&id) else { return false };
+        let Some(role) = &mut group.role else { return false };
         let Some(home) = &mut role.sequencer else { return false };
         let ticket = role.next_own;
         role.next_own += 1;
-        role.asked.insert(ticket, Asked::Expiry(lease));
+        group.asked.insert(ticket, Asked::Expiry(lease));
         home.revoke(ticket, lease);
         self.touch(id);
         true
@@ -392,7 +475,34 @@ impl Node {
         let fits = self.groups.get(&id).and_then(|group| group.machine.kept());
         match fits.is_some_and(|kept| inside(&kept.place)) {
             true => self.ask_participant(id, ticket, asked, |p, _| p.write(ticket, txn)),
-            false => self.ask_home(id, ticket, asked, |home| home.transact(ticket, txn)),
+            false => self.transact(id, ticket, asked, |home| home.transact(ticket, txn)),
+        }
+    }
+
+    /// Asks home for something that concerns several groups.
+    fn transact(
+        &mut self,
+        id: GroupId,
+        ticket: Ticket,
+        asked: Asked,
+        ask: impl FnOnce(&mut Sequencer),
+    ) {
+        let now_ms = self.now_ms;
+        self.ask_home(id, ticket, asked, ask);
+        if let Some(role) = self.role(id).filter(|role| role.sequencer.is_some()) {
+            role.begun.insert(ticket, now_ms);
+        }
+    }
+
+    /// Such a request is answered, or goes again.
+    fn transacted(&mut self, id: GroupId, ticket: Ticket, given_up: bool) {
+        let now_ms = self.now_ms;
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        let begun = group.role.as_mut().and_then(|role| role.begun.remove(&ticket));
+        match begun {
+            Some(_) if given_up => group.shared.split.gave_up(),
+            Some(begun_ms) => group.shared.split.transacted(now_ms.saturating_sub(begun_ms)),
+            None => {}
         }
     }
 
@@ -409,7 +519,7 @@ impl Node {
             let error = group.elsewhere();
             return self.answer(ticket, Err(error));
         };
-        role.asked.insert(ticket, asked);
+        group.asked.insert(ticket, asked);
         ask(&mut role.participant, &place);
     }
 
@@ -428,7 +538,7 @@ impl Node {
         };
         match &mut group.role {
             Some(role) if role.sequencer.is_some() => {
-                role.asked.insert(ticket, asked);
+                group.asked.insert(ticket, asked);
                 if let Some(home) = &mut role.sequencer {
                     ask(home);
                 }
@@ -487,8 +597,12 @@ impl Node {
         if !range.contains(&wish.at) || range.start == wish.at || wish.child == 0 {
             return self.answer(ticket, Err(GroupError::not_done(Error::StaleRange, None)));
         }
-        if group.parting.is_some() || group.core.is_transferring() || group.has_change_under_way() {
+        if group.parting.is_some() || group.is_transferring() || group.has_change_under_way() {
             return self.answer(ticket, Err(GroupError::not_done(Error::TooManyRequests, None)));
+        }
+        if group.machine.is_split() && group.role.is_none() {
+            let error = group.elsewhere();
+            return self.answer(ticket, Err(error));
         }
         let (at, child) = (wish.at, GroupId(wish.child));
         if let Some(role) = &mut group.role {
@@ -519,7 +633,14 @@ impl Node {
             child: parting.child,
             limit: revision + WINDOW,
         };
-        self.propose_split(id, &mut VecDeque::from([(0, entry)]));
+        let mut wanted = VecDeque::from([Proposal { tag: 0, ticket: None, entry }]);
+        self.propose_split(id, &mut wanted);
+        if let (false, Some(group)) = (wanted.is_empty(), self.groups.get_mut(&id))
+            && let Some(parting) = &mut group.parting
+        {
+            // Raft takes nothing now: again with the next round, or not at all.
+            parting.proposed = false;
+        }
     }
 
     /// Nothing is under way any more: a first split that waited for that is proposed in the next
@@ -591,6 +712,10 @@ impl Node {
         let place = self.groups.get(&id).map(place_of);
         let Some(group) = self.groups.get_mut(&id) else { return };
         let refused = written == Written::Refused;
+        let unused = matches!(written, Written::Void | Written::Refused);
+        if matches!(entry, Entry::Write { .. }) && unused && then.is_some() {
+            group.shared.split.skipped(1);
+        }
         if let Entry::Split { at, .. } = entry
             && let Some(parting) = group.parting.take_if(|parting| parting.at == *at)
         {
@@ -599,20 +724,38 @@ impl Node {
             // It was alone before: nobody else has given out a revision.
             self.take_role(id, own && !refused);
         }
-        let tag = match then {
-            Some(Then::Split(tag)) => tag,
-            _ => 0,
+        let (tag, ticket) = match then {
+            Some(Then::Split(tag, ticket)) => (tag, ticket),
+            _ => (0, None),
         };
-        let Some(role) = self.role(id) else { return };
-        if tag != 0 && role.term == term {
-            match entry {
-                Entry::Write { .. } => role.participant.written(tag, written),
-                Entry::Branch { .. } => role.participant.branched(tag),
-                _ => role.participant.ranged(tag),
+        let own = self.role(id).filter(|role| role.is_of(term));
+        match (own, entry, ticket) {
+            (Some(role), Entry::Write { .. }, _) if tag != 0 => {
+                role.participant.written(tag, written);
             }
+            (Some(role), Entry::Branch { .. }, _) if tag != 0 => role.participant.branched(tag),
+            (Some(role), ..) if tag != 0 => role.participant.ranged(tag),
+            (None, Entry::Write { .. }, Some(ticket)) => {
+                self.written_late(id, ticket, written);
+            }
+            _ => {}
         }
+        let Some(role) = self.role(id) else { return };
         if let (Some(home), false) = (&mut role.sequencer, refused) {
             home.applied(entry);
+        }
+    }
+
+    /// A write was applied whose role is over.
+    fn written_late(&mut self, id: GroupId, ticket: Ticket, written: Written) {
+        let leader = self.groups.get(&id).and_then(Group::leader_node);
+        match written {
+            Written::Done(response) => self.answer_txn(id, ticket, Ok(response)),
+            Written::Unread => self.answer_txn(id, ticket, Err(Error::DamagedValue)),
+            Written::Void | Written::Refused => {
+                let error = GroupError::not_done(Error::LeaderChanged, leader);
+                self.finish(id, ticket, Err(error));
+            }
         }
     }
 
@@ -634,8 +777,53 @@ impl Node {
 
     // === what goes on ===
 
+    /// Lets a planned change of the leader go on. Says whether it did.
+    fn drive_handing(&mut self, id: GroupId) -> bool {
+        let now_ms = self.now_ms;
+        let Some(group) = self.groups.get_mut(&id) else { return false };
+        let Some(role) = &mut group.role else { return false };
+        let Some(handing) = &mut role.handing else { return false };
+        let late = now_ms >= handing.until_ms;
+        let drained = role.participant.has_asked_nothing() && role.pending.is_empty();
+        let next = match (handing.stage, &mut role.sequencer) {
+            (Stage::Wanted, _) if !drained && !late => return false,
+            (Stage::Wanted, Some(home)) => match home.hand_over() {
+                true => Some(Stage::Written),
+                false if late => Some(Stage::Moving),
+                // Something is undecided.
+                false => return false,
+            },
+            (Stage::Wanted, None) => Some(Stage::Moving),
+            (Stage::Written, Some(home)) if !home.is_handed_over() => return false,
+            (Stage::Written, _) => Some(Stage::Moving),
+            (Stage::Moving, _) if group.core.is_transferring() => return false,
+            (Stage::Moving, home) => {
+                home.iter_mut().for_each(|home| home.take_back());
+                role.participant.rest(false);
+                None
+            }
+        };
+        match next {
+            Some(stage) => handing.stage = stage,
+            None => role.handing = None,
+        }
+        if let (Some(Stage::Moving), Some(handing)) = (next, &role.handing) {
+            group.core.transfer(handing.target);
+        }
+        self.touched.insert(id);
+        true
+    }
+
     /// Lets a group's role go on, until it wants nothing more.
     pub(super) fn drive_role(&mut self, id: GroupId) {
+        self.carry_on(id);
+        // Behind it: what was granted is among the proposals.
+        if self.drive_handing(id) {
+            self.carry_on(id);
+        }
+    }
+
+    fn carry_on(&mut self, id: GroupId) {
         loop {
             let Some(group) = self.groups.get_mut(&id) else { return };
             let Some(role) = &mut group.role else { return };
@@ -669,17 +857,17 @@ impl Node {
     }
 
     /// Proposes as many entries as Raft takes.
-    fn propose_split(&mut self, id: GroupId, pending: &mut VecDeque<(i64, Entry)>) {
+    fn propose_split(&mut self, id: GroupId, pending: &mut VecDeque<Proposal>) {
         while !pending.is_empty() {
             let (mut commands, mut tags, mut bytes) = (Vec::new(), Vec::new(), 0);
-            for (tag, entry) in pending.iter() {
+            for Proposal { tag, ticket, entry } in pending.iter() {
                 let body = command::Body::Split(wire::entry_out(entry));
                 bytes += body.encoded_len();
                 if !commands.is_empty() && bytes > proto::limits::MAX_ENTRY_BYTES {
                     break;
                 }
                 commands.push(proto::cluster::group::Command { body: Some(body) });
-                tags.push(Then::Split(*tag));
+                tags.push(Then::Split(*tag, *ticket));
             }
             let count = tags.len();
             if self.propose_batch(id, SPLIT_FORMAT, commands, tags).is_err() {
@@ -704,14 +892,13 @@ impl Node {
             }
             Do::Propose { tag, entry } => {
                 if let Some(role) = self.role(id) {
-                    role.pending.push_back((tag, entry));
+                    let ticket = role.participant.ticket(tag);
+                    role.pending.push_back(Proposal { tag, ticket, entry });
                 }
             }
             Do::Answer { ticket, answer } => self.answer_txn(id, ticket, answer),
             Do::Readable { ticket, revision, compacted } => {
-                let Some(asked) = self.role(id).and_then(|role| role.asked.remove(&ticket)) else {
-                    return;
-                };
+                let Some(asked) = self.asked(id, ticket) else { return };
                 match asked {
                     Asked::Header => {
                         let header = self.header_of(id, revision);
@@ -762,7 +949,7 @@ impl Node {
             }
             Do::Propose(entry) => {
                 if let Some(role) = self.role(id) {
-                    role.pending.push_back((0, entry));
+                    role.pending.push_back(Proposal { tag: 0, ticket: None, entry });
                 }
             }
             Do::Round { round } => {
@@ -771,15 +958,18 @@ impl Node {
                 self.begin_reads(id);
                 self.touched.insert(id);
             }
-            Do::Answer { ticket, answer } => self.answer_txn(id, ticket, answer),
+            Do::Answer { ticket, answer } => {
+                self.transacted(id, ticket, false);
+                self.answer_txn(id, ticket, answer);
+            }
             Do::Revoked { ticket, revision, .. } => {
+                self.transacted(id, ticket, false);
                 let header = Some(self.header_of(id, revision));
                 self.finish(id, ticket, Ok(Reply::LeaseRevoke(LeaseRevokeResponse { header })));
             }
             Do::LeaseGranted { ticket, revision } => {
                 let header = Some(self.header_of(id, revision));
-                let asked = self.role(id).and_then(|role| role.asked.remove(&ticket));
-                if let Some(Asked::Grant { lease, ttl_s }) = asked {
+                if let Some(Asked::Grant { lease, ttl_s }) = self.asked(id, ticket) {
                     let error = String::new();
                     let granted = LeaseGrantResponse { header, id: lease, ttl: ttl_s, error };
                     self.answer(ticket, Ok(Reply::LeaseGrant(granted)));
@@ -794,6 +984,7 @@ impl Node {
                 self.finish(id, ticket, Ok(span));
             }
             Do::NotDone { ticket } => {
+                self.transacted(id, ticket, true);
                 let error = GroupError::not_done(Error::StaleRange, None);
                 self.finish(id, ticket, Err(error));
             }
@@ -801,16 +992,13 @@ impl Node {
             Do::Marks(_) => {}
             Do::StepDown => {
                 tracing::info!(group = id.0, "a later leader has sealed: no revisions from here");
-                let Some(group) = self.groups.get_mut(&id) else { return };
-                let elsewhere = GroupError::not_done(Error::NoLeader, None);
-                let Some(role) = group.role.take() else { return };
-                self.answer_open(id, *role, elsewhere);
+                self.end_role(id);
             }
         }
     }
 
     fn answer_txn(&mut self, id: GroupId, ticket: Ticket, answer: Result<TxnResponse, Error>) {
-        let Some(asked) = self.role(id).and_then(|role| role.asked.remove(&ticket)) else { return };
+        let Some(asked) = self.asked(id, ticket) else { return };
         let term = self.groups.get(&id).map_or(0, |group| group.core.term());
         let answer = match answer {
             Ok(mut response) => {
@@ -841,8 +1029,7 @@ impl Node {
         let told = self.whereabouts.get(&id).into_iter().flatten().copied();
         let members = self.groups.get(&id).into_iter();
         let members = members.flat_map(|group| &group.machine.state().members);
-        let nodes: BTreeSet<NodeId> = members.map(|m| NodeId(m.id)).chain(told).collect();
-        nodes
+        members.map(|m| NodeId(m.id)).chain(told).collect()
     }
 
     fn say(&mut self, to: NodeId, said: Said) {
@@ -894,11 +1081,31 @@ impl Node {
         }
     }
 
+    /// For whoever looks at the group.
+    fn count_costs(&mut self, id: GroupId) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        let (Some(role), Some(kept)) = (&mut group.role, group.machine.kept()) else { return };
+        let costs = &group.shared.split;
+        let count = |revisions: i64| u64::try_from(revisions).unwrap_or(0);
+        if let Some(home) = role.sequencer.as_ref().filter(|home| home.is_open()) {
+            let before = role.counted.replace(home.last()).unwrap_or_else(|| {
+                let (began, unused) = home.began();
+                costs.skipped(count(unused));
+                began
+            });
+            costs.granted(count(home.last() - before));
+        }
+        let apart = (!role.participant.is_live()).then_some(kept.home);
+        let waits_for = role.sequencer.as_ref().and_then(Sequencer::waits_for).or(apart);
+        costs.waits(waits_for.map_or(0, |group| group.0), self.now_ms);
+    }
+
     /// A tick passed.
     pub(super) fn tick_roles(&mut self) {
         let now_ms = self.now_ms;
         for id in self.roles.clone() {
             self.touch(id);
+            self.count_costs(id);
             let Some(role) = self.role(id) else { continue };
             // Home may not know of a group whose first word was lost.
             let apart = !role.participant.is_live();
@@ -1092,6 +1299,12 @@ impl Node {
 }
 
 impl Group {
+    /// Is its leadership on its way to another replica?
+    pub(super) fn is_transferring(&self) -> bool {
+        let handing = self.role.as_ref().is_some_and(|role| role.handing.is_some());
+        handing || self.core.is_transferring()
+    }
+
     /// Is a change of members under way?
     fn has_change_under_way(&self) -> bool {
         self.machine.state().members.iter().any(|member| member.is_learner)

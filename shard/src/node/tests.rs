@@ -144,7 +144,15 @@ impl Driven {
 
     /// Closes rounds until nothing is left to be done.
     pub(super) fn settle(&mut self) {
+        self.settle_until(|_| false);
+    }
+
+    /// Closes rounds until `is_there`, after one of them, or until nothing is left to be done.
+    pub(super) fn settle_until(&mut self, is_there: impl Fn(&Node) -> bool) {
         loop {
+            if is_there(&self.node) {
+                return;
+            }
             let outputs = self.node.round(self.now_ms).unwrap();
             let mut inputs = Vec::new();
             for output in outputs {
@@ -186,7 +194,7 @@ impl Driven {
         }
     }
 
-    fn begin(&mut self, group: GroupId, body: Request) -> Ticket {
+    pub(super) fn begin(&mut self, group: GroupId, body: Request) -> Ticket {
         self.tickets += 1;
         let ticket = self.tickets;
         let (tenant, namespace) = (group.0, 1);

@@ -19,8 +19,8 @@
 //! What would change nothing is a read: it is evaluated at the revision that the sequencer names.
 //!
 //! Made by a leader that has applied the first entry of its term; dropped when it leads no more:
-//! whoever drives it answers what is left, *unknown* for what was proposed, *not done* for the
-//! rest.
+//! whoever drives it answers what is left, what was proposed when that is applied or lost
+//! ([`Participant::ticket`]), the rest as *not done*.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -93,6 +93,13 @@ pub enum Do {
         /// Whose.
         ticket: Ticket,
     },
+}
+
+impl Do {
+    /// Does it end a request?
+    pub fn is_answer(&self) -> bool {
+        matches!(self, Do::Answer { .. } | Do::Readable { .. } | Do::Elsewhere { .. })
+    }
 }
 
 /// What applying a write gave.
@@ -224,6 +231,8 @@ pub struct Participant {
     compacted: i64,
     /// Its keys are another group's for good.
     gone: bool,
+    /// Asks for no revisions: the leadership is about to move.
+    resting: bool,
     /// Proposals that are not applied.
     unapplied: BTreeSet<i64>,
     out: Vec<Do>,
@@ -282,6 +291,7 @@ impl Participant {
             doubting: None,
             compacted: 0,
             gone: false,
+            resting: false,
             unapplied: BTreeSet::new(),
             out: Vec::new(),
         }
@@ -312,6 +322,14 @@ impl Participant {
         });
         let doubts = self.doubts.iter().chain(self.doubting.iter().flatten());
         writes.chain(reads).chain(doubts.map(|doubt| (doubt.ticket, false))).collect()
+    }
+
+    /// The request for which `tag` was proposed.
+    pub fn ticket(&self, tag: i64) -> Option<Ticket> {
+        match &self.line.get(&tag)?.body {
+            Body::Write { ticket, stage: Stage::Proposed, .. } => Some(*ticket),
+            _ => None,
+        }
     }
 
     // === requests ===
@@ -406,6 +424,17 @@ impl Participant {
         let told = std::mem::take(&mut self.told).into_iter().map(|told| told.0);
         self.reads.extend(self.asking.take().into_iter().flatten().chain(told));
         self.doubts.extend(self.doubting.take().into_iter().flatten());
+    }
+
+    /// The leadership is to move, or stays after all: asks for no more revisions meanwhile, because
+    /// those that nobody proposes would be missing.
+    pub fn rest(&mut self, rests: bool) {
+        self.resting = rests;
+    }
+
+    /// Was everything answered that it has asked the sequencer for on behalf of writes?
+    pub fn has_asked_nothing(&self) -> bool {
+        self.asked.is_none()
     }
 
     /// Are its keys another group's for good?
@@ -624,7 +653,7 @@ impl Participant {
             self.doubting = Some(std::mem::take(&mut self.doubts));
             self.out.push(Do::Send(Up::AskLeases { leases }));
         }
-        if self.asked.is_none() {
+        if self.asked.is_none() && !self.resting {
             self.want(replica, applied);
         }
         self.change_range(replica);

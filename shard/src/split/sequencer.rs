@@ -110,6 +110,21 @@ pub enum Do {
     StepDown,
 }
 
+impl Do {
+    /// Does it end a request?
+    pub fn is_answer(&self) -> bool {
+        matches!(
+            self,
+            Do::Answer { .. }
+                | Do::Revoked { .. }
+                | Do::LeaseGranted { .. }
+                | Do::Compacted { .. }
+                | Do::Readable { .. }
+                | Do::NotDone { .. }
+        )
+    }
+}
+
 /// What watches over several groups wait for.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Marks {
@@ -233,6 +248,8 @@ pub struct Sequencer {
     asked_limit: bool,
     next: i64,
     open: bool,
+    /// The last revision before its own, when it opened, and how many below that nobody has used.
+    began: (i64, i64),
     hand: Hand,
     shards: BTreeMap<GroupId, Shard>,
     /// Registrations of groups with ranges that home's log does not have yet.
@@ -308,6 +325,7 @@ impl Sequencer {
             asked_limit: false,
             next: 0,
             open: false,
+            began: (0, 0),
             hand: Hand::No,
             shards: shards.collect(),
             unplaced: BTreeMap::new(),
@@ -344,6 +362,7 @@ impl Sequencer {
             (shard.sealed, shard.last) = (true, revision);
         }
         (sequencer.next, sequencer.open) = (revision + 1, true);
+        sequencer.began = (revision, 0);
         let marks = sequencer.marks();
         sequencer.out = vec![Do::Marks(marks)];
         sequencer
@@ -364,6 +383,12 @@ impl Sequencer {
         self.next - 1
     }
 
+    /// Where it began to grant, once it is open: behind which revision, and how many up to that one
+    /// nobody has used.
+    pub fn began(&self) -> (i64, i64) {
+        self.began
+    }
+
     /// The groups that it knows.
     pub fn groups(&self) -> impl Iterator<Item = GroupId> {
         self.shards.keys().copied()
@@ -373,6 +398,20 @@ impl Sequencer {
     pub fn marks(&self) -> Marks {
         let last = self.shards.iter().map(|(group, shard)| (*group, shard.last)).collect();
         Marks { revision: self.next - 1, last, map: Some(self.kept.map.clone()) }
+    }
+
+    /// A group that it waits for, before it grants and decides: one that has not sealed, or has not
+    /// registered since it was born.
+    pub fn waits_for(&self) -> Option<GroupId> {
+        let unsealed = || self.shards.iter().find(|(_, shard)| !shard.sealed);
+        match self.open {
+            false => unsealed().map(|(group, _)| *group),
+            true if !self.is_whole() => {
+                let unknown = self.kept.map.keys().find(|group| !self.shards.contains_key(group));
+                unknown.or(self.kept.map.keys().next()).copied()
+            }
+            true => None,
+        }
     }
 
     /// Has every key a group?
@@ -408,6 +447,8 @@ impl Sequencer {
             shard.last = decided.map(|decision| decision.revision).fold(shard.last, i64::max);
         }
         self.next = self.kept.limit + 1;
+        let newest = self.shards.values().map(|shard| shard.last).max().unwrap_or(0);
+        self.began = (self.kept.limit, self.kept.limit - newest);
         if self.faults.has(Fault::RestartAtMax) {
             let max = self.shards.values().map(|shard| shard.last).max().unwrap_or(0);
             self.next = max + 1;
@@ -1164,6 +1205,11 @@ impl Sequencer {
         self.hand = Hand::Over;
         self.out.push(Do::Propose(Entry::Hand { revision: self.next - 1 }));
         true
+    }
+
+    /// Does the log say where it stopped?
+    pub fn is_handed_over(&self) -> bool {
+        self.hand == Hand::Over && self.kept.limit == self.next - 1
     }
 
     /// The transfer has come to nothing: goes on as soon as a higher limit is applied. To be

@@ -35,8 +35,6 @@ pub struct Process {
     pub syncing: Option<(u64, Vec<Appended>)>,
     /// The checkpoint on its way.
     pub checkpoint: Option<Arc<Checkpoint>>,
-    /// Client streams by hub id.
-    pub sinks: BTreeMap<u64, Arc<Sink>>,
 }
 
 /// A machine.
@@ -179,7 +177,6 @@ impl Host {
             queue: VecDeque::new(),
             syncing: None,
             checkpoint: None,
-            sinks: BTreeMap::new(),
         });
         Ok(())
     }

@@ -135,6 +135,13 @@ impl Weather {
     }
 }
 
+impl Weather {
+    fn is_peaceful(&self) -> bool {
+        let faults = [self.crash_ms, self.cut_ms, self.pause_ms, self.jump_ms];
+        faults.iter().all(|mean_ms| *mean_ms == 0) && self.drop_permille == 0
+    }
+}
+
 #[allow(clippy::large_enum_variant, reason = "most are messages")]
 enum Event {
     Tick { host: usize, life: u64 },
@@ -181,6 +188,8 @@ enum Waiting {
     Service(service::Asked),
     /// Placement, which asked for a split.
     Split { group: GroupId },
+    /// Placement, which asked for another leader.
+    Handed { group: GroupId },
     /// A client's router, which asked home where the revisions stand.
     Span { client: usize, op: OpId, number: u64 },
     /// A client's router, which asked for a part of a list.
@@ -242,6 +251,8 @@ struct World {
     moves: Moves,
     service: Option<service::Service>,
     splits: Option<splits::Splits>,
+    /// Nothing fails in this world.
+    peaceful: bool,
     faults: u64,
     /// See [`Outcome::marks`].
     marks: BTreeMap<String, u64>,
@@ -285,12 +296,15 @@ pub struct Trial {
     pub large_bytes: usize,
     /// A fault to be found.
     pub fault: Option<Fault>,
+    /// In a scene with splits: watches, and planned changes of leaders. They came later: without
+    /// them kept seeds tell their old story.
+    pub crowded: bool,
 }
 
 impl Trial {
     /// A seed's own.
     pub fn of(seed: u64) -> Trial {
-        Trial { scene: Scene::of(seed), large_bytes: large_bytes(seed), fault: None }
+        Trial { scene: Scene::of(seed), large_bytes: large_bytes(seed), fault: None, crowded: true }
     }
 }
 
@@ -301,7 +315,7 @@ pub fn run(seed: u64, tell: bool) -> Outcome {
 
 /// Runs one seed in another way than its own.
 pub fn run_trial(seed: u64, tell: bool, trial: &Trial) -> Outcome {
-    let Trial { scene, large_bytes, fault } = *trial;
+    let Trial { scene, large_bytes, fault, crowded } = *trial;
     let mut random = Random::new(seed);
     // What was added later is drawn apart, so that kept seeds still tell their old story.
     let mut spice = Random::new(!seed);
@@ -347,7 +361,8 @@ pub fn run_trial(seed: u64, tell: bool, trial: &Trial) -> Outcome {
         watchers: Vec::new(),
         moves: Moves::new(weather.hosts as u64),
         service,
-        splits: (scene == Scene::Split).then(|| splits::Splits::new(seed)),
+        peaceful: weather.is_peaceful(),
+        splits: (scene == Scene::Split).then(|| splits::Splits::new(seed, crowded)),
         faults: 0,
         marks: BTreeMap::new(),
         ops: 0,
@@ -413,9 +428,11 @@ impl World {
             let at = self.now + self.random.below(500);
             self.schedule(at, Event::Ask { client });
         }
+        let watched = self.splits.as_ref().is_none_or(splits::Splits::is_crowded);
         if self.splits.is_some() {
             self.schedule(500, Event::Split);
-        } else {
+        }
+        if watched {
             for number in 0..4 {
                 self.add_watcher(0, number);
             }
@@ -1140,6 +1157,12 @@ impl World {
                     self.moves.hear(&told);
                 }
             }
+            Waiting::Handed { group } => {
+                self.note(&format!("the leader of {group:?} was to change: {answer:?}"));
+                if let Err(GroupError { leader_node: Some(leader), .. }) = answer {
+                    self.led(group, leader);
+                }
+            }
             Waiting::Step => {
                 let text = format!("placement hears of n{}: {answer:?}", host + 1);
                 self.note(&text);
@@ -1229,6 +1252,11 @@ impl World {
     fn add_watcher(&mut self, tenant: usize, number: u64) {
         let (key, end): (&[u8], &[u8]) =
             [(&b"k"[..], &b"l"[..]), (b"k1", b""), (b"\0", b"\0"), (b"k2", b"k4")][number as usize];
+        let (key, end) = match self.splits {
+            // Over several groups routers put them together: not simulated here.
+            Some(_) => ([&b"k1"[..], b"k3", b"k5", b"k7"][number as usize], &b""[..]),
+            None => (key, end),
+        };
         let start = if number == 0 { 2 } else { 0 };
         let spec = WatchSpec::new(key, end, start);
         self.connections += 1;
@@ -1257,6 +1285,14 @@ impl World {
         if watcher.at.is_some() || watcher.over {
             return;
         }
+        if let Some(splits) = &self.splits {
+            watcher.spec.group = splits.group_of(&watcher.spec.range);
+            let process = self.hosts[host].process.as_ref();
+            if process.is_none_or(|process| !process.hubs.contains_key(&watcher.spec.group)) {
+                // Not here yet.
+                return;
+            }
+        }
         let history = &mut self.tenants[watcher.tenant].history;
         let asked = history.watches[watcher.watch.0].spec.start_revision;
         let start = match (watcher.next, asked) {
@@ -1279,7 +1315,6 @@ impl World {
                 hub.open(id, sink.clone());
                 hub.create(id, spec);
             }
-            process.sinks.insert(id, sink);
         }
         self.note(&format!("w{number} at n{} from {start}", host + 1));
     }
@@ -1298,8 +1333,12 @@ impl World {
                     let host = self.random.below(self.hosts.len() as u64) as usize;
                     if self.hosts[host].process.is_some() {
                         let waiting = Waiting::Watcher { watcher: number };
+                        let ask = Request::Linearize(LinearizeRequest {});
                         let tenant = &self.tenants[self.watchers[number].tenant];
-                        let ask = tenant.request(Request::Linearize(LinearizeRequest {}));
+                        let ask = match &self.splits {
+                            Some(splits) => splits.at_home(ask),
+                            None => tenant.request(ask),
+                        };
                         self.request(host, waiting, ask);
                     }
                 }
@@ -1330,6 +1369,8 @@ impl World {
             return;
         }
         let outputs = self.watchers[number].sink.drain();
+        // A hub that has to close a watch whose sink is full lets go of it.
+        let is_let_go = Arc::strong_count(&self.watchers[number].sink) == 1;
         for output in outputs {
             let watch = self.watchers[number].watch;
             match &output {
@@ -1349,6 +1390,11 @@ impl World {
                     watcher.next = watcher.next.max(revision + 1);
                 }
                 WatchOutput::Compacted { .. } => self.watchers[number].over = true,
+                // What follows in the sink is not about this watch.
+                WatchOutput::Closed { .. } => {
+                    self.watchers[number].at = None;
+                    return;
+                }
                 _ => {}
             }
             if let Some((_, heard)) = Heard::of_output(&output) {
@@ -1356,6 +1402,9 @@ impl World {
                 let tenant = self.watchers[number].tenant;
                 self.tenants[tenant].history.hear(watch, self.now, heard);
             }
+        }
+        if is_let_go {
+            self.watchers[number].at = None;
         }
     }
 

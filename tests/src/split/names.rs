@@ -138,7 +138,9 @@ impl Names {
                     events.iter_mut().for_each(|event| self.event(event));
                 }
                 Heard::Progress(revision) | Heard::Created(revision) => self.set(revision),
-                Heard::Compacted(_) | Heard::Canceled | Heard::Restarted(_) => {}
+                // What comes before it was heard.
+                Heard::Restarted(from) => *from = self.of(*from - 1) + 1,
+                Heard::Compacted(_) | Heard::Canceled => {}
             }
         }
     }

@@ -2,17 +2,22 @@
 
 use proto::cluster::group::refusal::Outcome;
 use proto::cluster::group::{Charter, GroupRequest, SetCharter, Span, SpanRequest, SplitRange};
+use proto::cluster::raft::{GroupMessage, Message};
 use proto::etcd::request_op::Request as Op;
 use proto::etcd::{
     CompactionRequest, DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest,
-    MemberListRequest, PutRequest, RangeRequest, RequestOp, TxnRequest,
+    MemberListRequest, PutRequest, RangeRequest, RequestOp, ResponseOp, TxnRequest, TxnResponse,
 };
 use proto::group::{Reply, Request, request_to};
 use proto::{Error, GroupId};
 
+use raft::eraftpb::MessageType;
+
+use super::{OpAnswer, Written};
 use crate::access;
+use crate::group::{Then, Ticket};
 use crate::node::tests::{Driven, GROUP};
-use crate::node::{Answer, Input};
+use crate::node::{Answer, Input, Node, Output};
 
 const CHILD: GroupId = GroupId(50);
 
@@ -275,4 +280,73 @@ fn what_is_not_about_keys_needs_no_version() {
     assert!(matches!(ask(compact), Ok(Answer::Reply(Reply::Compact(_)))));
     let put = Request::Put(PutRequest { key: "a".into(), ..Default::default() });
     assert_eq!(ask(put).map_err(|error| error.error).err(), Some(Error::StaleRange));
+}
+
+/// A split tenant with a put to its home group in the log that is not applied yet.
+fn with_a_put_in_the_log() -> (Driven, Ticket) {
+    let mut driven = split();
+    let put = PutRequest { key: "c".into(), ..Default::default() };
+    let range_version = driven.version(GROUP);
+    driven.tickets += 1;
+    let ticket = driven.tickets;
+    let (tenant, namespace) = (GROUP.0, 1);
+    let request = request_to(GROUP, Request::Put(put));
+    let request = GroupRequest { tenant, namespace, range_version, ..request };
+    driven.node.step(driven.now_ms, Input::Request { ticket, request }).unwrap();
+    driven.settle_until(|node| is_logged(node, ticket));
+    assert!(is_logged(&driven.node, ticket) && !driven.answers.contains_key(&ticket));
+    (driven, ticket)
+}
+
+fn is_logged(node: &Node, ticket: Ticket) -> bool {
+    let mut thens = node.groups[&GROUP].proposals.values().flatten();
+    thens.any(|then| then.ticket() == Some(ticket))
+}
+
+/// Somebody leads in a later term, or says so.
+fn depose(driven: &mut Driven) {
+    let (from, to, term) = (2, 1, driven.node.groups[&GROUP].core.term() + 1);
+    let kind = MessageType::MsgHeartbeat as u32;
+    let message = Some(Message { kind, from, to, term, ..Default::default() });
+    let raft = GroupMessage { group: GROUP.0, message };
+    driven.node.step_raft(GROUP, raft).unwrap();
+}
+
+#[test]
+fn a_write_in_the_log_of_a_leader_that_leads_no_more_is_answered_by_what_becomes_of_it() {
+    let (mut driven, ticket) = with_a_put_in_the_log();
+    depose(&mut driven);
+    driven.settle();
+    assert!(driven.node.groups[&GROUP].role.is_none(), "it leads no more");
+    assert!(!driven.answers.contains_key(&ticket), "nobody knows yet");
+    driven.pass(5000);
+    let answer = driven.answers.remove(&ticket).expect("it is answered");
+    let Ok(Answer::Reply(Reply::Put(put))) = answer else { panic!("{answer:?}") };
+    assert_eq!(put.header.unwrap().revision, 6);
+    assert_eq!(driven.list(GROUP, "a", "m").0, ["a", "b", "c"]);
+    assert!(driven.node.groups[&GROUP].asked.is_empty());
+}
+
+#[test]
+fn a_write_that_is_done_when_the_role_ends_is_not_told_to_be_tried_again() {
+    let (mut driven, ticket) = with_a_put_in_the_log();
+    let group = driven.node.groups.get_mut(&GROUP).unwrap();
+    let thens = std::mem::take(&mut group.proposals).into_values().flatten();
+    let mut tags = thens.filter_map(|then| match then {
+        Then::Split(tag, Some(_)) => Some(tag),
+        _ => None,
+    });
+    let tag = tags.next_back().unwrap();
+    let put = OpAnswer::ResponsePut(Default::default());
+    let responses = vec![ResponseOp { response: Some(put) }];
+    let response = TxnResponse { responses, ..Default::default() };
+    let role = group.role.as_mut().unwrap();
+    role.participant.written(tag, Written::Done(response));
+    driven.node.end_role(GROUP);
+    let outputs = std::mem::take(&mut driven.node.outputs);
+    let answers = outputs.into_iter().filter_map(|output| match output {
+        Output::Answer { ticket, answer } => Some((ticket, answer.is_ok())),
+        _ => None,
+    });
+    assert_eq!(answers.collect::<Vec<_>>(), vec![(ticket, true)]);
 }

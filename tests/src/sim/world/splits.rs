@@ -1,7 +1,8 @@
 //! A tenant that is split while it works: real nodes with logs, crashes and a network, real groups
 //! that part from others. The simulator plays placement, which asks leaders to split and learns of
-//! it a while later, and the routers, which go by an old map until then, and put lists over several
-//! groups together.
+//! it a while later, has leaders change and watches a key here and there, and the routers, which go
+//! by an old map until then, and put lists over several groups together. Watches over several groups
+//! have trials of their own (`router/src/trials/split.rs`).
 //!
 //! What clients saw is judged as if there were one group, after the revisions were numbered anew
 //! without their holes (`tests/src/split/names.rs`).
@@ -12,7 +13,7 @@ use bytes::Bytes;
 use proto::cluster::group::{
     GroupRequest, RangePlace, ReadAt, Span, SpanRequest, SplitRange, refusal,
 };
-use proto::etcd::{RangeRequest, RangeResponse, ResponseHeader};
+use proto::etcd::{MoveLeaderRequest, RangeRequest, RangeResponse, ResponseHeader};
 use proto::group::{GroupError, Reply, Request};
 use proto::mvccpb::Event as KeyEvent;
 use proto::{GroupId, KeyRange, NodeId, id};
@@ -62,6 +63,9 @@ struct Gather {
 /// See the module.
 pub(super) struct Splits {
     random: Random,
+    /// For what came later.
+    spice: Random,
+    crowded: bool,
     /// Ascending by start.
     map: Vec<Placed>,
     wish: Option<Wish>,
@@ -89,10 +93,12 @@ pub(super) enum Route {
 }
 
 impl Splits {
-    pub(super) fn new(seed: u64) -> Splits {
+    pub(super) fn new(seed: u64, crowded: bool) -> Splits {
         let first = Placed { start: Bytes::new(), group: id::DEFAULT_GROUP, version: 1 };
         Splits {
             random: Random::new(seed.rotate_left(48)),
+            spice: Random::new(!seed.rotate_left(48)),
+            crowded,
             map: vec![first],
             wish: None,
             coming: None,
@@ -105,6 +111,21 @@ impl Splits {
             conflicts: Vec::new(),
             done: 0,
         }
+    }
+
+    /// Are there watches, and planned changes of leaders?
+    pub(super) fn is_crowded(&self) -> bool {
+        self.crowded
+    }
+
+    /// Where a watch goes that has keys of one group.
+    pub(super) fn group_of(&self, range: &KeyRange) -> GroupId {
+        self.only(std::slice::from_ref(range)).unwrap_or(&self.map[0]).group
+    }
+
+    /// A request to the home group.
+    pub(super) fn at_home(&self, body: Request) -> GroupRequest {
+        self.request(&self.map[0], body)
     }
 
     fn end_of(&self, place: usize) -> Option<Bytes> {
@@ -172,10 +193,18 @@ impl Splits {
     }
 
     /// Numbers the history anew, and tells it what was committed.
-    pub(super) fn rename(&mut self, history: &mut History, violations: &mut Vec<String>) {
+    pub(super) fn rename(
+        &mut self,
+        history: &mut History,
+        peaceful: bool,
+        violations: &mut Vec<String>,
+    ) {
         violations.append(&mut self.conflicts);
         self.changes.retain(|_, (_, events)| !events.is_empty());
         let names = Names::new(&self.changes.keys().copied().collect());
+        if peaceful && names.holes() > 0 {
+            violations.push(format!("nothing failed, and {} revisions are missing", names.holes()));
+        }
         names.rename(history);
         for (revision, (at, events)) in &self.changes {
             let mut events: Vec<KeyEvent> = events.values().cloned().collect();
@@ -229,6 +258,7 @@ impl World {
             self.learn_split(&wish, version);
         }
         self.bring_replicas();
+        self.change_a_leader();
         let splits = self.splits();
         if let Some(wish) = splits.wish.clone() {
             return self.ask_split(wish);
@@ -260,6 +290,28 @@ impl World {
         if self.hosts[host].process.is_some() {
             self.note(&format!("placement asks n{}: {wish:?}", host + 1));
             self.request(host, Waiting::Split { group: wish.group }, request);
+        }
+    }
+
+    /// Somebody wants another node to lead a group.
+    fn change_a_leader(&mut self) {
+        let (hosts, calm) = (self.hosts.len() as u64, self.now >= FAULTS_MS);
+        let splits = self.splits();
+        if calm || !splits.crowded || !splits.spice.permille(120) {
+            return;
+        }
+        let place = splits.spice.below(splits.map.len() as u64) as usize;
+        let placed = splits.map[place].clone();
+        let target_id = splits.spice.between(1, hosts);
+        let body = Request::MoveLeader(MoveLeaderRequest { target_id });
+        let request = GroupRequest { tenant: 0, ..splits.request(&placed, body) };
+        let any = splits.spice.below(hosts);
+        let led = splits.leaders.get(&placed.group).copied();
+        let host = led.and_then(|node| self.host_of(node)).unwrap_or(any as usize);
+        if self.hosts[host].process.is_some() {
+            let group = placed.group;
+            self.note(&format!("n{} is to hand {group:?} to n{target_id}", host + 1));
+            self.request(host, Waiting::Handed { group }, request);
         }
     }
 
@@ -475,7 +527,7 @@ impl World {
 
     pub(super) fn judge_splits(&mut self, violations: &mut Vec<String>) {
         let Some(mut splits) = self.splits.take() else { return };
-        splits.rename(&mut self.tenants[0].history, violations);
+        splits.rename(&mut self.tenants[0].history, self.peaceful, violations);
         if splits.wish.is_some() || splits.coming.is_some() {
             violations.push("a split did not end after the world calmed down".to_owned());
         }
