@@ -45,7 +45,6 @@ use proto::etcd::{MoveLeaderRequest, RangeRequest};
 use proto::group::{GroupError, Reply, Request, request_to};
 use proto::{GroupId, NodeId, id};
 use shard::access;
-use shard::log::ReplicaKey;
 use shard::node::{Answer, Birth, Input, Reading};
 use shard::store::layout::{self, Shelf};
 
