@@ -633,7 +633,7 @@ impl World {
         self.harm(host);
         // Two at a time would be two lost replicas of three.
         let forgets = self.weather.forgetful == Some(host) && self.spice.permille(500);
-        if forgets && self.has_buried_all() {
+        if forgets && self.can_spare(host) {
             let all = self.spice.permille(300);
             let engine = &self.hosts[host].engine;
             if all {

@@ -833,10 +833,32 @@ impl World {
 
     // === faults ===
 
-    /// Does nobody count on a machine any more that is lost for good?
-    pub(super) fn has_buried_all(&self) -> bool {
-        self.service.as_ref().is_none_or(|service| {
-            service.lost.iter().all(|node| !service.newest.nodes.contains_key(node))
+    /// Has each group a majority that has everything without this machine? While a voter that was
+    /// lost, or only silent for too long, is not replaced yet, the next loss would be one too many.
+    pub(super) fn can_spare(&self, host: usize) -> bool {
+        let Some(service) = &self.service else { return true };
+        let gone = self.hosts[host].id;
+        service.newest.groups.values().filter(|group| !group.dead).all(|group| {
+            let id = GroupId(group.id);
+            let processes = self.hosts.iter().filter_map(|host| host.process.as_ref());
+            let replicas = processes.filter_map(|process| process.node.group(id));
+            let newest = replicas
+                .map(|replica| replica.machine().state())
+                .max_by_key(|state| state.membership_version);
+            let Some(state) = newest else { return false };
+            let voters = state.members.iter().filter(|member| !member.is_learner);
+            let voters: Vec<_> = voters.map(|m| (m.id, state.replica_of(m.id))).collect();
+            let stays = |(node, replica): &&(u64, u64)| {
+                let host = self.host_of(*node).and_then(|host| self.hosts[host].process.as_ref());
+                host.and_then(|process| process.node.group(id)).is_some_and(|group| {
+                    group.shared().replica() == *replica
+                        && !group.is_seeded_anew()
+                        && !group.machine().state().members.is_empty()
+                })
+            };
+            let has_it = voters.iter().any(|(node, _)| *node == gone);
+            let rest = voters.iter().filter(|(node, _)| *node != gone).filter(stays).count();
+            !has_it || 2 * rest > voters.len()
         })
     }
 
@@ -848,14 +870,8 @@ impl World {
         }
         let hosts = self.hosts.len() as u64;
         let host = self.chance().below(hosts) as usize;
-        let forgetful = self.weather.forgetful;
-        let waits = |host: usize| {
-            let process = self.hosts[host].process.as_ref();
-            process.is_none_or(|p| p.node.groups().any(|(_, group)| group.is_seeded_anew()))
-        };
-        // Two at a time would be two lost replicas of three.
-        if forgetful == Some(host) || forgetful.is_some_and(waits) || !self.has_buried_all() {
-            return;
+        if self.weather.forgetful == Some(host) || !self.can_spare(host) {
+            return self.schedule_in(300, super::Event::Service(Event::Loss));
         }
         let node = self.hosts[host].id;
         self.service().lost.push(node);
@@ -875,8 +891,11 @@ impl World {
     fn damage(&mut self) {
         let hosts = self.hosts.len() as u64;
         let host = self.chance().below(hosts) as usize;
-        if self.calm || self.weather.forgetful.is_some_and(|forgetful| forgetful != host) {
+        if self.calm {
             return;
+        }
+        if self.weather.forgetful.is_some_and(|other| other != host) || !self.can_spare(host) {
+            return self.schedule_in(300, super::Event::Service(Event::Damage));
         }
         self.crash(host);
         if self.hosts[host].process.is_some() {

@@ -142,8 +142,11 @@ impl World {
     pub(super) fn empty(&mut self) {
         let hosts = self.hosts.len() as u64;
         let host = self.chance().below(hosts) as usize;
-        if self.calm || self.service().newest.meta.is_none() || !self.is_registered(host) {
+        if self.calm || self.service().newest.meta.is_none() {
             return;
+        }
+        if !self.is_registered(host) || !self.can_spare(host) {
+            return self.schedule_in(300, super::super::Event::Service(Event::Empty));
         }
         if self.hosts[host].process.is_some() {
             self.crash(host);
