@@ -622,6 +622,7 @@ impl World {
         }
         self.faults += 1;
         self.crossed(host);
+        let can_forget = self.can_spare(host);
         self.hosts[host].process = None;
         let mut random = self.random.clone();
         self.hosts[host].disk.crash(&mut |n| random.below(n));
@@ -633,7 +634,7 @@ impl World {
         self.harm(host);
         // Two at a time would be two lost replicas of three.
         let forgets = self.weather.forgetful == Some(host) && self.spice.permille(500);
-        if forgets && self.can_spare(host) {
+        if forgets && can_forget {
             let all = self.spice.permille(300);
             let engine = &self.hosts[host].engine;
             if all {

@@ -834,9 +834,13 @@ impl World {
     // === faults ===
 
     /// Has each group a majority that has everything without this machine? While a voter that was
-    /// lost, or only silent for too long, is not replaced yet, the next loss would be one too many.
+    /// lost, or only silent for too long, is not replaced yet, the next loss would be one too many. One
+    /// that is down may know of members that nobody else has heard of yet: it cannot be spared.
     pub(super) fn can_spare(&self, host: usize) -> bool {
         let Some(service) = &self.service else { return true };
+        if self.hosts[host].process.is_none() {
+            return false;
+        }
         let gone = self.hosts[host].id;
         service.newest.groups.values().filter(|group| !group.dead).all(|group| {
             let id = GroupId(group.id);
