@@ -370,6 +370,23 @@ mod tests {
         assert!(!nodes_of(&world, group).contains(&emptied));
     }
 
+    /// The repair would take that back, and the drain would begin anew.
+    #[test]
+    fn a_drain_brings_nothing_to_an_emptied_node() {
+        let (mut world, group) = world();
+        let on = nodes_of(&world, group);
+        let fourth = (1..=4).find(|node| !on.contains(node)).expect("there are four nodes");
+        world.empty(fourth);
+        let name = format!("n{}", on[0]);
+        let drained = nodes::set_state(&world.ledger, &name, NodeState::Draining).unwrap().0;
+        world.ledger = drained.applied_to(&world.ledger);
+        let unfit = world.inventory().unfit(&world.ledger, now_ms());
+        let seen = world.ledger.with_silent(unfit).into_owned();
+        let begun = operators::plan_drains(&seen, now_ms());
+        let begun = begun.map_or(seen.clone(), |change| change.applied_to(&seen));
+        assert!(holder(&begun, group).is_none(), "there is no other node");
+    }
+
     #[test]
     fn without_a_majority_nothing_is_touched() {
         let (mut world, group) = world();

@@ -673,8 +673,7 @@ impl World {
 
     fn execute(&mut self, ledger: &Ledger) {
         let (now_ms, inventory) = (self.placement_ms(), self.inventory());
-        let silent = inventory.silent(ledger, now_ms);
-        let seen = ledger.with_silent(silent);
+        let seen = ledger.with_silent(inventory.unfit(ledger, now_ms));
         let planned = [
             ("repairs", repairs::plan(ledger, &inventory, now_ms)),
             ("drains", operators::plan_drains(&seen, now_ms)),
