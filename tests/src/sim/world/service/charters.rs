@@ -119,7 +119,7 @@ impl World {
             self.has_taken(id, version);
             return true;
         }
-        let set = Request::SetCharter(SetCharter { charter: Some(charter.clone()) });
+        let set = Request::SetCharter(SetCharter { charter: Some(*charter) });
         let request = GroupRequest {
             tenant: group.tenant,
             namespace: group.namespace,
