@@ -39,9 +39,9 @@ impl Office {
     /// New operators for what is lost, for nodes that are drained and for balance, and one step of
     /// each that has its turn.
     pub async fn execute(&self, ledger: &Arc<Ledger>, inventory: &Inventory, now_ms: u64) {
-        let silent = inventory.silent(ledger, now_ms);
+        let unfit = inventory.unfit(ledger, now_ms);
         let repairs = |l: &Ledger| repairs::plan(l, inventory, now_ms);
-        let drains = |l: &Ledger| operators::plan_drains(&l.with_silent(silent.clone()), now_ms);
+        let drains = |l: &Ledger| operators::plan_drains(&l.with_silent(unfit.clone()), now_ms);
         if repairs(ledger).is_some()
             && let Err(error) = self.insist(repairs).await
         {
@@ -52,19 +52,19 @@ impl Office {
         {
             tracing::debug!(%error, "drains cannot be planned now");
         }
-        let balance = |l: &Ledger| plans::tend(&l.with_silent(silent.clone()), inventory, now_ms);
+        let balance = |l: &Ledger| plans::tend(&l.with_silent(unfit.clone()), inventory, now_ms);
         if balance(ledger).is_some()
             && let Err(error) = self.insist(balance).await
         {
             tracing::debug!(%error, "balance cannot be planned now");
         }
-        let hot = |l: &Ledger| autosplit::plan(&l.with_silent(silent.clone()), inventory, now_ms);
+        let hot = |l: &Ledger| autosplit::plan(&l.with_silent(unfit.clone()), inventory, now_ms);
         if hot(ledger).is_some()
             && let Err(error) = self.insist(hot).await
         {
             tracing::debug!(%error, "splits cannot be planned now");
         }
-        let ledger = match ledger.with_silent(silent.clone()) {
+        let ledger = match ledger.with_silent(unfit.clone()) {
             Cow::Borrowed(_) => ledger.clone(),
             Cow::Owned(seen) => Arc::new(seen),
         };

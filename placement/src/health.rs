@@ -56,12 +56,7 @@ impl<'a> Health<'a> {
     /// Looks at all nodes.
     pub fn of(ledger: &'a Ledger, inventory: &'a Inventory, now_ms: u64) -> Health<'a> {
         let silent = inventory.silent(ledger, now_ms);
-        let is_emptied = |node: &&Node| {
-            let report = inventory.fresh(node.id, now_ms);
-            let said = report.map_or(0, |report| report.directory);
-            said != 0 && node.directory != 0 && said != node.directory
-        };
-        let emptied = ledger.nodes.values().filter(is_emptied).map(|node| node.id).collect();
+        let emptied = inventory.emptied(ledger, now_ms);
         let on_hold = is_too_much(ledger, &silent);
         let lost = BTreeMap::new();
         let mut health = Health { ledger, inventory, now_ms, silent, emptied, lost, on_hold };

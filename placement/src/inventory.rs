@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::heat::Heats;
 use crate::ledger::Ledger;
+use crate::record::Node;
 
 /// Pause between two questions to a node, in milliseconds.
 pub const ASK_MS: u64 = 2_000;
@@ -223,6 +224,24 @@ impl Inventory {
         let asked = self.since_ms != 0;
         let nodes = ledger.nodes.keys().copied().filter(|_| asked);
         nodes.filter(|node| self.is_silent(*node, now_ms)).collect()
+    }
+
+    /// The nodes of the ledger that have another data directory than placement knows.
+    pub fn emptied(&self, ledger: &Ledger, now_ms: u64) -> BTreeSet<u64> {
+        let is_emptied = |node: &&Node| {
+            let said = self.fresh(node.id, now_ms).map_or(0, |report| report.directory);
+            said != 0 && node.directory != 0 && said != node.directory
+        };
+        ledger.nodes.values().filter(is_emptied).map(|node| node.id).collect()
+    }
+
+    /// The nodes that nothing is to be brought to: those of which nothing is heard, and those that
+    /// would not take it. What a drain brought to one of these a repair would take back at once, and
+    /// the drain would begin anew, for ever.
+    pub fn unfit(&self, ledger: &Ledger, now_ms: u64) -> BTreeSet<u64> {
+        let mut unfit = self.silent(ledger, now_ms);
+        unfit.extend(self.emptied(ledger, now_ms));
+        unfit
     }
 
     /// The report of whoever leads a group.

@@ -37,8 +37,8 @@ pub struct Ledger {
     pub groups: BTreeMap<u64, Arc<Group>>,
     /// Operators by id.
     pub operators: BTreeMap<u64, Operator>,
-    /// Nodes that do not answer now, which get nothing new. Nobody writes it down: whoever plans
-    /// puts it here from the inventory.
+    /// Nodes that do not answer now, or would take nothing: they get nothing new. Nobody writes it
+    /// down: whoever plans puts it here from the inventory.
     pub silent: BTreeSet<u64>,
     /// Names that are not given again yet.
     pub reserved: BTreeMap<String, Reserved>,

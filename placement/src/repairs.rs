@@ -50,7 +50,7 @@ pub fn plan(ledger: &Ledger, inventory: &Inventory, now_ms: u64) -> Option<Chang
             }
         } else if let Some(given_up) = plan.hopeless(group) {
             change = change.put(Record::Operator(given_up));
-        } else if let Some(better) = plan.elsewhere(group) {
+        } else if let Some(better) = plan.elsewhere(group).or_else(|| plan.another(group)) {
             change = change.put(Record::Operator(better));
         } else if let Some(operator) =
             plan.replace(group).or_else(|| plan.grow(group)).filter(|_| room > 0)
@@ -147,10 +147,30 @@ impl Plan<'_> {
         wanted.filter(|node| !votes(*node)).find(|node| self.health.of_node(*node).is_some())
     }
 
+    /// A repair for the sake of a replica that has come back sees to one that is lost now: without
+    /// that one the other may not go, for the sake of the quorum, and would be in the way for ever.
+    fn another(&self, group: &Group) -> Option<Operator> {
+        let operator = holder(self.ledger, group.id)?;
+        let mut left = group.replicas.iter().filter(|r| operator.lost.contains(&r.replica));
+        let is_back = left.next().is_some_and(|replica| self.health.is_well(group.id, replica));
+        if operator.priority != Priority::Repair || !is_back {
+            return None;
+        }
+        let (lost, target, why) = self.next_lost(group)?;
+        Some(Operator { lost: vec![lost], target, why, ..operator.clone() })
+    }
+
     fn replace(&mut self, group: &Group) -> Option<Operator> {
         if holder(self.ledger, group.id).is_some_and(|o| !o.yields_to(Priority::Repair)) {
             return None;
         }
+        let (lost, target, why) = self.next_lost(group)?;
+        let operator = begin(&mut self.meta, group, target, Priority::Repair, why, self.now_ms);
+        Some(Operator { lost: vec![lost], ..operator })
+    }
+
+    /// The replica that is to be replaced next, where the group is to be then, and why.
+    fn next_lost(&self, group: &Group) -> Option<(u64, Vec<u64>, String)> {
         let found = lost(self.health, group).find_map(|(replica, loss)| {
             let target = target(self.health, self.ledger, group, replica, loss)?;
             Some((replica, loss, target))
@@ -166,8 +186,7 @@ impl Plan<'_> {
             Loss::Silent => format!("repair: node {name} is silent"),
             Loss::Quarantined => format!("repair: the replica on {name} is quarantined"),
         };
-        let operator = begin(&mut self.meta, group, target, Priority::Repair, why, self.now_ms);
-        Some(Operator { lost: vec![replica.replica], ..operator })
+        Some((replica.replica, target, why))
     }
 
     fn grow(&mut self, group: &Group) -> Option<Operator> {
@@ -351,6 +370,23 @@ mod tests {
         assert!(!nodes_of(&world, group).contains(&emptied));
     }
 
+    /// The repair would take that back, and the drain would begin anew.
+    #[test]
+    fn a_drain_brings_nothing_to_an_emptied_node() {
+        let (mut world, group) = world();
+        let on = nodes_of(&world, group);
+        let fourth = (1..=4).find(|node| !on.contains(node)).expect("there are four nodes");
+        world.empty(fourth);
+        let name = format!("n{}", on[0]);
+        let drained = nodes::set_state(&world.ledger, &name, NodeState::Draining).unwrap().0;
+        world.ledger = drained.applied_to(&world.ledger);
+        let unfit = world.inventory().unfit(&world.ledger, now_ms());
+        let seen = world.ledger.with_silent(unfit).into_owned();
+        let begun = operators::plan_drains(&seen, now_ms());
+        let begun = begun.map_or(seen.clone(), |change| change.applied_to(&seen));
+        assert!(holder(&begun, group).is_none(), "there is no other node");
+    }
+
     #[test]
     fn without_a_majority_nothing_is_touched() {
         let (mut world, group) = world();
@@ -390,6 +426,24 @@ mod tests {
         settle(&mut world);
         assert_eq!(world.ledger.operators[&moved].state, OperatorState::Cancelled);
         assert_eq!(nodes_of(&world, group), before);
+    }
+
+    #[test]
+    fn a_repair_makes_way_for_another_when_its_replica_is_back() {
+        let (mut world, group) = world();
+        let before = nodes_of(&world, group);
+        world.silence(before[0], REPAIR_MS);
+        let begun = plan(&world.ledger, &world.inventory(), now_ms()).expect("it is lost");
+        world.ledger = begun.applied_to(&world.ledger);
+        // Before the first step was taken that node is back, and another one's replica is damaged: of
+        // the two that would be left only one is well.
+        world.silence(before[0], 0);
+        let damaged = world.quarantine(group, before[1]);
+        settle(&mut world);
+        assert!(holder(&world.ledger, group).is_none(), "it is over");
+        assert_eq!(nodes_of(&world, group), before, "the one that is back stays");
+        let left = &world.ledger.groups[&group].replicas;
+        assert!(left.iter().all(|replica| replica.replica != damaged));
     }
 
     /// Worlds by the thousand: see the checks in `settle`, and what must be so in the end.

@@ -11,11 +11,10 @@ use crate::command::{Answer, GroupView, KeysView, PlaceView, Refusal, TenantView
 use crate::ledger::{Change, Ledger};
 use crate::policy::SplitMode;
 use crate::record::{
-    Cause, FIRST_VERSION, Founder, Group, Meta, Namespace, NamespaceKind, Place, Record, Reserved,
-    Tenant, TenantState, keys_of, text,
+    Cause, FIRST_VERSION, Founder, Group, Meta, Namespace, NamespaceKind, Operator, OperatorState,
+    Place, Record, Reserved, Tenant, TenantState, keys_of, text,
 };
-use crate::ring;
-use crate::splits;
+use crate::{operators, ring, splits};
 
 /// How long a deleted tenant can be undeleted.
 pub const GRACE_MS: u64 = 24 * 3600 * 1000;
@@ -377,7 +376,7 @@ pub fn purge(ledger: &Ledger, now_ms: u64) -> Option<Change> {
             let reserved = Reserved { name: tenant.name.clone(), tenant: tenant.id, until_ms };
             change = change.remove(crate::record::tenant_key(tenant.id));
             change = change.put(Record::Reserved(reserved));
-            change = groups.fold(change, |change, group| bury(change, ledger, group));
+            change = groups.fold(change, |change, group| bury(change, ledger, group, now_ms));
             continue;
         }
         let gone = tenant.namespaces.iter().filter(|namespace| over(namespace.deleted_ms));
@@ -390,7 +389,7 @@ pub fn purge(ledger: &Ledger, now_ms: u64) -> Option<Change> {
         tenant.next_namespace = tenant.next_namespace.max(highest.unwrap_or(0) + 1);
         tenant.namespaces.retain(|namespace| !gone.contains(&namespace.id));
         let groups = groups.filter(|group| gone.contains(&group.namespace));
-        change = groups.fold(change, |change, group| bury(change, ledger, group));
+        change = groups.fold(change, |change, group| bury(change, ledger, group, now_ms));
         change = change.put(Record::Tenant(tenant));
     }
     for reserved in ledger.reserved.values().filter(|reserved| now_ms >= reserved.until_ms) {
@@ -399,9 +398,14 @@ pub fn purge(ledger: &Ledger, now_ms: u64) -> Option<Change> {
     (!change.is_empty()).then_some(change)
 }
 
-fn bury(change: Change, ledger: &Ledger, group: &Group) -> Change {
+/// A group goes, with what works on it.
+fn bury(change: Change, ledger: &Ledger, group: &Group, now_ms: u64) -> Change {
     let all = splits::unborn(ledger, group).into_values().chain([group.clone()]);
-    all.fold(change, |change, group| change.put(Record::Group(Group { dead: true, ..group })))
+    let change =
+        all.fold(change, |change, group| change.put(Record::Group(Group { dead: true, ..group })));
+    let Some(holder) = operators::holder(ledger, group.id) else { return change };
+    let state = OperatorState::Void;
+    change.put(Record::Operator(Operator { state, ended_ms: now_ms, ..holder.clone() }))
 }
 
 /// One tenant, or all.
@@ -618,6 +622,21 @@ pub(crate) mod tests {
         let purged = purge(&deleted, 1000 + GRACE_MS).expect("it is time").applied_to(&deleted);
         assert!(purged.tenant("acme").is_none());
         assert!(purged.groups.values().any(|group| group.dead));
+    }
+
+    #[test]
+    fn what_works_on_a_group_is_over_when_its_tenant_goes() {
+        let ledger = founded();
+        let ledger = done(&ledger, create(&ledger, "acme", 0, 0));
+        let target = ["n1".to_owned()];
+        let moved = done(&ledger, operators::move_tenant(&ledger, "acme", &target, 5));
+        let deleted = done(&moved, delete(&moved, "acme", 1000));
+        let purged = purge(&deleted, 1000 + GRACE_MS).expect("it is time").applied_to(&deleted);
+        let states: Vec<_> = purged.operators.values().map(|operator| operator.state).collect();
+        assert_eq!(states, [OperatorState::Void]);
+        let wrong =
+            |finding: &crate::check::Finding| finding.gravity == crate::check::Gravity::Wrong;
+        assert_eq!(crate::check::check(&purged).into_iter().find(wrong), None);
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! `atoll-sim`: runs seeds through the simulator, as many as one likes.
 //!
-//! The last line is `seeds N, faults N, ops N, violations N`; it exits non-zero on a
+//! It ends with how often came what a scene is to bring about, as executors that were lost between two
+//! steps, and with the line `seeds N, faults N, ops N, violations N`; it exits non-zero on a
 //! violation and says how to repeat it.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -97,6 +99,7 @@ fn main() -> ExitCode {
     }
     let next = std::sync::atomic::AtomicU64::new(cli.seed);
     let totals = parking_lot::Mutex::new((0u64, 0u64, 0u64, 0usize));
+    let marks = parking_lot::Mutex::new(BTreeMap::<String, u64>::new());
     std::thread::scope(|scope| {
         for _ in 0..cli.threads.max(1) {
             scope.spawn(|| {
@@ -112,6 +115,9 @@ fn main() -> ExitCode {
                         Ok(outcome) => {
                             totals.1 += outcome.faults;
                             totals.2 += outcome.ops;
+                            for (what, count) in outcome.marks {
+                                *marks.lock().entry(what).or_default() += count;
+                            }
                             if !outcome.violations.is_empty() {
                                 totals.3 += 1;
                                 println!("seed {seed} (repeat: --seed {seed} --seeds 1 --tell):");
@@ -129,6 +135,9 @@ fn main() -> ExitCode {
             });
         }
     });
+    for (what, count) in marks.into_inner() {
+        println!("{count:>9}  {what}");
+    }
     let (seeds, faults, ops, violations) = *totals.lock();
     println!("seeds {seeds}, faults {faults}, ops {ops}, violations {violations}");
     if violations == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }

@@ -52,6 +52,8 @@ pub struct History {
     pub changes: BTreeMap<i64, Change>,
     /// Pairs of accounts of one revision that do not agree.
     pub conflicts: Vec<Conflict>,
+    /// When the clocks of leases stood still at least, from and until: in order, apart.
+    pub stills: Vec<(Time, Time)>,
 }
 
 /// A revision as it was committed.
@@ -166,6 +168,15 @@ impl History {
     /// A run that has not begun.
     pub fn new() -> History {
         History::default()
+    }
+
+    /// Lease clocks stood still, and nobody was answered about leases: see [`History::stills`].
+    /// Stretches may overlap with the last one, and begin no earlier.
+    pub fn stand_still(&mut self, from: Time, until: Time) {
+        match self.stills.last_mut() {
+            Some((_, last)) if *last >= from => *last = until.max(*last),
+            _ => self.stills.push((from, until)),
+        }
     }
 
     /// A client sends a request. Until [`History::end`] its outcome is unknown.

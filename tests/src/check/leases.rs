@@ -284,7 +284,13 @@ impl Judge<'_> {
     /// Until when a renewal holds at least.
     fn holds_until(&self, renewal: &Renewal) -> Time {
         let call = self.history.op(renewal.op).call;
-        call.saturating_add(self.span(renewal.ttl_s)).saturating_sub(self.bounds.early)
+        let due = call.saturating_add(self.span(renewal.ttl_s)).saturating_sub(self.bounds.early);
+        // Nobody was answered while the clocks stood still: the renewal was before.
+        let stills = self.history.stills.iter().filter(|(_, to)| *to > call);
+        stills.fold(due, |due, (from, to)| match *from < due {
+            true => due.saturating_add(to - call.max(*from)),
+            false => due,
+        })
     }
 
     /// Revisions that can be nothing but the lease's end.
@@ -518,6 +524,16 @@ mod tests {
         scribe.now = 470;
         scribe.unasked(revoke(7));
         caught!(scribe, Violation::Early { lease: 7, revision: 4, seen: 475, due: 480, .. });
+    }
+
+    #[test]
+    fn an_expiry_that_takes_no_notice_of_a_standstill_is_caught() {
+        let mut scribe = leased_keys();
+        scribe.history.stand_still(250, 300);
+        scribe.history.stand_still(290, 350);
+        scribe.now = 500;
+        scribe.unasked(revoke(7));
+        caught!(scribe, Violation::Early { lease: 7, due: 580, .. });
     }
 
     /// The first revision is taken for what the lost delete did; it may as well have been the

@@ -22,11 +22,19 @@ pub enum Fault {
     UnaskedRead,
     /// What may have been done is done again.
     Repeated,
+    /// Groups are said to know of their charters, and were never told.
+    Untold,
+    /// A router takes a client for one of the tenant whose group it asks.
+    Disguised,
+    /// A node with an empty disk says that it is the directory that placement knows.
+    SameDirectory,
+    /// What was planned on an old ledger is written into the newest.
+    Unfenced,
 }
 
 impl Fault {
     /// Each of them.
-    pub const ALL: [Fault; 8] = [
+    pub const ALL: [Fault; 12] = [
         Fault::AckBeforeSync,
         Fault::LostVote,
         Fault::LostTombstone,
@@ -35,5 +43,9 @@ impl Fault {
         Fault::SkippingWatch,
         Fault::UnaskedRead,
         Fault::Repeated,
+        Fault::Untold,
+        Fault::Disguised,
+        Fault::SameDirectory,
+        Fault::Unfenced,
     ];
 }

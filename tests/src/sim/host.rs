@@ -43,6 +43,8 @@ pub struct Host {
     pub index: usize,
     /// Replica, node and member id.
     pub id: u64,
+    /// Secret number of its data directory.
+    pub directory: u64,
     /// Survives crashes, loses what was not synced.
     pub disk: SimDisk,
     /// As the disk, with the page files.
@@ -77,6 +79,7 @@ impl Host {
         Host {
             index,
             id: index as u64 + 1,
+            directory: 1000 * (index as u64 + 1),
             disk: SimDisk::new(),
             pages: SimDisk::new(),
             engine: MemoryEngine::default(),

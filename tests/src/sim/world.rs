@@ -14,7 +14,7 @@ use proto::etcd::{
     MemberRemoveRequest,
 };
 use proto::group::{GroupError, Reply, Request, WatchOutput, WatchSpec as HubSpec, request_to};
-use proto::{GroupId, KeyRange, NodeId, TenantId, id, mvccpb};
+use proto::{GroupId, KeyRange, NamespaceId, NodeId, TenantId, id, mvccpb};
 use shard::access;
 use shard::engine::Engine as _;
 use shard::group::Shared;
@@ -200,6 +200,8 @@ enum Waiting {
         request: GroupRequest,
         shared: Option<Arc<Shared>>,
     },
+    /// Somebody who is no client of the tenant.
+    Stranger,
 }
 
 /// A tenant, as its clients see it: one group, one history.
@@ -252,6 +254,8 @@ struct World {
     /// Nothing fails in this world.
     peaceful: bool,
     faults: u64,
+    /// See [`Outcome::marks`].
+    marks: BTreeMap<String, u64>,
     ops: u64,
     trace: u64,
     text: Option<String>,
@@ -265,6 +269,8 @@ struct World {
 pub struct Outcome {
     /// Faults that were injected.
     pub faults: u64,
+    /// How often came what the run is to come by, in words.
+    pub marks: BTreeMap<String, u64>,
     /// Operations of clients.
     pub ops: u64,
     /// A digest of everything that happened, in order.
@@ -358,6 +364,7 @@ pub fn run_trial(seed: u64, tell: bool, trial: &Trial) -> Outcome {
         peaceful: weather.is_peaceful(),
         splits: (scene == Scene::Split).then(|| splits::Splits::new(seed, crowded)),
         faults: 0,
+        marks: BTreeMap::new(),
         ops: 0,
         trace: 0,
         text: tell.then(String::new),
@@ -614,6 +621,8 @@ impl World {
             return;
         }
         self.faults += 1;
+        self.crossed(host);
+        let can_forget = self.can_spare(host);
         self.hosts[host].process = None;
         let mut random = self.random.clone();
         self.hosts[host].disk.crash(&mut |n| random.below(n));
@@ -624,7 +633,8 @@ impl World {
         self.note(&format!("crash n{}", host + 1));
         self.harm(host);
         // Two at a time would be two lost replicas of three.
-        if self.weather.forgetful == Some(host) && self.spice.permille(500) {
+        let forgets = self.weather.forgetful == Some(host) && self.spice.permille(500);
+        if forgets && can_forget {
             let all = self.spice.permille(300);
             let engine = &self.hosts[host].engine;
             if all {
@@ -645,8 +655,8 @@ impl World {
         let host = &mut self.hosts[host];
         match self.fault {
             Some(Fault::BornTwice) => {
-                *host =
-                    Host { life: host.life, founds: host.founds.clone(), ..Host::new(host.index) };
+                let (id, life) = (host.id, host.life);
+                *host = Host { id, life, founds: host.founds.clone(), ..Host::new(host.index) };
             }
             Some(Fault::SharedShelf) => {
                 let row = host.engine.get(layout::NODE_KEY).ok().flatten();
@@ -796,6 +806,7 @@ impl World {
                 }
                 let (revision, count) = (events.revision, events.events.len());
                 self.note(&format!("n{from} applies {revision} ({count})"));
+                self.has_applied(group, revision);
             }
             Output::Replaced { group } => {
                 if let Some(process) = &mut self.hosts[host].process {
@@ -833,6 +844,7 @@ impl World {
                 if let Some(mut hub) = process.and_then(|process| process.hubs.remove(&group)) {
                     hub.shut();
                 }
+                self.hosts[host].shut.retain(|key| key.group != group.0);
                 self.note(&format!("the group leaves n{from}"));
                 self.leave_watches(host, group);
             }
@@ -1160,6 +1172,11 @@ impl World {
                 }
             }
             Waiting::Service(asked) => self.service_hears(host, asked, answer),
+            Waiting::Stranger => {
+                if let Ok(answer) = answer {
+                    self.broken.push(format!("n{} answers a stranger: {answer:?}", host + 1));
+                }
+            }
             Waiting::Watcher { watcher } => {
                 if let Ok(Answer::Reply(Reply::Linearize(header))) = answer {
                     self.create_watch(watcher, host, header.revision);
@@ -1221,7 +1238,12 @@ impl World {
             }
         }
         let history = &mut self.tenants[self.clients[client].tenant].history;
+        let is_done = matches!(outcome, Answered::Done(_));
         history.end(op, self.now, outcome);
+        if is_done {
+            self.judge_answer(self.clients[client].tenant, op);
+        }
+        let history = &self.tenants[self.clients[client].tenant].history;
         let line = format!("c{client} {}", history.tell(op));
         self.note(&line);
     }
@@ -1239,12 +1261,12 @@ impl World {
         let start = if number == 0 { 2 } else { 0 };
         let spec = WatchSpec::new(key, end, start);
         self.connections += 1;
-        let Tenant { id, group, ref mut history, .. } = self.tenants[tenant];
+        let Tenant { id, namespace, group, ref mut history, .. } = self.tenants[tenant];
         let watch = history.watch(self.connections, self.connections, self.now, spec);
         let range = KeyRange::parse(&Bytes::copy_from_slice(key), &Bytes::copy_from_slice(end));
         let spec = HubSpec {
             tenant: TenantId(id),
-            namespace: id::DEFAULT_NAMESPACE,
+            namespace: NamespaceId(namespace),
             group,
             key: number,
             range,
@@ -1427,7 +1449,11 @@ impl World {
                 linear: Some(linear::Limits { steps: 50_000, ..Default::default() }),
             };
             self.judge_splits(&mut violations);
-            for tenant in &self.tenants {
+            for number in 0..self.tenants.len() {
+                let stills = self.stills(self.tenants[number].group);
+                let tenant = &mut self.tenants[number];
+                stills.into_iter().for_each(|(from, to)| tenant.history.stand_still(from, to));
+                let tenant = &self.tenants[number];
                 let settings = self.settings_for(tenant, settings);
                 let report = check::run(&tenant.history, &settings);
                 let told = |v: &check::Violation| format!("{:?}: {v}", tenant.group);
@@ -1436,6 +1462,7 @@ impl World {
         }
         Outcome {
             faults: self.faults,
+            marks: self.marks,
             ops: self.ops,
             trace: self.trace,
             text: self.text,

@@ -10,29 +10,41 @@
 //! ```text
 //!   steward    of each node: founds, registers, has what is wanted here, reports what it leads
 //!   executor   anywhere: the next step of an operator, or its end
-//!   commander  anywhere: creates, deletes, moves, drains, takes back
+//!   commander  anywhere: creates, deletes, moves, drains, takes back, freezes, balances
+//!   stranger   a client of one tenant at the group of another
+//!   caller     leads placement: asks all nodes what they are and have; planners know no more
 //! ```
 //!
 //! What must hold beyond what each tenant's judges say: a group has the same members at a version,
-//! whoever tells them; a replica's number is of one node for ever; in the end each node has what the
-//! ledger wants there and nothing of what is gone, neither replica nor row nor page.
+//! whoever tells them; a replica's number is of one node for ever; who is frozen or deleted is
+//! answered nothing, and strangers never are; every ledger is sound (`placement/src/check.rs`);
+//! what is lost is replaced if it can be; in the end each node has what the ledger wants there and
+//! nothing of what is gone, neither replica nor row nor page, and no plan or operator is left.
+
+mod balance;
+mod charters;
+mod crossings;
+mod rollcall;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use placement::Ledger;
+use placement::check::Gravity;
 use placement::executor;
+use placement::inventory::{NodeReport, SILENT_MS};
 use placement::ledger::Change;
 use placement::operators::{self, Step};
-use placement::record::{END, Node as Place, NodeState, Operator, OperatorState, PREFIX, Replica};
+use placement::record::{
+    END, Node as Place, NodeState, Operator, OperatorState, PREFIX, Replica, repair_after_ms,
+};
 use placement::view::{self, Wanted};
-use placement::{nodes, tenants};
+use placement::{nodes, plans, repairs, tenants};
 use proto::cluster::group::{DescribeRequest, Description, GroupRequest, refusal};
-use proto::etcd::RangeRequest;
+use proto::etcd::{MoveLeaderRequest, RangeRequest};
 use proto::group::{GroupError, Reply, Request, request_to};
 use proto::{GroupId, NodeId, id};
 use shard::access;
-use shard::log::ReplicaKey;
 use shard::node::{Answer, Birth, Input, Reading};
 use shard::store::layout::{self, Shelf};
 
@@ -40,6 +52,7 @@ use super::{Answered, FAULTS_MS, FOUNDERS, Tenant, Waiting, World};
 use crate::check;
 use crate::check::history::{History, OpId};
 use crate::sim::client::Client;
+use crate::sim::fault::Fault;
 use crate::sim::host::{ELECTION_TICKS, Host, TICK_MS};
 use crate::sim::random::Random;
 
@@ -47,6 +60,8 @@ use crate::sim::random::Random;
 const TENANTS_MAX: usize = 4;
 /// So many of placement's milliseconds pass in one: the grace of what is deleted is a day.
 const DAYS: u64 = 20_000;
+/// And so many for all else: a node is silent after a second.
+const SCALE: u64 = 10;
 
 /// What happens in the service.
 #[allow(clippy::large_enum_variant, reason = "few of them are under way")]
@@ -61,8 +76,18 @@ pub(super) enum Event {
     Again { asked: Asked },
     /// Somebody comes to do what it read the ledger for.
     Act { errand: Errand, ledger: Arc<Ledger> },
+    /// Somebody asks in the name of another tenant.
+    Stranger,
     /// A machine is lost for good, with its disk.
     Loss,
+    /// A host calls the roll, if it leads placement.
+    RollCall { host: usize },
+    /// A node is asked.
+    Called { by: usize, life: u64, node: u64 },
+    /// It has answered.
+    Said { by: usize, life: u64, node: u64, report: Box<NodeReport> },
+    /// A machine loses its disk, and goes on.
+    Empty,
     /// A replica of a host is found damaged at its next start.
     Damage,
 }
@@ -74,6 +99,10 @@ pub(super) enum Errand {
     Look { host: usize, life: u64 },
     /// A leader tells the members of its group.
     Report { group: GroupId, told: Box<Description> },
+    /// A group has taken in what it was told of itself.
+    Told { group: GroupId, version: u64 },
+    /// A node leads that an operator wants to lead.
+    Led { operator: u64, step: Step },
     /// The next step of an operator.
     Execute,
     /// A command.
@@ -95,6 +124,10 @@ enum Purpose {
     Change { op: OpId },
     /// The members of a group that is led here.
     Members,
+    /// A group is to know of its charter.
+    Charter { version: u64 },
+    /// A handover, after which an operator may be at its end.
+    Lead { operator: u64, step: Step },
     /// A change of a group's members.
     Step,
 }
@@ -126,10 +159,29 @@ pub(super) struct Service {
     numbers: BTreeMap<(GroupId, u64), u64>,
     /// Nodes whose machines are lost.
     lost: Vec<u64>,
+    /// Nodes that go on with an empty disk.
+    emptied: Vec<u64>,
+    /// What was asked for last, of each operator.
+    steps: BTreeMap<u64, &'static str>,
+    told: charters::Told,
+    /// What those have heard who lead placement.
+    calls: BTreeMap<usize, rollcall::Call>,
+    /// The newest ledger that a host's process has seen.
+    seen: BTreeMap<usize, (u64, Arc<Ledger>)>,
+    /// Processes that have said who they are.
+    registered: BTreeSet<(usize, u64)>,
     may_lose: bool,
+    may_empty: bool,
     may_damage: bool,
     /// Groups at a time that nobody has counted on: of one replica only.
     may_be_single: bool,
+}
+
+/// A machine that takes part later: its node's number is none that a replica will ever have, as
+/// with nodes that draw theirs from 64 bits.
+fn newcomer(index: usize) -> Host {
+    let host = Host::spare(index);
+    Host { id: 1_000 + host.id, ..host }
 }
 
 // === impl Service ===
@@ -142,9 +194,11 @@ impl Service {
             host.founds = vec![id::SYSTEM_GROUP, id::DEFAULT_GROUP];
         }
         for _ in 0..random.between(1, 2) {
-            hosts.push(Host::spare(hosts.len()));
+            hosts.push(newcomer(hosts.len()));
         }
         let may_lose = random.permille(300);
+        // Two replicas that are lost at a time would be two of three.
+        let may_damage = !may_lose && random.permille(300);
         Service {
             leaders: BTreeMap::new(),
             names: 0,
@@ -155,9 +209,15 @@ impl Service {
             epochs: BTreeMap::new(),
             numbers: BTreeMap::new(),
             lost: Vec::new(),
+            emptied: Vec::new(),
+            steps: BTreeMap::new(),
+            told: charters::Told::default(),
+            calls: BTreeMap::new(),
+            seen: BTreeMap::new(),
+            registered: BTreeSet::new(),
             may_lose,
-            // Two replicas that are lost at a time would be two of three.
-            may_damage: !may_lose && random.permille(300),
+            may_empty: !may_lose && !may_damage && random.permille(300),
+            may_damage,
             may_be_single: false,
             random,
         }
@@ -197,7 +257,7 @@ fn place_of(host: &Host) -> Place {
         client_urls: Vec::new(),
         zone: String::new(),
         weight: 1,
-        directory: 0,
+        directory: host.directory,
         state: NodeState::Up,
         labels: BTreeMap::new(),
     }
@@ -220,9 +280,11 @@ impl World {
     /// Begins the service, if there is one.
     pub(super) fn begin_service(&mut self) {
         let Some(service) = &mut self.service else { return };
-        service.may_be_single =
-            !service.may_lose && !service.may_damage && self.weather.forgetful.is_none();
+        service.may_empty &= self.weather.forgetful.is_none();
         let (may_lose, may_damage) = (service.may_lose, service.may_damage);
+        let may_empty = service.may_empty;
+        service.may_be_single =
+            !may_lose && !may_damage && !may_empty && self.weather.forgetful.is_none();
         let loss_ms = service.random.between(4000, 14_000);
         self.tenants.push(Tenant {
             id: 0,
@@ -233,11 +295,16 @@ impl World {
         });
         for host in 0..self.hosts.len() {
             self.schedule_in(100, super::Event::Service(Event::Steward { host }));
+            self.schedule_in(100, super::Event::Service(Event::RollCall { host }));
         }
         self.schedule_in(500, super::Event::Service(Event::Executor));
         self.schedule_in(1500, super::Event::Service(Event::Commander));
+        self.schedule_in(2000, super::Event::Service(Event::Stranger));
         if may_lose {
             self.schedule(loss_ms, super::Event::Service(Event::Loss));
+        }
+        if may_empty {
+            self.schedule(loss_ms, super::Event::Service(Event::Empty));
         }
         if may_damage {
             self.schedule(loss_ms, super::Event::Service(Event::Damage));
@@ -282,6 +349,14 @@ impl World {
             }
             Event::Again { asked } => self.knock(asked),
             Event::Act { errand, ledger } => self.act(errand, &ledger),
+            Event::RollCall { host } => self.call_the_roll(host),
+            Event::Called { by, life, node } => self.called(by, life, node),
+            Event::Said { by, life, node, report } => self.said(by, life, node, *report),
+            Event::Empty => self.empty(),
+            Event::Stranger => {
+                self.intrude();
+                self.schedule_in(500, super::Event::Service(Event::Stranger));
+            }
             Event::Loss => self.lose(),
             Event::Damage => self.damage(),
         }
@@ -345,7 +420,11 @@ impl World {
         }
         let text = format!("placement at {} writes: {why}", ledger.revision);
         self.note(&text);
-        self.ask_system(Request::Txn(ledger.transaction(&change)), |op| Purpose::Change { op });
+        let mut txn = ledger.transaction(&change);
+        if self.fault == Some(Fault::Unfenced) {
+            txn.compare.clear();
+        }
+        self.ask_system(Request::Txn(txn), |op| Purpose::Change { op });
     }
 
     pub(super) fn service_hears(
@@ -391,6 +470,14 @@ impl World {
                     self.run(Errand::Report { group, told: Box::new(told) });
                 }
             }
+            Purpose::Charter { version } => match answer {
+                Ok(_) => self.has_taken(group, version),
+                Err(error) => self.note(&format!("{group:?} has not heard: {error:?}")),
+            },
+            Purpose::Lead { operator, step } => match answer {
+                Ok(_) => self.run(Errand::Led { operator, step }),
+                Err(error) => self.note(&format!("{group:?} is not handed over: {error:?}")),
+            },
             Purpose::Step => {
                 let text = format!("placement hears of n{} about {group:?}: {answer:?}", host + 1);
                 self.note(&text);
@@ -429,9 +516,15 @@ impl World {
         let fresh = ledger.groups.values().any(|group| {
             !group.dead && !self.tenants.iter().any(|tenant| tenant.group.0 == group.id)
         });
+        let findings = placement::check::check(ledger).into_iter();
+        let wrong = findings.filter(|finding| finding.gravity == Gravity::Wrong);
+        let revision = ledger.revision;
+        self.broken.extend(wrong.map(|wrong| format!("the ledger at {revision}: {}", wrong.what)));
+        self.count_ends(ledger);
         let service = self.service();
         service.newest = ledger.clone();
-        if fresh || !operators::running(ledger).is_empty() {
+        let untold = placement::charters::untold(ledger).next().is_some();
+        if fresh || untold || !operators::running(ledger).is_empty() {
             service.worked_ms = now;
         }
         for group in ledger.groups.values() {
@@ -466,7 +559,10 @@ impl World {
         self.note(&format!("tenant {id} comes, with group {}", group.0));
     }
 
-    fn act(&mut self, errand: Errand, ledger: &Ledger) {
+    fn act(&mut self, errand: Errand, ledger: &Arc<Ledger>) {
+        if ledger.revision < self.service().newest.revision {
+            self.mark("deeds by an old ledger".to_owned());
+        }
         match errand {
             Errand::Look { host, life } => {
                 // What a steward knows never gets older.
@@ -474,6 +570,7 @@ impl World {
                 let acted = self.service().acted.get(&key).copied().unwrap_or_default();
                 if self.hosts[host].life == life && ledger.revision >= acted {
                     self.service().acted.insert(key, ledger.revision);
+                    self.service().seen.insert(host, (life, ledger.clone()));
                     self.look(host, ledger);
                 }
             }
@@ -486,6 +583,17 @@ impl World {
                 let version = told.membership_version;
                 let change = nodes::report(ledger, group.0, version, &replicas, &told.retired);
                 self.write(ledger, change.unwrap_or_default(), "members");
+            }
+            Errand::Told { group, version } => {
+                let change = placement::charters::note(ledger, &[(group.0, version)]);
+                self.write(ledger, change.unwrap_or_default(), "a charter is known");
+            }
+            Errand::Led { operator, step } => {
+                let found = ledger.operators.get(&operator);
+                if found.is_some_and(|found| operators::next_step(ledger, found) == step) {
+                    let ended = operators::finish(ledger, operator, false, self.placement_ms());
+                    self.write(ledger, ended.unwrap_or_default(), "the right one leads");
+                }
             }
             Errand::Execute => self.execute(ledger),
             Errand::Command => self.command(ledger),
@@ -500,16 +608,23 @@ impl World {
         let node = NodeId(place.id);
         if ledger.meta.is_none() {
             if !self.hosts[host].founds.is_empty() {
-                let founders: Vec<Place> = self.hosts[..FOUNDERS].iter().map(place_of).collect();
+                // Of the others a founder knows no more than where they are.
+                let founder = |host: &Host| Place { directory: 0, ..place_of(host) };
+                let founders: Vec<Place> = self.hosts[..FOUNDERS].iter().map(founder).collect();
                 let change = nodes::found(ledger, 7, &founders, true).unwrap_or_default();
                 self.write(ledger, change, "the beginning");
             }
             return;
         }
-        if !ledger.nodes.contains_key(&place.id) && !self.service().lost.contains(&place.id) {
-            let change = nodes::register(ledger, place).unwrap_or_default();
-            return self.write(ledger, change, "a node");
+        let key = (host, self.hosts[host].life);
+        if !self.service().registered.contains(&key) {
+            match nodes::register(ledger, place.clone()) {
+                Some(change) => return self.write(ledger, change, "a node"),
+                None => drop(self.service().registered.insert(key)),
+            }
         }
+        let directory = ledger.nodes.get(&place.id).map(|known| known.directory);
+        let is_another = directory.is_some_and(|directory| directory != place.directory);
         let Some(process) = &self.hosts[host].process else { return };
         // Those that were not opened are here as well.
         let replica = |id: GroupId| {
@@ -531,7 +646,9 @@ impl World {
         });
         let gone: Vec<GroupId> =
             gone.map(|group| GroupId(group.id)).chain(dead).chain(shut).collect();
-        let births: Vec<Birth> = duties.wanted.into_iter().map(birth).collect();
+        let mut births: Vec<Birth> = duties.wanted.into_iter().map(birth).collect();
+        // What its replicas have promised is forgotten.
+        births.retain(|_| !is_another);
         let led = process.node.groups().filter(|(id, group)| {
             let known = ledger.groups.get(&id.0);
             let version = group.shared().membership_version();
@@ -555,12 +672,22 @@ impl World {
     // === executors ===
 
     fn execute(&mut self, ledger: &Ledger) {
-        let now_ms = self.now * DAYS;
-        if let Some(change) = operators::plan_drains(ledger, now_ms) {
-            return self.write(ledger, change, "drains");
+        let (now_ms, inventory) = (self.placement_ms(), self.inventory());
+        let seen = ledger.with_silent(inventory.unfit(ledger, now_ms));
+        let planned = [
+            ("repairs", repairs::plan(ledger, &inventory, now_ms)),
+            ("drains", operators::plan_drains(&seen, now_ms)),
+            ("balance", plans::tend(&seen, &inventory, now_ms)),
+            ("a tenant goes for good", tenants::purge(ledger, self.now * DAYS)),
+        ];
+        for (why, change) in planned {
+            if let Some(change) = change.filter(|_| self.chance().permille(700)) {
+                return self.write(ledger, change, why);
+            }
         }
-        if let Some(change) = tenants::purge(ledger, now_ms) {
-            return self.write(ledger, change, "a tenant goes for good");
+        let ledger = &seen;
+        if self.chance().permille(500) && self.tell_one(ledger) {
+            return;
         }
         let running = operators::running(ledger);
         let Some(operator) = running.get(self.chance().below(running.len() as u64) as usize) else {
@@ -569,9 +696,27 @@ impl World {
         let step = operators::next_step(ledger, operator);
         if matches!(step, Step::Done | Step::Void) {
             let change = operators::finish(ledger, operator.id, step == Step::Void, now_ms);
-            return self.write(ledger, change.unwrap_or_default(), "an end");
+            self.write(ledger, change.unwrap_or_default(), "an end");
+            return self.stepped(operator, &step);
         }
         let Some(group) = ledger.groups.get(&operator.group) else { return };
+        let heir = group.replicas.iter().find(|r| r.node == operator.leader && !r.learner);
+        let handover = match (&step, heir) {
+            (Step::Lead(node), _) => {
+                Some((*node, Purpose::Lead { operator: operator.id, step: step.clone() }))
+            }
+            // The one that is to go may lead.
+            (Step::Remove(_), Some(heir)) if self.chance().permille(500) => {
+                Some((heir.node, Purpose::Step))
+            }
+            _ => None,
+        };
+        if let Some((target_id, purpose)) = handover {
+            let request = Request::MoveLeader(MoveLeaderRequest { target_id });
+            let request = request_to(GroupId(group.id), request);
+            self.knock(Asked { request, purpose, tries: 0 });
+            return self.stepped(operator, &step);
+        }
         let choices = operators::choices(ledger, operator);
         let pick = self.chance().below(choices.len() as u64) as usize;
         let Some(step) = choices.get(pick) else { return };
@@ -580,16 +725,32 @@ impl World {
         self.faults += 1;
         let request = request_to(GroupId(group.id), request);
         self.knock(Asked { request, purpose: Purpose::Step, tries: 0 });
+        self.stepped(operator, step);
     }
 
     // === the commander ===
 
     /// What has to be done is done; otherwise something that comes to mind, while there are faults.
     fn command(&mut self, ledger: &Ledger) {
-        if ledger.meta.is_none() || self.replace_lost(ledger) || self.now > FAULTS_MS {
+        let Some(meta) = &ledger.meta else { return };
+        let (now_ms, inventory) = (self.placement_ms(), self.inventory());
+        let seen = ledger.with_silent(inventory.silent(ledger, now_ms));
+        let ledger: &Ledger = &seen;
+        if meta.repair_after_ms == repair_after_ms() {
+            let patience = SILENT_MS + self.chance().below(40_000);
+            let planned = nodes::set_repair_after(ledger, patience);
+            let change = planned.map(|(change, _)| change).unwrap_or_default();
+            return self.write(ledger, change, "how long is waited");
+        }
+        if self.give_up(ledger) {
             return;
         }
-        let now_ms = self.now * DAYS;
+        if self.now > FAULTS_MS {
+            let thawed = charters::thaw(ledger).and_then(Result::ok);
+            let rest = || balance::rest(ledger, now_ms).and_then(Result::ok);
+            let change = thawed.or_else(rest).map(|(change, _)| change).unwrap_or_default();
+            return self.write(ledger, change, "what was frozen or in motion is to rest");
+        }
         let open: Vec<&str> = ledger.tenants.values().map(|tenant| tenant.name.as_str()).collect();
         let all: Vec<&Place> = ledger.nodes.values().collect();
         let kind = self.chance().below(100);
@@ -597,6 +758,14 @@ impl World {
         let (one, other) = (some(self.chance(), open.len()), some(self.chance(), all.len()));
         let (Some(tenant), Some(node)) = (open.get(one), all.get(other)) else { return };
         let planned = match kind {
+            _ if self.chance().permille(250) => {
+                balance::idea(ledger, &inventory, self.chance(), now_ms)
+            }
+            _ if self.chance().permille(250) => {
+                let now = self.now;
+                let Some(owner) = ledger.tenant(tenant) else { return };
+                charters::idea(ledger, owner, self.chance(), now)
+            }
             0..=29 => {
                 let living = ledger.groups.values().filter(|group| !group.dead).count();
                 // The system group is no tenant's.
@@ -636,7 +805,7 @@ impl World {
                 let Some(operator) = ledger.operators.values().find(running) else { return };
                 operators::cancel(ledger, operator.id, now_ms)
             }
-            80..=92 => tenants::delete(ledger, tenant, now_ms),
+            80..=92 => tenants::delete(ledger, tenant, self.now * DAYS),
             _ => tenants::undelete(ledger, tenant),
         };
         match planned {
@@ -645,24 +814,16 @@ impl World {
         }
     }
 
-    /// A node whose machine is lost is drained and then removed. Says whether there was something
-    /// to do about it.
-    fn replace_lost(&mut self, ledger: &Ledger) -> bool {
+    /// Somebody may say that a lost machine does not come back: then nobody waits. Says whether
+    /// there was something to do about it.
+    fn give_up(&mut self, ledger: &Ledger) -> bool {
         for node in self.service().lost.clone() {
             let Some(place) = ledger.nodes.get(&node) else { continue };
-            let votes_there = |group: u64| {
-                let replicas = ledger.groups.get(&group).into_iter().flat_map(|g| &g.replicas);
-                replicas.filter(|replica| !replica.learner).any(|replica| replica.node == node)
-            };
-            let targets = |o: &&&Operator| o.target.contains(&node) && !votes_there(o.group);
-            let planned = match operators::running(ledger).iter().find(targets) {
-                // It waits for ever for one that is no more.
-                Some(operator) => operators::cancel(ledger, operator.id, self.now * DAYS),
-                None if place.state == NodeState::Draining => nodes::remove(ledger, &place.name),
-                None => nodes::set_state(ledger, &place.name, NodeState::Draining),
-            };
-            if let Ok((change, _)) = planned {
-                self.write(ledger, change, "a lost node");
+            if place.state != NodeState::Lost
+                && self.chance().permille(100)
+                && let Ok((change, _)) = nodes::give_up(ledger, &place.name)
+            {
+                self.write(ledger, change, "a node is given up");
                 return true;
             }
         }
@@ -670,6 +831,39 @@ impl World {
     }
 
     // === faults ===
+
+    /// Has each group a majority that has everything without this machine? While a voter that was
+    /// lost, or only silent for too long, is not replaced yet, the next loss would be one too many. One
+    /// that is down may know of members that nobody else has heard of yet: it cannot be spared.
+    pub(super) fn can_spare(&self, host: usize) -> bool {
+        let Some(service) = &self.service else { return true };
+        if self.hosts[host].process.is_none() {
+            return false;
+        }
+        let gone = self.hosts[host].id;
+        service.newest.groups.values().filter(|group| !group.dead).all(|group| {
+            let id = GroupId(group.id);
+            let processes = self.hosts.iter().filter_map(|host| host.process.as_ref());
+            let replicas = processes.filter_map(|process| process.node.group(id));
+            let newest = replicas
+                .map(|replica| replica.machine().state())
+                .max_by_key(|state| state.membership_version);
+            let Some(state) = newest else { return false };
+            let voters = state.members.iter().filter(|member| !member.is_learner);
+            let voters: Vec<_> = voters.map(|m| (m.id, state.replica_of(m.id))).collect();
+            let stays = |(node, replica): &&(u64, u64)| {
+                let host = self.host_of(*node).and_then(|host| self.hosts[host].process.as_ref());
+                host.and_then(|process| process.node.group(id)).is_some_and(|group| {
+                    group.shared().replica() == *replica
+                        && !group.is_seeded_anew()
+                        && !group.machine().state().members.is_empty()
+                })
+            };
+            let has_it = voters.iter().any(|(node, _)| *node == gone);
+            let rest = voters.iter().filter(|(node, _)| *node != gone).filter(stays).count();
+            !has_it || 2 * rest > voters.len()
+        })
+    }
 
     /// A machine is gone, and another one, which is empty, takes part from now on.
     fn lose(&mut self) {
@@ -679,27 +873,32 @@ impl World {
         }
         let hosts = self.hosts.len() as u64;
         let host = self.chance().below(hosts) as usize;
-        if self.weather.forgetful == Some(host) {
-            return;
+        if self.weather.forgetful == Some(host) || !self.can_spare(host) {
+            return self.schedule_in(300, super::Event::Service(Event::Loss));
         }
         let node = self.hosts[host].id;
         self.service().lost.push(node);
         self.faults += 1;
+        self.mark("machines lost for good".to_owned());
         self.note(&format!("n{node} is lost for good"));
         self.removed(host);
         let index = self.hosts.len();
-        self.hosts.push(Host::spare(index));
+        self.hosts.push(newcomer(index));
         self.hosts[index].sync_ms = self.weather.sync_ms;
         self.start(index);
         self.schedule_in(300, super::Event::Service(Event::Steward { host: index }));
+        self.schedule_in(100, super::Event::Service(Event::RollCall { host: index }));
     }
 
     /// A host crashes, and one of its replicas does not come back with it.
     fn damage(&mut self) {
         let hosts = self.hosts.len() as u64;
         let host = self.chance().below(hosts) as usize;
-        if self.calm || self.weather.forgetful.is_some_and(|forgetful| forgetful != host) {
+        if self.calm {
             return;
+        }
+        if self.weather.forgetful.is_some_and(|other| other != host) || !self.can_spare(host) {
+            return self.schedule_in(300, super::Event::Service(Event::Damage));
         }
         self.crash(host);
         if self.hosts[host].process.is_some() {
@@ -709,6 +908,7 @@ impl World {
         match self.hosts[host].damage(choose) {
             Ok(Some(key)) => {
                 self.faults += 1;
+                self.mark("replicas damaged".to_owned());
                 self.note(&format!("n{} has lost {key:?}", host + 1));
             }
             Ok(None) => {}
@@ -770,27 +970,23 @@ impl World {
             let last = service.read_ms;
             violations.push(format!("nobody could read the ledger since {last}: {told:?}"));
         }
-        // What is commanded about a lost machine may contradict what else is commanded, or leave too
-        // few nodes: then only what clients see is judged.
-        if !service.lost.is_empty() {
+        let gone = |node: &u64| service.lost.contains(node) || service.emptied.contains(node);
+        let mut stuck = false;
+        for group in ledger.groups.values().filter(|group| !group.dead) {
+            let there = group.replicas.iter().find(|replica| gone(&replica.node));
+            if there.is_some() && self.is_stuck(ledger, group) {
+                stuck = true;
+            } else if let Some(replica) = there {
+                let id = group.id;
+                violations.push(format!("group {id} still has {replica:?}, which is lost"));
+            }
+        }
+        // For want of other nodes: then only what clients see is judged.
+        if stuck {
             return;
         }
-        // A learner that is out of service never catches up. Repairs would replace it, by what nodes say
-        // of themselves; they are not at work here.
-        let waits = |operator: &&Operator| {
-            let known = ledger.groups.get(&operator.group);
-            let mut learners = known.into_iter().flat_map(|g| &g.replicas).filter(|r| r.learner);
-            learners.any(|learner| {
-                let of = |host: &&Host| host.id == learner.node;
-                self.hosts.iter().find(of).is_some_and(|host| {
-                    let is_it = |key: &ReplicaKey| {
-                        (key.group, key.replica) == (operator.group, learner.replica)
-                    };
-                    host.shut.iter().any(is_it)
-                })
-            })
-        };
-        for operator in operators::running(ledger).into_iter().filter(|operator| !waits(operator)) {
+        violations.extend(balance::judge(ledger));
+        for operator in operators::running(ledger) {
             violations.push(format!("an operator has not come to its end: {operator:?}"));
         }
         for host in self.hosts.iter().filter(|host| !host.removed) {
