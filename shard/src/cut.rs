@@ -231,11 +231,7 @@ fn best(touches: &[Touch], range: &KeyRange) -> Result<Cut, Uncut> {
 /// The single key with the most load, and its part of a thousand.
 fn hottest(touches: &[Touch], all: u64) -> Option<(Bytes, u64)> {
     let mut keys: BTreeMap<&Bytes, u64> = BTreeMap::new();
-    let is_single = |keys: &KeyRange| {
-        let end = keys.end.as_ref().and_then(|end| end.split_last());
-        end.is_some_and(|(last, key)| *last == 0 && key == keys.start)
-    };
-    for touch in touches.iter().filter(|touch| is_single(&touch.keys)) {
+    for touch in touches.iter().filter(|touch| touch.keys.is_single()) {
         *keys.entry(&touch.keys.start).or_default() += touch.weight;
     }
     let hottest = keys.into_iter().max_by_key(|(key, weight)| (*weight, Reverse(*key)))?;
