@@ -6,7 +6,7 @@
 #   INTEROP_PEER=etcd              .ci/interop.sh [PART...]   the same against real etcd
 #
 # Parts: etcdctl, old-etcdctl, go, python, node, rust, apiserver, members, playground, split, tenants,
-# thousand, repair, recover, rebalance, tenants-apiserver, disk, damage, perf, cluster;
+# thousand, repair, recover, rebalance, hot, tenants-apiserver, disk, damage, perf, cluster;
 # all when none is named. Each starts its own server and is told as passed or failed; the
 # rest goes on after a failure. Servers listen on free ports of 127.0.0.1.
 #
@@ -23,9 +23,9 @@ export ATOLL_BIN
 . tests/interop/lib.sh
 . tests/interop/servers.sh
 
-PARTS="etcdctl old-etcdctl go python node rust apiserver members playground split tenants thousand repair recover rebalance tenants-apiserver disk damage perf cluster"
+PARTS="etcdctl old-etcdctl go python node rust apiserver members playground split tenants thousand repair recover rebalance hot tenants-apiserver disk damage perf cluster"
 # How a full disk is met, and the commands for members, are our own.
-[ "$INTEROP_PEER" = atoll ] || PARTS=${PARTS/ members playground split tenants thousand repair recover rebalance tenants-apiserver disk damage/}
+[ "$INTEROP_PEER" = atoll ] || PARTS=${PARTS/ members playground split tenants thousand repair recover rebalance hot tenants-apiserver disk damage/}
 [ $# -eq 0 ] || PARTS=$*
 # What Atoll does not have yet. Real etcd is asked for everything.
 if [ "$INTEROP_PEER" = atoll ]; then
@@ -80,6 +80,7 @@ part_thousand() { tests/interop/thousand.sh; }
 part_repair() { tests/interop/repair.sh; }
 part_recover() { tests/interop/recover.sh; }
 part_rebalance() { tests/interop/rebalance.sh; }
+part_hot() { tests/interop/hot.sh; }
 part_tenants_apiserver() { tests/interop/tenants-apiserver.sh; }
 part_disk() { tests/interop/disk.sh; }
 part_damage() { tests/interop/damage.sh; }

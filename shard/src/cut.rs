@@ -393,7 +393,7 @@ mod tests {
             touches in prop::collection::vec(any_touch(), 1..200),
             start in prop::option::of(prop::sample::select(vec!["/", "a", "b/"])),
         ) {
-            let start = start.map_or_else(Bytes::new, Bytes::from);
+            let start = start.map_or_else(Bytes::new, |start| Bytes::from_static(start.as_bytes()));
             let range = KeyRange { start, end: Some(Bytes::from_static(b"\xff\xff\xff")) };
             let chosen = by_load(&touches, &range);
             let mut turned = touches.clone();
