@@ -58,6 +58,13 @@ impl Office {
         {
             tracing::debug!(%error, "balance cannot be planned now");
         }
+        let rules =
+            |l: &Ledger| splits::follow_rules(&l.with_silent(unfit.clone()), inventory, now_ms);
+        if rules(ledger).is_some()
+            && let Err(error) = self.insist(rules).await
+        {
+            tracing::debug!(%error, "rules cannot be followed now");
+        }
         let hot = |l: &Ledger| autosplit::plan(&l.with_silent(unfit.clone()), inventory, now_ms);
         if hot(ledger).is_some()
             && let Err(error) = self.insist(hot).await

@@ -49,6 +49,8 @@ pub const PLACES_MAX: usize = 64;
 const CUT_BYTES: usize = 1024;
 /// An operator whose group cannot do it for so long gives up.
 pub const PATIENCE_MS: u64 = 120_000;
+/// After a rule could not be followed it is left alone for so long.
+const RULE_REST_MS: u64 = 600_000;
 /// A question that was asked so long ago has been answered, or lost.
 pub const SETTLED_MS: u64 = 10_000;
 
@@ -124,6 +126,33 @@ pub fn split(ledger: &Ledger, inventory: &Inventory, wish: &Wish<'_>, now_ms: u6
     let change = change.put(Record::Meta(meta));
     let view = |operator: &Operator| operators::view(ledger, operator);
     Ok((change, Answer::Operators(begun.iter().map(view).collect())))
+}
+
+/// A stretch of a tenant's keys that has a rule of its own gets groups of its own: the next one that
+/// has not. One that could not be cut is tried again, but not at once.
+pub fn follow_rules(ledger: &Ledger, inventory: &Inventory, now_ms: u64) -> Option<Change> {
+    let open = ledger.tenants.values().filter(|tenant| tenant.state == TenantState::Open);
+    let rules = open.flat_map(|tenant| {
+        tenant.namespaces.iter().filter_map(move |namespace| match &namespace.kind {
+            NamespaceKind::Shared { prefix } => Some((tenant, Bytes::from(prefix.clone()))),
+            _ => None,
+        })
+    });
+    let was_tried = |prefix: &Bytes| {
+        let late = |it: &&Operator| {
+            it.state != OperatorState::Running && now_ms < it.ended_ms + RULE_REST_MS
+        };
+        let mut cuts = ledger.operators.values().filter(late).flat_map(|it| &it.cuts);
+        cuts.any(|cut| cut.at == *prefix)
+    };
+    rules.filter(|(_, prefix)| !was_tried(prefix)).find_map(|(tenant, prefix)| {
+        let prefixes = [text::of(&prefix)];
+        let wish = Wish { name: &tenant.name, at: &[], prefixes: &prefixes };
+        match split(ledger, inventory, &wish, now_ms) {
+            Ok((change, Answer::Operators(_))) => Some(change),
+            _ => None,
+        }
+    })
 }
 
 /// Why a group is cut.
@@ -558,6 +587,24 @@ mod tests {
         assert_eq!(view::whereabouts(ledger).len(), 3);
         let (_, answer) = begin(&world, &[], &["/registry/events/"]).expect("nothing to do");
         assert_eq!(answer, Answer::Done("\"acme\" is cut there already".to_owned()));
+    }
+
+    #[test]
+    fn a_stretch_with_a_rule_is_cut_out_by_itself() {
+        let mut world = acme();
+        let mut truth = Truth::of(&world.ledger);
+        let plan = |world: &World| follow_rules(&world.ledger, &world.inventory(), now_ms());
+        assert!(plan(&world).is_none());
+        let rule = Some("/registry/events/");
+        let (change, _) =
+            tenants::create_namespace(&world.ledger, "acme", "events", rule, 0).unwrap();
+        world.ledger = change.applied_to(&world.ledger);
+        world.ledger = plan(&world).expect("it has no group yet").applied_to(&world.ledger);
+        assert!(plan(&world).is_none(), "it is under way");
+        execute(&mut world.ledger, &mut truth);
+        let cuts: Vec<_> = starts(&world.ledger).into_iter().map(|(start, ..)| start).collect();
+        assert_eq!(cuts, ["", "/registry/events/", "/registry/events0"]);
+        assert!(plan(&world).is_none(), "it is done");
     }
 
     #[test]
