@@ -10,7 +10,7 @@
 //! A cut is as good as the larger side is small; what reaches over it (lists, transactions) is work
 //! on both sides, and makes it worse. Cuts in front of a shallow prefix come first: what
 //! belongs together in Kubernetes, a resource, then a namespace of it, is watched and listed together.
-//! A deeper one is taken only where no shallower one is [`GOOD`].
+//! A deeper one is taken only where no shallower one is `GOOD`.
 //!
 //! Not everything can be cut. A key that has most of the load has it on either side of any cut. Keys
 //! that are only ever added behind (or in front of) all others are hot where they are added, and whoever

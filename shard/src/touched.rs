@@ -12,7 +12,7 @@
 //! the load; so it is a hash of the number, and every run of the simulator draws the same.
 //!
 //! Invariants:
-//! * at most [`SLOTS`] times [`SLOT_TOUCHES`] touches are kept, with at most [`KEY_BYTES`] of each key;
+//! * at most `SLOTS` times `SLOT_TOUCHES` touches are kept, with at most `KEY_BYTES` of each key;
 //! * nothing of a request is held, only copies: a key must not keep a value in memory;
 //! * a group that nobody asks for anything keeps nothing once it was looked at.
 
