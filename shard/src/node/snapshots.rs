@@ -405,6 +405,12 @@ impl Node {
         }
     }
 
+    /// The shelves onto which snapshots are coming. One that its sender gave up stays for half a
+    /// minute.
+    pub fn awaited_shelves(&self) -> impl Iterator<Item = Shelf> {
+        self.transfers.receiving.values().map(|receiving| receiving.shelf)
+    }
+
     pub(super) fn abandon(&mut self, id: GroupId) {
         if let Some(receiving) = self.transfers.receiving.remove(&id)
             && self.groups.get(&id).is_none_or(|g| g.machine.shelf() != receiving.shelf)

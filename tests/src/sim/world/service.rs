@@ -996,7 +996,8 @@ impl World {
                 wanted.into_iter().map(|wanted| (wanted.group, wanted.replica)).collect();
             let mut has: BTreeMap<GroupId, u64> = BTreeMap::new();
             let mut shelves: BTreeMap<u64, GroupId> = BTreeMap::new();
-            let mut used: BTreeSet<u64> = BTreeSet::new();
+            let mut used: BTreeSet<u64> =
+                process.node.awaited_shelves().map(|shelf| shelf.0).collect();
             for (id, group) in process.node.groups() {
                 has.insert(*id, group.shared().replica());
                 let shelf = group.machine().shelf().0;
