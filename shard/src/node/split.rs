@@ -18,6 +18,12 @@
 //! checkpoint, which is forced, like any other that is born (`births.rs`): so it and its parent's
 //! new range are durable in one step.
 //!
+//! *Size, alarms, history.* At every tick a group's leader tells home's how much it has, and up to
+//! where its history is gone; home's calls say what the others have and which alarms ring. A leader
+//! that is new knows neither before its first call, a tick at most.
+//!
+//! *Planned changes of leaders.* See [`Handing`]: nothing that was granted is left behind.
+//!
 //! Invariants:
 //! - A role lives as long as the leadership in which it was made, from the moment in which the
 //!   leader serves. What it has proposed is not taken for what another one proposed: by its term.
@@ -373,14 +379,10 @@ impl Node {
         let Some(group) = self.groups.get_mut(&id) else { return };
         let Some(role) = group.role.take() else { return };
         group.shared.split.set_on(false);
-        let logged: BTreeSet<Ticket> =
-            group.proposals.values().flatten().filter_map(Then::ticket).collect();
-        let stays = |ticket: &Ticket| logged.contains(ticket);
-        let (left, open) =
-            std::mem::take(&mut group.asked).into_iter().partition(|(ticket, _)| stays(ticket));
-        group.asked = left;
+        let mut open = std::mem::take(&mut group.asked);
+        let logged = group.proposals.values().flatten().filter_map(Then::ticket);
+        group.asked = logged.filter_map(|ticket| open.remove_entry(&ticket)).collect();
         let doubtful = role.doubtful();
-        let open: BTreeMap<Ticket, Asked> = open;
         for (ticket, asked) in open {
             let error = match doubtful.contains(&ticket) {
                 true => GroupError::unknown(Error::LeaderChanged),
