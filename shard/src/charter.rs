@@ -85,6 +85,7 @@ pub fn is_about_keys(body: &Request) -> bool {
         | Request::ChangeReplica(_)
         | Request::Span(_)
         | Request::SplitRange(_)
+        | Request::MergeRange(_)
         | Request::SetCharter(_) => false,
     }
 }

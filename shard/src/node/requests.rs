@@ -124,6 +124,7 @@ impl Node {
             Request::MoveLeader(to) => self.move_leader(id, ticket, to.target_id),
             Request::ChangeReplica(change) => self.change_replica(id, ticket, change),
             Request::SplitRange(wish) => self.split_range(id, ticket, wish),
+            Request::MergeRange(wish) => self.merge_range(id, ticket, &wish),
             Request::SetCharter(set) => {
                 let charter = set.charter.unwrap_or_default();
                 self.queue(id, Then::Answer(ticket), command::Body::Charter(charter));
@@ -420,7 +421,10 @@ fn is_of_range(body: Option<&Request>) -> bool {
     match body {
         Request::Compact(_) => false,
         Request::Linearize(_) | Request::Span(_) => true,
-        Request::SplitRange(_) | Request::ChangeReplica(_) | Request::SetCharter(_) => true,
+        Request::SplitRange(_)
+        | Request::MergeRange(_)
+        | Request::ChangeReplica(_)
+        | Request::SetCharter(_) => true,
         body => charter::is_about_keys(body),
     }
 }

@@ -37,7 +37,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
-use proto::cluster::group::{RangePlace, Ranges, Span, SpanPart, SplitRange, command};
+use proto::cluster::group::{MergeRange, RangePlace, Ranges, Span, SpanPart, SplitRange, command};
 use proto::cluster::raft::{PeerMessage, peer_message};
 use proto::cluster::split::split_message::Body as Said;
 use proto::cluster::split::{
@@ -728,6 +728,12 @@ impl Node {
         if group.parting.is_some() {
             self.partings.insert(id);
         }
+    }
+
+    /// The right neighbour is to be merged into this group.
+    pub(super) fn merge_range(&mut self, id: GroupId, ticket: Ticket, wish: &MergeRange) {
+        let _ = (id, wish);
+        self.answer(ticket, Err(GroupError::not_done(Error::TooManyRequests, None)));
     }
 
     /// The log says that the keys from `at` on are a new group's.
