@@ -43,11 +43,11 @@ pub fn read(
             Reading::Newest => (published.compacted(), published.revision()),
             Reading::At { revision, compacted } => (compacted.max(published.compacted()), revision),
         };
-        let versions = published.versions();
-        if versions == NO_SHELF {
+        let rows = published.rows();
+        if rows == NO_SHELF {
             return Err(GroupError::not_done(Error::NoLeader, None));
         }
-        let view = store.view(versions, current);
+        let view = store.view(&published.shelves().pieces, current);
         let header =
             ResponseHeader { revision: current, raft_term: shared.term(), ..Default::default() };
         let read_at;
@@ -90,7 +90,7 @@ pub fn read(
         };
         // What was compacted while we read may be missing from the answer, and so may rows that a
         // snapshot has replaced meanwhile: look again.
-        if published.versions() != view.shelf() {
+        if published.rows() != rows {
             continue;
         }
         // So may keys that are another group's by now.

@@ -257,6 +257,8 @@ pub struct Group {
     pub(crate) eager: Option<Eager>,
     /// Its part in a split tenant, while it leads.
     pub(crate) role: Option<Box<Role>>,
+    /// Term and number of the last stream of a role before it.
+    pub(crate) last_stream: (u64, u64),
     /// Requests to a split tenant that are not answered: those of the role, and those that a role
     /// before it has proposed.
     pub(crate) asked: BTreeMap<Ticket, Asked>,
@@ -309,6 +311,7 @@ impl Group {
             held: BTreeMap::new(),
             eager: None,
             role: None,
+            last_stream: (0, 0),
             asked: BTreeMap::new(),
             parting: None,
             heard: BTreeMap::new(),

@@ -63,7 +63,7 @@ pub struct Published {
     revision: AtomicI64,
     compacted: AtomicI64,
     applied: AtomicU64,
-    versions: AtomicU64,
+    rows: AtomicU64,
     shelves: ArcSwap<Shelves>,
     range_version: AtomicU64,
     split: AtomicBool,
@@ -113,20 +113,21 @@ impl Published {
         &self.counts
     }
 
-    /// Where the versions stand, or [`NO_SHELF`].
-    pub fn versions(&self) -> Shelf {
-        Shelf(self.versions.load(Ordering::Acquire))
+    /// The group's own shelf, or [`NO_SHELF`]. It changes when a snapshot replaces all rows: whoever
+    /// has read looks afterwards that it is still the same.
+    pub fn rows(&self) -> Shelf {
+        Shelf(self.rows.load(Ordering::Acquire))
     }
 
-    /// Where all rows stand, and which keys are the group's: for who reads more than versions.
-    /// Whoever has read looks afterwards that [`Published::versions`] are still those.
+    /// Where all rows stand, and which keys are the group's. Whoever has read looks afterwards that
+    /// [`Published::rows`] are still those.
     pub fn shelves(&self) -> Arc<Shelves> {
         self.shelves.load_full()
     }
 
     /// The replica has left: whoever reads its rows may not find them any more.
     pub fn leave(&self) {
-        self.versions.store(NO_SHELF.0, Ordering::Release);
+        self.rows.store(NO_SHELF.0, Ordering::Release);
     }
 
     /// Whose the group is and what its clients may do, without the quota.
@@ -262,9 +263,11 @@ impl Machine {
         let (revision, keys) = (state.revision, state.keys);
         let counts = Counts::load(&self.store, shelves.clone(), revision, keys, self.block_keys)?;
         *self.published.counts.write() = counts;
-        self.store.opened(shelves.versions, revision);
-        if shelves.versions != shelves.own {
-            self.store.shared(shelves.versions, &shelves.range.start);
+        for (shelf, part) in shelves.versions() {
+            self.store.opened(shelf, revision);
+            if shelf != shelves.own {
+                self.store.shared(shelf, &part.start);
+            }
         }
         self.fed = state.revision;
         self.state = state;
@@ -362,12 +365,12 @@ impl Machine {
 
     /// A view of the newest revision.
     pub fn view(&self) -> View {
-        self.store.view(self.state.versions(), self.state.revision)
+        self.store.view(&self.shelves.pieces, self.state.revision)
     }
 
     fn publish(&self) {
         let published = &self.published;
-        published.versions.store(self.state.versions().0, Ordering::Release);
+        published.rows.store(self.state.shelf, Ordering::Release);
         published.range_version.store(self.state.range_version, Ordering::Release);
         published.split.store(self.is_split(), Ordering::Release);
         published.compacted.store(self.state.compacted, Ordering::Release);

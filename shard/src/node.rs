@@ -25,6 +25,7 @@
 mod births;
 mod garbage;
 mod members;
+mod merge;
 mod open;
 mod pulses;
 mod recovery;
@@ -59,6 +60,7 @@ use crate::room::Room;
 use crate::store::Store;
 use crate::store::checkpoint::Checkpoint;
 use crate::store::layout::Shelf;
+use crate::store::shelves::Pieces;
 
 pub use open::{Birth, Opened, Pages, Refused};
 pub use recovery::Recover;
@@ -208,7 +210,7 @@ pub struct Persist {
     /// What to append.
     pub records: Vec<Record>,
     /// Where the versions of the replicas stand whose entries are among them.
-    pub shelves: BTreeMap<ReplicaKey, Shelf>,
+    pub shelves: BTreeMap<ReplicaKey, Pieces>,
 }
 
 impl Persist {
@@ -368,6 +370,14 @@ pub struct Node {
     roles: BTreeSet<GroupId>,
     /// Groups of which somebody has asked a split.
     partings: BTreeSet<GroupId>,
+    /// Groups that have to do with a merge.
+    merges: BTreeSet<GroupId>,
+    /// Who wants to know that groups here are frozen.
+    askers: BTreeMap<GroupId, merge::Asker>,
+    /// Replicas whose rows others here have; whether a checkpoint on its way says so.
+    swallowed: BTreeMap<GroupId, bool>,
+    /// Nodes on which nothing is left of an absorbed group, by that and by the one that absorbed it.
+    rests: BTreeMap<(GroupId, GroupId), BTreeSet<NodeId>>,
     /// What leaders of split tenants' groups here say to each other.
     whispers: VecDeque<SplitMessage>,
     /// See [`Input::Whereabouts`].

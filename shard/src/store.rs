@@ -44,6 +44,7 @@ use std::sync::{Arc, Weak};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use parking_lot::Mutex;
+use proto::KeyRange;
 
 use crate::engine::{Engine, EngineError};
 use crate::extents::{ExtentError, Extents, Pointer};
@@ -52,7 +53,7 @@ use hot::Hot;
 use layout::{Row, Shelf, Value};
 use leaves::Leaves;
 use recent::{Cell, ChangeMap, Table};
-use shelves::Shelves;
+use shelves::{Pieces, Shelves};
 use view::{Damage, Damages, View};
 
 /// One node's rows. See the module.
@@ -124,10 +125,10 @@ impl Store {
         self.tables.load().list.first().expect("there is always an active table").clone()
     }
 
-    /// A view of a shelf at a revision. The revision must have been read before this call.
-    pub fn view(&self, shelf: Shelf, revision: i64) -> View {
+    /// A view of versions at a revision. The revision must have been read before this call.
+    pub fn view(&self, pieces: impl Into<Pieces>, revision: i64) -> View {
         View {
-            shelf,
+            pieces: pieces.into(),
             revision,
             tables: self.tables(),
             hot: self.hot.clone(),
@@ -301,33 +302,40 @@ impl Store {
         to: i64,
         limit: usize,
     ) -> Result<(ChangeMap, i64), EngineError> {
-        let whole = shelves.is_whole();
-        if whole && shelves.past.is_empty() {
+        if shelves.past.is_empty() && shelves.range == KeyRange::all() {
             let found = self.changes(shelves.own, from, to, limit)?;
             let through = through(&found, to, limit);
             return Ok((found, through));
         }
+        // Each shelf tells of its keys alone, up to its last revision.
+        let past = shelves.past.iter().filter(|past| past.to_revision >= from);
+        let past = past.map(|past| (past.shelf, past.to_revision, &past.range));
+        let (mut told, mut end) = (Vec::new(), to);
+        for (shelf, last, range) in past.chain([(shelves.own, to, &shelves.range)]) {
+            let last = last.min(end);
+            let found = self.changes(shelf, from, last, limit)?;
+            // One that has told all that it has says nothing of what comes behind.
+            let reached = through(&found, last, limit);
+            end = if reached < last { reached } else { end };
+            told.push((found, range));
+        }
         let mut all = ChangeMap::new();
-        let mut looked = 0;
-        let mut next = from;
-        let past = shelves.past.iter().map(|past| (past.shelf, past.to_revision.min(to)));
-        for (shelf, last) in past.chain([(shelves.own, to)]) {
-            if next > last {
-                continue;
-            }
-            let left = limit - looked;
-            let found = self.changes(shelf, next, last, left)?;
-            looked += found.len();
-            next = through(&found, last, left) + 1;
-            let ours = found.into_iter().filter_map(|(revision, changes)| {
-                Some((revision, within(changes, &shelves.range)?))
-            });
-            all.extend(ours);
-            if looked >= limit {
-                break;
+        for (found, range) in told {
+            for (revision, changes) in found.into_iter().take_while(|(at, _)| *at <= end) {
+                let ours = within(changes, range).and_then(|c| within(c, &shelves.range));
+                let Some(ours) = ours else { continue };
+                let list = match all.remove(&revision) {
+                    None => ours,
+                    Some(other) => in_order(&other, &ours),
+                };
+                all.insert(revision, list);
             }
         }
-        Ok((all, next.max(from) - 1))
+        while all.len() > limit {
+            all.pop_last();
+            end = all.last_key_value().map_or(end, |(last, _)| *last);
+        }
+        Ok((all, end))
     }
 
     /// Changes of the revisions `from..=to` that a shelf tells of, at most `limit` revisions,
@@ -535,8 +543,17 @@ fn through(found: &ChangeMap, to: i64, limit: usize) -> i64 {
     }
 }
 
+/// What two shelves tell of one revision: parts of it, or the same, if a snapshot has brought what
+/// stood here already.
+fn in_order(one: &[Change], other: &[Change]) -> Arc<[Change]> {
+    let mut all: Vec<Change> = one.iter().chain(other).cloned().collect();
+    all.sort_by(|a, b| (a.place, &a.key).cmp(&(b.place, &b.key)));
+    all.dedup_by(|a, b| (a.place, &a.key) == (b.place, &b.key));
+    all.into()
+}
+
 /// The changes of keys inside `range`, if there are any.
-fn within(changes: Arc<[Change]>, range: &proto::KeyRange) -> Option<Arc<[Change]>> {
+fn within(changes: Arc<[Change]>, range: &KeyRange) -> Option<Arc<[Change]>> {
     let inside = changes.iter().filter(|change| range.contains(&change.key)).count();
     match inside {
         0 => None,

@@ -24,6 +24,7 @@ use crate::engine::Engine;
 use crate::extents::Extents;
 use crate::group::{Group, Shared, Ticket};
 use crate::log::Log;
+use crate::machine::NO_SHELF;
 use crate::mailbox::Mailbox;
 use crate::node::{Answer, Input, Node, NodeError, Output, Persist, Quarantine};
 use crate::room::{self, Room};
@@ -166,7 +167,9 @@ impl NodeHandle {
         let groups = self.parts.groups.read();
         let found = groups.iter().find(|(_, view)| {
             let published = &view.shared.published;
-            published.versions() == shelf && published.shelves().range.contains(key)
+            let shelves = published.shelves();
+            let is_there = published.rows() != NO_SHELF && shelves.range.contains(key);
+            is_there && shelves.pieces.shelf_of(key) == shelf
         });
         let (id, view) = found?;
         let published = &view.shared.published;

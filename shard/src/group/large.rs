@@ -27,6 +27,7 @@ use proto::etcd::{PutRequest, RequestOp};
 use crate::extents::{ExtentError, Extents, POINTER_BYTES, Pointer};
 use crate::log::{Entry, Record, ReplicaKey};
 use crate::store::layout::{Shelf, Value};
+use crate::store::shelves::Pieces;
 
 /// Marks the type of an entry in the log whose large values were cut out.
 const CUT: u8 = 0x80;
@@ -85,7 +86,7 @@ impl Placed {
 pub fn cut_out(
     extents: &Extents,
     records: &mut [Record],
-    shelves: &BTreeMap<ReplicaKey, Shelf>,
+    shelves: &BTreeMap<ReplicaKey, Pieces>,
     least: usize,
 ) -> Result<Vec<Appended>, ExtentError> {
     let mut appended = Vec::new();
@@ -93,10 +94,11 @@ pub fn cut_out(
     for record in records {
         match record {
             Record::Entries { key, first_index, entries } => {
-                let shelf = shelves.get(key).copied().unwrap_or_default();
+                let nowhere = Pieces::from(Shelf::default());
+                let pieces = shelves.get(key).unwrap_or(&nowhere);
                 let mut slots = Vec::new();
                 for (at, entry) in entries.iter_mut().enumerate() {
-                    if let Some(cut) = cut_entry(extents, shelf, entry, least)? {
+                    if let Some(cut) = cut_entry(extents, pieces, entry, least)? {
                         slots.push((*first_index + at as u64, cut));
                     }
                 }
@@ -117,7 +119,7 @@ pub fn cut_out(
 
 fn cut_entry(
     extents: &Extents,
-    shelf: Shelf,
+    pieces: &Pieces,
     entry: &mut Entry,
     least: usize,
 ) -> Result<Option<Vec<Slot>>, ExtentError> {
@@ -129,7 +131,7 @@ fn cut_entry(
     let mut slots = Vec::new();
     for put in large_puts(&batch, least) {
         let offset = put.value.as_ptr() as usize - entry.data.as_ptr() as usize;
-        match extents.write(shelf, &put.key, &put.value) {
+        match extents.write(pieces.shelf_of(&put.key), &put.key, &put.value) {
             Ok(pointer) => slots.push(Slot { offset: offset as u32, pointer }),
             Err(error) if extents.is_stopped() => return Err(error),
             Err(error) => tracing::warn!(%error, "a large value stays in its entry"),

@@ -29,6 +29,15 @@ pub enum Purpose {
     Leases,
     /// A round of a split tenant's sequencer; leader only.
     Round(u64),
+    /// What has become of a merge, for the right group's leader at a node; leader only.
+    Fate {
+        /// Number of the merge.
+        merge: u64,
+        /// The right group.
+        right: u64,
+        /// The node.
+        node: u64,
+    },
 }
 
 impl Purpose {
@@ -36,14 +45,24 @@ impl Purpose {
     pub fn needs_leader(self) -> bool {
         matches!(
             self,
-            Purpose::KeepAlive(_) | Purpose::TimeToLive(..) | Purpose::Leases | Purpose::Round(_)
+            Purpose::KeepAlive(_)
+                | Purpose::TimeToLive(..)
+                | Purpose::Leases
+                | Purpose::Round(_)
+                | Purpose::Fate { .. }
         )
     }
 
     /// Does the answer show keys or leases?
     pub fn is_about_keys(self) -> bool {
-        let is_not =
-            matches!(self, Purpose::Header | Purpose::Members | Purpose::Span | Purpose::Round(_));
+        let is_not = matches!(
+            self,
+            Purpose::Header
+                | Purpose::Members
+                | Purpose::Span
+                | Purpose::Round(_)
+                | Purpose::Fate { .. }
+        );
         !is_not
     }
 }

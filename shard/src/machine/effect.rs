@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use proto::GroupId;
 use proto::cluster::group::charter::Standing;
 use proto::group::WatchEvent;
 use proto::mvccpb::Event;
@@ -84,6 +85,13 @@ pub enum Effect {
         at: Bytes,
         /// What it keeps.
         kept: Box<Kept>,
+    },
+    /// The right neighbour's keys are this group's.
+    Absorb {
+        /// The neighbour.
+        right: GroupId,
+        /// The last revision in its log.
+        revision: i64,
     },
     /// Placement has said something else of the group than before.
     Charter {

@@ -93,7 +93,7 @@ impl Changes {
 impl Machine {
     pub(super) fn begin(&self) -> Changes {
         let begin = self.state.revision;
-        let view = self.store.view(self.state.versions(), begin + 1);
+        let view = self.store.view(&self.shelves.pieces, begin + 1);
         let (list, counted, events) = (Vec::new(), Vec::new(), Vec::new());
         Changes { view, begin, list, counted, events, damaged: false, next_place: 0 }
     }
@@ -132,7 +132,7 @@ impl Machine {
         // The first block and the last one reach over the group's range.
         let part = self.shelves.within(&large);
         let mut keys: Vec<Bytes> = Vec::new();
-        self.store.view(self.shelves.versions, revision).unseen().scan(&part, &mut |key, _| {
+        self.store.view(&self.shelves.pieces, revision).unseen().scan(&part, &mut |key, _| {
             keys.push(key);
             ControlFlow::Continue(())
         })?;
@@ -189,7 +189,7 @@ impl Machine {
         let revision = changes.begin + 1;
         let newest = changes.view.version(key)?;
         let live = newest.as_ref().filter(|found| !found.row.deleted);
-        let (shelf, versions) = (self.shelf(), self.state.versions());
+        let (shelf, versions) = (self.shelf(), self.shelves.pieces.shelf_of(key));
         let (bytes, value, placed) = match live {
             // An extent has one row: a value that stays is written again.
             Some(found) if request.ignore_value => {
@@ -245,6 +245,7 @@ impl Machine {
         changes.list.push(Change {
             key: key.clone(),
             deleted: false,
+            place: row.place,
             previous: previous.as_ref().map_or(0, |found| found.revision),
             previous_cost: live.and_then(|live| changes.cost_before(key, previous.as_ref(), live)),
             overwritten: None,
@@ -309,7 +310,7 @@ impl Machine {
         live: Found,
     ) -> Result<(), EngineError> {
         let revision = changes.begin + 1;
-        let versions = self.state.versions();
+        let versions = self.shelves.pieces.shelf_of(&key);
         if live.row.lease != 0 {
             self.store.remove(layout::lease_key_key(self.shelf(), live.row.lease, &key));
         }
@@ -329,6 +330,7 @@ impl Machine {
         changes.list.push(Change {
             key: key.clone(),
             deleted: true,
+            place,
             previous: previous.as_ref().map_or(0, |found| found.revision),
             previous_cost: changes.cost_before(&key, previous.as_ref(), &live),
             overwritten: None,

@@ -1,5 +1,5 @@
-//! A group's range, and how it is cut in two on one node without moving a row
-//! (`store/shelves.rs`).
+//! A group's range, and how it is cut in two, or joined with its neighbour's, on one node without
+//! moving a row (`store/shelves.rs`).
 //!
 //! The new group has the versions where they are, and its own shelf for everything else. What is
 //! there at once: its counts, which are the blocks above the cut, and the keys that are attached to
@@ -9,19 +9,26 @@
 //! which is wrong as far as values differ in length and one side has more history. What is superseded
 //! is subtracted by the side that has the key, so both together stay right until one of them would
 //! fall below 0, where it stays; a replica that is brought by a snapshot measures anew.
+//!
+//! A group that absorbs its right neighbour has its versions where they are, and its older changes on
+//! its shelves. Counts and the keys of leases come to the group's own shelf, because only one may
+//! say how many keys live: that is a row for some hundred keys.
 
 #[cfg(test)]
 mod tests;
 
 use std::ops::ControlFlow;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
+use proto::KeyRange;
 
 use super::Machine;
 use super::state::{PastChanges, State};
 use crate::engine::EngineError;
 use crate::store::counts;
 use crate::store::layout::{self, Shelf};
+use crate::store::shelves::Past;
 
 impl Machine {
     /// Cuts the keys from `at` on out of this group, and gives the first state of the group that has
@@ -40,12 +47,15 @@ impl Machine {
         let range = self.state.range();
         assert!(*at > range.start && range.contains(at), "a cut leaves keys on both sides");
         let left = self.count_below(at)?;
+        let pieces = self.state.versions();
+        let right = KeyRange { start: at.clone(), end: range.end.clone() };
         // Readers look at this once more when they have read: before the counts change.
         self.state.end = Some(at.clone());
         self.state.range_version = version;
+        self.state.set_versions(&pieces.clipped(&self.state.range()));
         self.shelves_changed();
         self.publish();
-        self.store.shared(self.state.versions(), at);
+        self.store.shared(pieces.shelf_of(at), at);
         let moved = self.published.counts().write().split(at, left);
         let keys = moved.values().map(|live| i64::from(*live)).sum();
         for (first, live) in moved {
@@ -57,8 +67,8 @@ impl Machine {
         self.state.size -= size;
         self.publish();
         let mut past = self.state.past.clone();
-        past.push(PastChanges { shelf: self.state.shelf, to_revision: self.state.revision });
-        Ok(State {
+        past.push(self.past_here(&right));
+        let mut state = State {
             applied_index: 0,
             applied_term: 0,
             conf_state: self.state.conf_state.clone(),
@@ -77,14 +87,72 @@ impl Machine {
             membership_version: self.state.membership_version,
             places: Vec::new(),
             retired: Vec::new(),
-            versions_shelf: self.state.versions().0,
+            versions_shelf: 0,
+            pieces: Vec::new(),
             past,
             start: at.clone(),
             end: range.end,
             split: None,
             recovered_term: 0,
             charter: self.state.charter,
-        })
+        };
+        state.set_versions(&pieces.clipped(&right));
+        Ok(state)
+    }
+
+    /// Takes in the keys of the right neighbour, which stands here as it was frozen, and is not to be
+    /// read any more. The log has said so: [`Machine::kept`] has the range of both. Everything belongs
+    /// to the next checkpoint, and the neighbour's replica may go when that is durable.
+    ///
+    /// Panics if the other one has more of history given up than this one: whoever proposed it has
+    /// looked.
+    pub fn absorb(&mut self, right: &Machine) -> Result<(), EngineError> {
+        let place = self.kept.as_ref().expect("the log said so").place.clone();
+        let (own, other) = (self.state.range(), right.state.range());
+        let at = other.start.clone();
+        assert!(own.end.as_ref() == Some(&at), "the two are neighbours");
+        assert!(right.state.compacted <= self.state.compacted, "history is given up by home");
+        let pieces = self.state.versions().clipped(&own);
+        let pieces = pieces.joined(&at, &right.state.versions().clipped(&other));
+        let (from, to) = layout::all_lease_keys_bounds(right.shelf());
+        for (row_key, row) in self.store.rows(&from, &to)? {
+            let Some((lease, key)) = layout::split_lease_key(&row_key) else {
+                return Err(EngineError::Failed("a lease's key cannot be read".into()));
+            };
+            self.store.put_raw(layout::lease_key_key(self.shelf(), lease, &key), row);
+        }
+        let told = self.state.shelf;
+        let past = clipped(&self.state.past, &own, 0);
+        let mut theirs = right.state.past.clone();
+        theirs.push(right.past_here(&other));
+        let theirs = clipped(&theirs, &other, right.state.swept);
+        // Where this group itself was cut from the other's keys its own shelf tells of them still.
+        let theirs = theirs.into_iter().filter(|past| past.shelf != told);
+        self.state.set_versions(&pieces);
+        self.state.keys += right.state.keys;
+        self.state.size += right.state.size;
+        let swept = self.state.swept.min(right.state.swept);
+        let all = past.into_iter().chain(theirs);
+        self.state.past = all.filter(|past| past.to_revision >= swept).collect();
+        self.state.swept = swept;
+        self.state.digest = self.state.digest.wrapping_add(right.state.digest);
+        self.state.end = place.range.end;
+        self.state.range_version = place.version;
+        {
+            let other = right.published.counts().read();
+            self.published.counts().write().join(&at, &other, self.state.revision);
+        }
+        // Before the range: whoever sees that looks for what is above what he knew.
+        self.published.revision.store(self.state.revision, Ordering::Release);
+        self.shelves_changed();
+        self.publish();
+        Ok(())
+    }
+
+    /// What this group has changed of some of its keys so far.
+    fn past_here(&self, keys: &KeyRange) -> PastChanges {
+        let (shelf, to_revision) = (self.shelf(), self.state.revision);
+        PastChanges::of(&Past { shelf, to_revision, range: keys.clone(), swept: 0 })
     }
 
     /// Live keys of the block that reaches over `at`, below it.
@@ -113,6 +181,16 @@ impl Machine {
         }
         Ok(())
     }
+}
+
+/// What older shelves tell of the keys of `range`, of which everything is swept up to `swept`.
+fn clipped(past: &[PastChanges], range: &KeyRange, swept: i64) -> Vec<PastChanges> {
+    let clip = |past: &PastChanges| {
+        let Past { shelf, to_revision, range: told, swept: before } = past.past();
+        let range = told.common(range)?;
+        Some(PastChanges::of(&Past { shelf, to_revision, range, swept: before.max(swept) }))
+    };
+    past.iter().filter_map(clip).collect()
 }
 
 /// The part of `size` of those who have `keys` of `all` live keys.

@@ -14,7 +14,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use proto::KeyRange;
+use proto::{GroupId, KeyRange};
 use proto::etcd::{PutRequest, TxnRequest, TxnResponse};
 use proto::group::Reply;
 use proto::mvccpb::KeyValue;
@@ -89,7 +89,7 @@ impl Machine {
         effects: &mut Vec<Effect>,
     ) -> Result<Written, EngineError> {
         let mut kept = self.take_kept();
-        let before = kept.place.range.clone();
+        let (before, right) = (kept.place.range.clone(), kept.merging.map(|merge| merge.right));
         let verdict = kept.apply(entry, Faults::NONE);
         // The protocol's promise: a replica that goes on would serve something else than others.
         let verdict = verdict.unwrap_or_else(|disorder| panic!("group {}: {disorder}", self.group));
@@ -97,7 +97,7 @@ impl Machine {
         let written = match verdict {
             Verdict::Refused => Ok(Written::Refused),
             Verdict::Kept => Ok(self.keep(entry, effects)),
-            Verdict::Make => self.make(entry, &before, effects),
+            Verdict::Make => self.make(entry, &before, right, effects),
         };
         self.follow_kept(entry);
         match written {
@@ -107,12 +107,12 @@ impl Machine {
         }
     }
 
-    /// The state follows what is kept. After a split [`Machine::split_off`] takes the keys away, when
-    /// the whole log entry is applied.
+    /// The state follows what is kept. After a split [`Machine::split_off`] takes the keys away, and
+    /// [`Machine::absorb`] takes the neighbour's in, when the whole log entry is applied.
     fn follow_kept(&mut self, entry: &Entry) {
         let Some(kept) = &self.kept else { return };
         self.state.revision = kept.revision;
-        if matches!(entry, Entry::Absorb { .. } | Entry::Thaw { .. }) {
+        if matches!(entry, Entry::Thaw { .. }) {
             self.state.range_version = kept.place.version;
             self.state.start = kept.place.range.start.clone();
             self.state.end = kept.place.range.end.clone();
@@ -147,6 +147,7 @@ impl Machine {
         &mut self,
         entry: &Entry,
         before: &KeyRange,
+        right: Option<GroupId>,
         effects: &mut Vec<Effect>,
     ) -> Result<Written, EngineError> {
         match entry {
@@ -161,6 +162,11 @@ impl Machine {
                 let kept = self.kept.as_ref().map(|kept| kept.child(*child, before, at));
                 let kept = Box::new(kept.expect("it was applied just now"));
                 effects.push(Effect::Split { at: at.clone(), kept });
+                Ok(Written::Done(Default::default()))
+            }
+            Entry::Absorb { revision, .. } => {
+                let right = right.expect("it was about to be merged");
+                effects.push(Effect::Absorb { right, revision: *revision });
                 Ok(Written::Done(Default::default()))
             }
             other => unreachable!("{other:?} changes no rows of keys"),
@@ -243,7 +249,7 @@ impl Machine {
     /// The group's live keys inside `range`, ascending: as they stand, or as they stood at revision
     /// `at`.
     pub fn rows(&self, range: &KeyRange, at: Option<i64>) -> Result<Vec<KeyValue>, EngineError> {
-        let view = self.store.view(self.state.versions(), at.unwrap_or(self.state.revision));
+        let view = self.store.view(&self.shelves.pieces, at.unwrap_or(self.state.revision));
         let found = found(&view, range)?;
         found.into_iter().map(|(key, one)| view.kv(key, &one)).collect()
     }

@@ -7,7 +7,7 @@ use proto::cluster::split::Kept;
 use proto::etcd::{AlarmMember, Member};
 
 use crate::store::layout::Shelf;
-use crate::store::shelves::{Past, Shelves};
+use crate::store::shelves::{Past, Piece, Pieces, Shelves};
 
 /// See the module. Every field is replicated but those marked local.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -67,8 +67,9 @@ pub struct State {
     /// Replicas that were removed because their node left the cluster.
     #[prost(uint64, repeated, tag = "18")]
     pub retired: Vec<u64>,
-    /// Local: where the versions stand; 0: on the shelf of all other rows. A group that was split
-    /// off shares them with the group that it comes from.
+    /// Local: where the versions stand, the first of them if there is more than one place; 0: on the
+    /// shelf of all other rows. A group that was split off shares them with the group that it comes
+    /// from.
     #[prost(uint64, tag = "19")]
     pub versions_shelf: u64,
     /// Local: shelves with older changes of this group's keys.
@@ -89,9 +90,23 @@ pub struct State {
     /// Term of the last recovery; 0 if there was none. Nobody who was left behind has heard of it.
     #[prost(uint64, tag = "25")]
     pub recovered_term: u64,
+    /// Local: the other places where versions stand, ascending.
+    #[prost(message, repeated, tag = "26")]
+    pub pieces: Vec<VersionsPiece>,
 }
 
-/// Changes that were made before the group was split off.
+/// Keys whose versions stand elsewhere than those below them.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct VersionsPiece {
+    /// The first of them.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub start: bytes::Bytes,
+    /// Where they stand.
+    #[prost(uint64, tag = "2")]
+    pub shelf: u64,
+}
+
+/// Changes that were made before the group was split off, or by a group that it has absorbed.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct PastChanges {
     /// Where they stand.
@@ -100,6 +115,30 @@ pub struct PastChanges {
     /// The last revision of which they tell.
     #[prost(int64, tag = "2")]
     pub to_revision: i64,
+    /// The first key of which they tell.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub start: bytes::Bytes,
+    /// The first key above those.
+    #[prost(bytes = "bytes", optional, tag = "4")]
+    pub end: Option<bytes::Bytes>,
+    /// Of these keys everything is swept up to this revision, whatever the group says of all.
+    #[prost(int64, tag = "5")]
+    pub swept: i64,
+}
+
+impl PastChanges {
+    /// As the state has it.
+    pub fn of(past: &Past) -> PastChanges {
+        let Past { shelf, to_revision, range, swept } = past.clone();
+        PastChanges { shelf: shelf.0, to_revision, start: range.start, end: range.end, swept }
+    }
+
+    /// The same, read.
+    pub fn past(&self) -> Past {
+        let range = KeyRange { start: self.start.clone(), end: self.end.clone() };
+        let (shelf, to_revision, swept) = (Shelf(self.shelf), self.to_revision, self.swept);
+        Past { shelf, to_revision, range, swept }
+    }
 }
 
 /// Where a replica is.
@@ -120,18 +159,29 @@ impl State {
     }
 
     /// Where the versions stand.
-    pub fn versions(&self) -> Shelf {
-        Shelf(if self.versions_shelf == 0 { self.shelf } else { self.versions_shelf })
+    pub fn versions(&self) -> Pieces {
+        let first = Shelf(if self.versions_shelf == 0 { self.shelf } else { self.versions_shelf });
+        let others = self.pieces.iter().map(|piece| Piece {
+            start: piece.start.clone(),
+            shelf: Shelf(piece.shelf),
+        });
+        Pieces::new([Piece { start: bytes::Bytes::new(), shelf: first }].into_iter().chain(others))
+    }
+
+    /// The versions stand there from now on.
+    pub fn set_versions(&mut self, pieces: &Pieces) {
+        let mut pieces =
+            pieces.iter().map(|it| VersionsPiece { start: it.start.clone(), shelf: it.shelf.0 });
+        self.versions_shelf = pieces.next().map_or(0, |first| first.shelf);
+        self.pieces = pieces.collect();
     }
 
     /// Where the group's rows stand.
     pub fn shelves(&self) -> Shelves {
-        let past =
-            |past: &PastChanges| Past { shelf: Shelf(past.shelf), to_revision: past.to_revision };
         Shelves {
             own: Shelf(self.shelf),
-            versions: self.versions(),
-            past: self.past.iter().map(past).collect(),
+            pieces: self.versions(),
+            past: self.past.iter().map(PastChanges::past).collect(),
             range: self.range(),
         }
     }

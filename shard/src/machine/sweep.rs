@@ -35,9 +35,10 @@ impl Machine {
         let from = self.state.swept.max(0) + 1;
         let (history, last) = self.store.history(&self.shelves, from, to, SLICE)?;
         let view = self.view();
-        let shelf = self.state.versions();
         for (revision, changes) in &history {
-            for change in changes.iter() {
+            let here = |key: &[u8]| !self.shelves.is_swept(key, *revision);
+            for change in changes.iter().filter(|change| here(&change.key)) {
+                let shelf = self.shelves.pieces.shelf_of(&change.key);
                 // A transaction may change one key more than once: the first change that names
                 // the superseded row takes it away, and of the row of its own revision, which
                 // is what the last one left, only a delete marker may go. Nothing is read that

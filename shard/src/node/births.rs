@@ -51,6 +51,13 @@ pub(super) struct Departure {
     held: BTreeMap<u64, Vec<Slot>>,
 }
 
+impl Departure {
+    /// Is it a replica of this group?
+    pub(super) fn is_of(&self, group: GroupId) -> bool {
+        self.key.group == group.0
+    }
+}
+
 impl Newborn {
     /// What it has.
     pub(super) fn stake(&self) -> Stake {

@@ -66,9 +66,8 @@ impl Plan {
         let (mut ranges, mut silent) = (Vec::new(), true);
         for Stake { shelves, .. } in stakes {
             silent &= shelves.told_by().all(|told| told != shelf);
-            if shelves.versions == shelf {
-                ranges.push(shelves.range.clone());
-            }
+            let here = shelves.versions().filter(|(stands, _)| *stands == shelf);
+            ranges.extend(here.map(|(_, keys)| keys));
         }
         let gaps = gaps(ranges);
         let mut rows: Vec<_> = gaps.iter().map(|gap| layout::versions_of(shelf, gap)).collect();

@@ -173,11 +173,15 @@ impl Node {
         let replica = member.replica();
         let context = prost::Message::encode_to_vec(&Change { kind: number, replica, member });
         let Some(group) = self.groups.get_mut(&id) else { return };
-        match group.core.propose_change(kind(number), replica, context) {
+        let change = match group.is_merging() {
+            true => None,
+            false => group.core.propose_change(kind(number), replica, context),
+        };
+        match change {
             Some((index, term)) => {
                 group.proposals.insert((index, term), vec![Then::Answer(ticket)]);
             }
-            // Another change is under way.
+            // Another change is under way, or a merge.
             None => self.answer(ticket, Err(GroupError::refused(Error::UnhealthyCluster))),
         }
     }

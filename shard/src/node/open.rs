@@ -183,6 +183,10 @@ impl Node {
             touched: BTreeSet::new(),
             roles: BTreeSet::new(),
             partings: BTreeSet::new(),
+            merges: BTreeSet::new(),
+            askers: BTreeMap::new(),
+            swallowed: BTreeMap::new(),
+            rests: BTreeMap::new(),
             whispers: VecDeque::new(),
             whereabouts: BTreeMap::new(),
             pulses: Default::default(),
@@ -266,6 +270,9 @@ impl Node {
         node.sharing.retain(|id| {
             node.groups.get(id).is_some_and(|group| !group.machine.shelves().is_alone())
         });
+        for id in node.groups.keys().copied().collect::<Vec<_>>() {
+            node.swallow_covered(id);
+        }
         node.find_garbage()?;
         Ok(Opened { node, refused })
     }

@@ -59,7 +59,10 @@ impl Node {
                 self.persisted(id);
             }
             Input::CheckpointWritten => self.checkpoint_written()?,
-            Input::Deaths(groups) => self.leaving.extend(groups),
+            Input::Deaths(groups) => {
+                let dead = groups.iter().filter(|id| self.may_die(**id, &groups));
+                self.leaving.extend(dead.copied().collect::<Vec<_>>());
+            }
             Input::Recover(wish) => self.recover(&wish),
             Input::Release(groups) => groups.into_iter().for_each(|id| self.release(id)),
             Input::Births(births) => births.iter().for_each(|birth| self.conceive(birth)),
@@ -114,7 +117,7 @@ impl Node {
             let records = std::mem::take(&mut self.records);
             let shelf_of = |key: ReplicaKey| {
                 let group = self.groups.get(&GroupId(key.group))?;
-                Some((key, group.machine.shelves().versions))
+                Some((key, group.machine.shelves().pieces.clone()))
             };
             let shelves = records.iter().filter_map(|record| match record {
                 Record::Entries { key, .. } => shelf_of(*key),
@@ -220,6 +223,7 @@ impl Node {
             self.ask_members(id);
         }
         self.tick_roles();
+        self.tick_merges(asks);
         if self.draining {
             self.hand_over();
         }
@@ -582,6 +586,11 @@ impl Node {
         for effect in effects {
             match effect {
                 Effect::Split { at, kept } => self.part(id, &at, *kept)?,
+                Effect::Absorb { right, revision } => {
+                    if !self.absorb(id, right, revision)? {
+                        return Ok(false);
+                    }
+                }
                 effect => left.push(effect),
             }
         }
@@ -679,7 +688,9 @@ impl Node {
             Effect::Compacted { .. } => drop(self.sweeping.insert(id)),
             Effect::Charter { before } => self.charter_changed(id, before),
             Effect::Alone => self.go_alone(id),
-            Effect::Split { .. } => unreachable!("it was carried out before"),
+            Effect::Split { .. } | Effect::Absorb { .. } => {
+                unreachable!("it was carried out before")
+            }
             Effect::Members => {
                 group.publish_membership();
                 self.announce(Output::Members { group: id });
@@ -838,6 +849,7 @@ impl Node {
             rows.push((row_key.into(), Some(super::encode(&group.machine.whole_state()))));
         }
         rows.extend(self.newborn_rows());
+        self.freeze_swallowed();
         let checkpoint = Arc::new(self.store.freeze(&self.node_row(), rows));
         let state = &mut self.checkpoints;
         state.start = self.log.position();
@@ -877,6 +889,8 @@ impl Node {
             }
         }
         self.deliver()?;
+        self.leave_swallowed();
+        self.tell_all_frozen();
         self.installed()
     }
 }

@@ -42,7 +42,7 @@ use crate::store::changes::{self, Change};
 use crate::store::counts;
 use crate::store::layout::{self, Row, Shelf, Value};
 use crate::store::recent::ChangeMap;
-use crate::store::shelves::Shelves;
+use crate::store::shelves::{Pieces, Shelves};
 
 /// Without an acknowledgement for so many ticks the piece is sent again; after three times
 /// that the transfer is given up and Raft decides anew.
@@ -65,9 +65,8 @@ struct Sending {
     to: u64,
     node: NodeId,
     revision: i64,
-    /// Where its versions stand.
-    shelf: Shelf,
-    /// The group's keys when it began.
+    /// Where the group's versions stood when it began, and its keys then.
+    pieces: Pieces,
     range: KeyRange,
     /// Row key of the last row sent, without the shelf's part.
     cursor: Option<Bytes>,
@@ -152,7 +151,8 @@ impl Rebuild {
 
     fn settle(&mut self, previous: i64) {
         if let Some((key, revision, place, deleted)) = self.newer.take() {
-            let change = Change { key, deleted, previous, previous_cost: None, overwritten: None };
+            let (previous_cost, overwritten) = (None, None);
+            let change = Change { key, deleted, place, previous, previous_cost, overwritten };
             self.changes.entry(revision).or_default().push((place, change));
         }
     }
@@ -180,14 +180,18 @@ impl Transfers {
     /// another group's when it began.
     pub(super) fn reads_rows(&self, shelves: &Shelves) -> bool {
         let reads = |sending: &Sending| {
-            sending.shelf == shelves.versions && sending.range.overlaps(&shelves.range)
+            let mut parts = sending.pieces.within(&sending.range);
+            parts.any(|(shelf, keys)| {
+                shelves.versions().any(|(other, own)| other == shelf && own.overlaps(&keys))
+            })
         };
         self.sending.values().any(reads)
     }
 
     /// Is a snapshot being read on a shelf?
     pub(super) fn reads_shelf(&self, shelf: Shelf) -> bool {
-        self.sending.values().any(|sending| sending.shelf == shelf)
+        let reads = |sending: &Sending| sending.pieces.iter().any(|piece| piece.shelf == shelf);
+        self.sending.values().any(reads)
     }
 
     /// A replica leaves this node: nothing of it is sent or awaited any more.
@@ -243,7 +247,7 @@ impl Node {
             to,
             node: group.node_of(to),
             revision: state.state.revision,
-            shelf: group.machine.shelves().versions,
+            pieces: group.machine.shelves().pieces.clone(),
             range: group.machine.shelves().range.clone(),
             cursor: None,
             number: 0,
@@ -281,25 +285,18 @@ impl Node {
     /// Reads and sends the next piece.
     fn send_piece(&mut self, transfer: u64) -> Result<(), EngineError> {
         let Some(sending) = self.transfers.sending.get_mut(&transfer) else { return Ok(()) };
-        let view = self.store.view(sending.shelf, sending.revision);
+        let view = self.store.view(&sending.pieces, sending.revision);
         let mut rows = Vec::new();
         let (piece_bytes, mut bytes) = (self.config.transfer.piece_bytes, 0);
-        // The shelf's part of a row key is the sender's own: 1 byte kind, 8 bytes shelf.
-        let after = sending.cursor.as_ref().map(|cursor| {
-            let (mut from, _) = layout::versions_bounds(sending.shelf);
-            from.extend_from_slice(cursor);
-            from.push(0);
-            from
-        });
         let mut complete = true;
-        view.all_versions(&sending.range, after.as_deref(), &mut |row_key, row| {
+        view.all_versions(&sending.range, sending.cursor.as_deref(), &mut |row_key, row| {
             if bytes >= piece_bytes {
                 complete = false;
                 return Ok(ControlFlow::Break(()));
             }
             let row = view.inline(row)?.encode();
             bytes += row_key.len() + row.len();
-            rows.push(SnapshotRow { key: row_key.slice(9..), row });
+            rows.push(SnapshotRow { key: layout::version_place(row_key), row });
             Ok(ControlFlow::Continue(()))
         })?;
         let mut hash = crc32fast::Hasher::new_with_initial(sending.checksum);
@@ -536,6 +533,7 @@ impl Node {
         let state = State {
             shelf: shelf.0,
             versions_shelf: 0,
+            pieces: Vec::new(),
             past: Vec::new(),
             size: receiving.rebuild.size,
             keys: receiving.rebuild.keys,
@@ -666,6 +664,7 @@ impl Node {
         self.changed.insert(id);
         self.sweeping.insert(id);
         self.note_sharing(id);
+        self.swallow_covered(id);
         self.discard(before.all());
         let error = GroupError::unknown(Error::LeaderChanged);
         for then in below.into_values().flatten() {

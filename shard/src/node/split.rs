@@ -37,7 +37,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
-use proto::cluster::group::{MergeRange, RangePlace, Ranges, Span, SpanPart, SplitRange, command};
+use proto::cluster::group::{RangePlace, Ranges, Span, SpanPart, SplitRange, command};
 use proto::cluster::raft::{PeerMessage, peer_message};
 use proto::cluster::split::split_message::Body as Said;
 use proto::cluster::split::{
@@ -54,6 +54,7 @@ use proto::group::{GroupError, Reply, Request, cost};
 use proto::mvccpb::KeyValue;
 use proto::{Error, GroupId, KeyRange, NodeId};
 
+use super::merge::Merging;
 use super::open::BIRTH;
 use super::requests::place_of;
 use super::{Answer, Node, NodeError, Output, Reading};
@@ -70,6 +71,7 @@ use crate::split::participant::{self, Participant, RangeChange, Replica, Written
 use crate::split::sequencer::{self, Sequencer, WINDOW};
 use crate::split::stream::{Place, StreamId, TxId};
 use crate::split::wire;
+use crate::store::layout::Shelf;
 
 /// Votes that are missing after so long: the transaction is not done.
 const VOTE_MS: u64 = 2000;
@@ -124,8 +126,8 @@ pub(crate) enum Asked {
 #[derive(Debug)]
 pub(crate) struct Role {
     term: u64,
-    participant: Participant,
-    sequencer: Option<Sequencer>,
+    pub(super) participant: Participant,
+    pub(super) sequencer: Option<Sequencer>,
     /// The participant's stream.
     own: Option<End>,
     /// The sequencer's streams.
@@ -154,6 +156,11 @@ pub(crate) struct Role {
     physical: Vec<(Ticket, i64, i64)>,
     /// The last revision granted that was counted, once home's sequencer is open.
     counted: Option<i64>,
+    /// A merge that this leader drives, and the number of one for which the group is to freeze.
+    pub(super) merging: Option<Merging>,
+    pub(super) freezing: u64,
+    /// When an entry was last noted that ends a merge.
+    pub(super) noted_ms: u64,
 }
 
 /// A planned change of a leader: what was granted to it is proposed first, and at home what was
@@ -179,12 +186,12 @@ enum Stage {
 
 /// An entry that is to go into the log.
 #[derive(Debug)]
-struct Proposal {
+pub(super) struct Proposal {
     /// The participant's name for it, or 0.
-    tag: i64,
+    pub(super) tag: i64,
     /// The write that it makes.
-    ticket: Option<Ticket>,
-    entry: Entry,
+    pub(super) ticket: Option<Ticket>,
+    pub(super) entry: Entry,
 }
 
 /// A split that somebody has asked for.
@@ -198,7 +205,7 @@ pub(crate) struct Parting {
 }
 
 /// The applied state of a replica, as its participant looks at it.
-struct Applied<'a>(&'a Machine);
+pub(super) struct Applied<'a>(pub(super) &'a Machine);
 
 impl Applied<'_> {
     fn kept(&self) -> &Kept {
@@ -281,10 +288,10 @@ fn only(asked: &Asked, response: TxnResponse) -> Option<Reply> {
 }
 
 impl Role {
-    fn new(term: u64, kept: &Kept, sequencer: Option<Sequencer>) -> Role {
+    fn new(term: u64, number: u64, kept: &Kept, sequencer: Option<Sequencer>) -> Role {
         Role {
             term,
-            participant: Participant::new(term, 0, kept.seal, Faults::NONE),
+            participant: Participant::new(term, number, kept.seal, Faults::NONE),
             sequencer,
             own: None,
             ends: BTreeMap::new(),
@@ -301,6 +308,9 @@ impl Role {
             weights: BTreeMap::new(),
             physical: Vec::new(),
             counted: None,
+            merging: None,
+            freezing: 0,
+            noted_ms: 0,
         }
     }
 
@@ -331,7 +341,7 @@ impl Role {
 }
 
 impl Node {
-    fn role(&mut self, id: GroupId) -> Option<&mut Role> {
+    pub(super) fn role(&mut self, id: GroupId) -> Option<&mut Role> {
         self.groups.get_mut(&id)?.role.as_deref_mut()
     }
 
@@ -358,7 +368,10 @@ impl Node {
                 false => Sequencer::new(term, kept, WINDOW, Faults::NONE),
             }
         });
-        group.role = Some(Box::new(Role::new(term, kept, at_home)));
+        // A tenant may have been on one group in between.
+        let (last_term, last) = group.last_stream;
+        let number = if last_term == term { last } else { 0 };
+        group.role = Some(Box::new(Role::new(term, number, kept, at_home)));
         group.shared.split.set_on(true);
         self.roles.insert(id);
         self.touch(id);
@@ -378,11 +391,15 @@ impl Node {
         self.count_costs(id);
         let Some(group) = self.groups.get_mut(&id) else { return };
         let Some(role) = group.role.take() else { return };
+        group.last_stream = (role.term, role.participant.number());
         group.shared.split.set_on(false);
         let mut open = std::mem::take(&mut group.asked);
         let logged = group.proposals.values().flatten().filter_map(Then::ticket);
         group.asked = logged.filter_map(|ticket| open.remove_entry(&ticket)).collect();
         let doubtful = role.doubtful();
+        if let Some(merging) = &role.merging {
+            self.answer(merging.ticket(), Err(elsewhere));
+        }
         for (ticket, asked) in open {
             let error = match doubtful.contains(&ticket) {
                 true => GroupError::unknown(Error::LeaderChanged),
@@ -660,7 +677,8 @@ impl Node {
         if !range.contains(&wish.at) || range.start == wish.at || wish.child == 0 {
             return self.answer(ticket, Err(GroupError::not_done(Error::StaleRange, None)));
         }
-        if group.parting.is_some() || group.is_transferring() || group.has_change_under_way() {
+        let busy = group.parting.is_some() || group.is_transferring() || group.is_merging();
+        if busy || group.has_change_under_way() {
             return self.answer(ticket, Err(GroupError::not_done(Error::TooManyRequests, None)));
         }
         if group.machine.is_split() && group.role.is_none() {
@@ -730,12 +748,6 @@ impl Node {
         }
     }
 
-    /// The right neighbour is to be merged into this group.
-    pub(super) fn merge_range(&mut self, id: GroupId, ticket: Ticket, wish: &MergeRange) {
-        let _ = (id, wish);
-        self.answer(ticket, Err(GroupError::not_done(Error::TooManyRequests, None)));
-    }
-
     /// The log says that the keys from `at` on are a new group's.
     pub(super) fn part(&mut self, id: GroupId, at: &Bytes, kept: Kept) -> Result<(), NodeError> {
         let shelf = self.take_shelf();
@@ -754,12 +766,12 @@ impl Node {
         state.split = Some(wire::kept_out(&kept));
         let revision = own.revision;
         let is_member = own.members.iter().any(|member| member.id == self.config.node.0);
-        let versions = own.versions();
+        let versions: Vec<Shelf> = state.versions().iter().map(|piece| piece.shelf).collect();
         let is_here = self.groups.contains_key(&child) || self.tombstones.contains_key(&child.0);
         self.outputs.push(Output::Ranged { group: id, revision });
         if !is_member || is_here {
             // Its keys are nobody's here.
-            self.discard([shelf, versions]);
+            self.discard(versions.into_iter().chain([shelf]));
             return Ok(());
         }
         let key = ReplicaKey { group: child.0, replica: self.config.node.0 };
@@ -779,6 +791,7 @@ impl Node {
         written: Written,
     ) {
         let place = self.groups.get(&id).map(place_of);
+        let then_is_own = then.is_some();
         let Some(group) = self.groups.get_mut(&id) else { return };
         let refused = written == Written::Refused;
         let unused = matches!(written, Written::Void | Written::Refused);
@@ -809,10 +822,13 @@ impl Node {
             }
             _ => {}
         }
-        let Some(role) = self.role(id) else { return };
-        if let (Some(home), false) = (&mut role.sequencer, refused) {
+        let own = then_is_own && self.role(id).is_some_and(|role| role.is_of(term));
+        if let Some(role) = self.role(id)
+            && let (Some(home), false) = (&mut role.sequencer, refused)
+        {
             home.applied(entry);
         }
+        self.merge_applied(id, own, entry, refused);
     }
 
     /// A write was applied whose role is over.
@@ -926,7 +942,7 @@ impl Node {
     }
 
     /// Proposes as many entries as Raft takes.
-    fn propose_split(&mut self, id: GroupId, pending: &mut VecDeque<Proposal>) {
+    pub(super) fn propose_split(&mut self, id: GroupId, pending: &mut VecDeque<Proposal>) {
         while !pending.is_empty() {
             let (mut commands, mut tags, mut bytes) = (Vec::new(), Vec::new(), 0);
             for Proposal { tag, ticket, entry } in pending.iter() {
@@ -960,6 +976,9 @@ impl Node {
                 self.say(node, Said::Word(said));
             }
             Do::Propose { tag, entry } => {
+                let Some(entry) = self.with_base(id, entry) else {
+                    return self.absorb_later(id, tag);
+                };
                 if let Some(role) = self.role(id) {
                     let ticket = role.participant.ticket(tag);
                     role.pending.push_back(Proposal { tag, ticket, entry });
@@ -990,6 +1009,18 @@ impl Node {
                 self.finish(id, ticket, Err(error));
             }
         }
+    }
+
+    /// The entry with which a tenant comes to be on one group again says what was granted and shown;
+    /// `None` while home has something undecided.
+    fn with_base(&mut self, id: GroupId, mut entry: Entry) -> Option<Entry> {
+        if let Entry::Absorb { place, base, .. } = &mut entry
+            && place.range.end.is_none()
+            && let Some(home) = self.role(id).and_then(|role| role.sequencer.as_mut())
+        {
+            *base = Some(home.close()?);
+        }
+        Some(entry)
     }
 
     fn do_home(&mut self, id: GroupId, wish: sequencer::Do) {
@@ -1118,14 +1149,14 @@ impl Node {
     }
 
     /// The nodes that have, or may have, a replica of a group.
-    fn nodes_of(&self, id: GroupId) -> BTreeSet<NodeId> {
+    pub(super) fn nodes_of(&self, id: GroupId) -> BTreeSet<NodeId> {
         let told = self.whereabouts.get(&id).into_iter().flatten().copied();
         let members = self.groups.get(&id).into_iter();
         let members = members.flat_map(|group| &group.machine.state().members);
         members.map(|m| NodeId(m.id)).chain(told).collect()
     }
 
-    fn say(&mut self, to: NodeId, said: Said) {
+    pub(super) fn say(&mut self, to: NodeId, said: Said) {
         let message = SplitMessage { body: Some(said) };
         if to == self.config.node {
             return self.whispers.push_back(message);
@@ -1285,6 +1316,7 @@ impl Node {
             Some(Said::Broken(broken)) => self.broken(&broken),
             Some(Said::Weight(weight)) => self.weighed(from, &weight),
             Some(Said::Word(word)) => self.heard_word(from, word),
+            Some(said) => self.step_merge(from, said),
             None => {}
         }
     }
@@ -1439,7 +1471,7 @@ impl Group {
     }
 
     /// Is a change of members under way?
-    fn has_change_under_way(&self) -> bool {
+    pub(super) fn has_change_under_way(&self) -> bool {
         self.machine.state().members.iter().any(|member| member.is_learner)
     }
 }

@@ -404,6 +404,8 @@ impl Kept {
             Entry::Forget { id } => drop(self.decisions.remove(id)),
             Entry::LeaseGranted { lease, .. } => drop(self.leases.insert(*lease)),
             Entry::LeaseGone { lease } => drop(self.leases.remove(lease)),
+            // Whoever absorbs it goes by what it was when it was frozen.
+            Entry::Compact { .. } if self.frozen.is_some() => return Ok(Verdict::Refused),
             Entry::Compact { revision } => self.compacted = self.compacted.max(*revision),
         }
         Ok(Verdict::Kept)

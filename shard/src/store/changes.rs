@@ -18,6 +18,9 @@ pub struct Change {
     pub key: Bytes,
     /// It was deleted.
     pub deleted: bool,
+    /// The place of the operation in its revision: groups that are one now may have changed other
+    /// keys in the same one.
+    pub place: u32,
     /// Revision of the version that this revision superseded, 0 if the key was not there or
     /// the change creates it anew.
     pub previous: i64,
@@ -32,6 +35,7 @@ pub struct Change {
 const DELETED: u8 = 1;
 const OVERWRITTEN: u8 = 2;
 const COSTED: u8 = 4;
+const PLACED: u8 = 8;
 
 /// Changes that one packed row holds at least, unless there are no more.
 const PACK: usize = 256;
@@ -51,8 +55,12 @@ pub fn pack(shelf: Shelf, changes: &ChangeMap) -> Vec<(Bytes, Bytes)> {
             out.push(
                 flag(change.deleted, DELETED)
                     | flag(overwritten.is_some(), OVERWRITTEN)
-                    | flag(change.previous_cost.is_some(), COSTED),
+                    | flag(change.previous_cost.is_some(), COSTED)
+                    | flag(change.place > 0, PLACED),
             );
+            if change.place > 0 {
+                put_varint(&mut out, u64::from(change.place));
+            }
             put_varint(&mut out, change.previous as u64);
             if let Some(cost) = change.previous_cost {
                 put_varint(&mut out, cost as u64);
@@ -88,6 +96,10 @@ pub fn unpack(row: &Bytes) -> Option<ChangeMap> {
         for _ in 0..count {
             let flags = *row.get(at)?;
             at += 1;
+            let place = match flags & PLACED {
+                0 => 0,
+                _ => u32::try_from(take_varint(row, &mut at)?).ok()?,
+            };
             let previous = take_varint(row, &mut at)? as i64;
             let previous_cost = match flags & COSTED {
                 0 => None,
@@ -100,7 +112,7 @@ pub fn unpack(row: &Bytes) -> Option<ChangeMap> {
                 None
             };
             let deleted = flags & DELETED != 0;
-            list.push(Change { key, deleted, previous, previous_cost, overwritten });
+            list.push(Change { key, deleted, place, previous, previous_cost, overwritten });
         }
         map.insert(revision, Arc::from(list));
     }
@@ -135,6 +147,7 @@ mod tests {
                     let list = list.into_iter().map(|(deleted, previous, key)| Change {
                         key: Bytes::copy_from_slice(&key),
                         deleted,
+                        place: previous as u32 % 3,
                         previous,
                         previous_cost: (previous % 2 == 1).then_some(previous * 100),
                         overwritten: (previous == 7).then(Row::default),

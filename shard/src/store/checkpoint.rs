@@ -43,8 +43,8 @@ pub struct NodeRow {
     pub bare_below: u64,
 }
 
-/// Format that this program writes and the newest it reads.
-pub const FORMAT: u32 = 1;
+/// Format that this program writes and the newest it reads. 2: changes have places, states pieces.
+pub const FORMAT: u32 = 2;
 
 /// A frozen table on its way into the engine.
 pub struct Checkpoint {

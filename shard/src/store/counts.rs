@@ -78,7 +78,7 @@ impl Counts {
         if sum != keys {
             tracing::warn!(shelf = shelves.own.0, sum, keys, "live keys are counted anew");
             let mut builder = Builder::new(block_keys);
-            store.view(shelves.versions, revision).scan(&shelves.range, &mut |key, _| {
+            store.view(&shelves.pieces, revision).scan(&shelves.range, &mut |key, _| {
                 builder.live(&key);
                 ControlFlow::Continue(())
             })?;
@@ -162,6 +162,20 @@ impl Counts {
         let moved = self.blocks.split_off(at);
         self.dirty.extend(moved.keys().cloned());
         moved
+    }
+
+    /// The group has the keys from `at` on as well, with these blocks of live keys, and has come to
+    /// `revision`.
+    pub fn join(&mut self, at: &Bytes, right: &Counts, revision: i64) {
+        self.revision = self.revision.max(revision);
+        for (first, live) in &right.blocks {
+            let first = owned(first.max(at));
+            if *live > 0 {
+                // The first block of the right side reaches down below its range.
+                *self.blocks.entry(first.clone()).or_insert(0) += live;
+                self.dirty.insert(first);
+            }
+        }
     }
 
     /// Where the rows stand that are counted.
@@ -282,7 +296,7 @@ impl<'a> Counter<'a> {
     fn by_blocks(&self, view: &View, range: &KeyRange) -> Result<Option<i64>, EngineError> {
         let (inside, sum, newest, shelves) = {
             let counts = self.counts.read();
-            if counts.shelves.versions != view.shelf() {
+            if counts.shelves.pieces != *view.pieces() {
                 return Ok(None);
             }
             let Some((inside, sum)) = counts.inside(range) else { return Ok(None) };
@@ -318,7 +332,7 @@ impl<'a> Counter<'a> {
         let keys: BTreeSet<&Bytes> =
             changes.map(|change| &change.key).filter(|key| range.contains(key)).collect();
         // Its tables must be as new as what was counted.
-        let after = self.store.view(shelves.versions, newest);
+        let after = self.store.view(&shelves.pieces, newest);
         let mut more = 0;
         for key in keys {
             more += i64::from(after.get(key)?.is_some()) - i64::from(view.get(key)?.is_some());

@@ -229,6 +229,19 @@ pub fn version_end(shelf: Shelf) -> Vec<u8> {
     shelf_bounds(KIND_VERSION, shelf).1
 }
 
+/// A version's row key without the part that is its node's alone: kind and shelf.
+pub fn version_place(row_key: &Bytes) -> Bytes {
+    row_key.slice(9.min(row_key.len())..)
+}
+
+/// The least row key behind the one that stands there on a shelf.
+pub fn version_behind(shelf: Shelf, place: &[u8]) -> Vec<u8> {
+    let (mut row_key, _) = versions_bounds(shelf);
+    row_key.extend_from_slice(place);
+    row_key.push(0);
+    row_key
+}
+
 /// Key of the version of `key` at `revision`.
 pub fn version_key(shelf: Shelf, key: &[u8], revision: i64) -> Vec<u8> {
     let mut out = version_bound(shelf, key);

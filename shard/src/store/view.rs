@@ -1,4 +1,4 @@
-//! A read view: the store of one shelf as it was at one revision.
+//! A read view: a group's versions as they were at one revision.
 //!
 //! It is taken in this order: the revision, the recent tables, the engine. Rows above the
 //! revision do not exist for it, so what is applied meanwhile does not show; a table leaves
@@ -30,13 +30,14 @@ use super::hot::Hot;
 use super::layout::{self, Row, Shelf, Value};
 use super::leaves::{LEAF_KEYS, Leaf, Leaves, Place, Seeing};
 use super::recent::Cell;
+use super::shelves::Pieces;
 use crate::engine::{Engine, EngineError};
 use crate::extents::{Extents, Pointer};
 
 /// See the module.
 #[derive(Clone)]
 pub struct View {
-    pub(super) shelf: Shelf,
+    pub(super) pieces: Pieces,
     /// Revision at which it reads.
     pub revision: i64,
     /// Pages that its rows name are not used again while somebody has these.
@@ -137,6 +138,7 @@ const SEEN_MIN: usize = 16;
 /// What a walk has seen since the last leaf that it left behind.
 struct Seen<'v> {
     view: &'v View,
+    shelf: Shelf,
     start: Bytes,
     rows: Vec<(Bytes, Found)>,
     seeing: Option<Seeing>,
@@ -171,7 +173,7 @@ impl Seen<'_> {
         self.keep = self.keep.saturating_sub(self.rows.len());
         self.rows.clear();
         let start = std::mem::replace(&mut self.start, end.unwrap_or_default());
-        self.view.leaves.seen(self.view.shelf, start, leaf, seeing);
+        self.view.leaves.seen(self.shelf, start, leaf, seeing);
         if self.keep == 0 {
             self.seeing = None;
         }
@@ -180,8 +182,8 @@ impl Seen<'_> {
 
 impl View {
     /// Where it reads.
-    pub fn shelf(&self) -> Shelf {
-        self.shelf
+    pub fn pieces(&self) -> &Pieces {
+        &self.pieces
     }
 
     /// The same, for scans of what nobody is likely to list again.
@@ -204,7 +206,7 @@ impl View {
         match self.value(&found.row) {
             Ok(value) => Ok(found.with(key, value)),
             Err(error) => {
-                let (shelf, revision) = (self.shelf, found.revision);
+                let (shelf, revision) = (self.pieces.shelf_of(&key), found.revision);
                 self.damages.note(Damage { shelf, key, revision });
                 Err(error)
             }
@@ -222,8 +224,9 @@ impl View {
         key: &[u8],
         extent: &Pointer,
     ) -> Result<Option<(i64, Row)>, EngineError> {
-        let from = layout::version_bound(self.shelf, key);
-        let mut to = layout::version_key(self.shelf, key, 0);
+        let shelf = self.pieces.shelf_of(key);
+        let from = layout::version_bound(shelf, key);
+        let mut to = layout::version_key(shelf, key, 0);
         to.push(0);
         let mut found = None;
         self.rows(&from, &to, &mut |row_key, row| {
@@ -240,13 +243,14 @@ impl View {
 
     /// The newest version of `key` at the view's revision, delete markers included.
     pub fn version(&self, key: &[u8]) -> Result<Option<Found>, EngineError> {
-        if let Some(found) = self.hot.get(self.shelf, key)
+        let shelf = self.pieces.shelf_of(key);
+        if let Some(found) = self.hot.get(shelf, key)
             && found.revision <= self.revision
         {
             return Ok(Some(found));
         }
-        let from = layout::version_key(self.shelf, key, self.revision);
-        let mut to = layout::version_key(self.shelf, key, 0);
+        let from = layout::version_key(shelf, key, self.revision);
+        let mut to = layout::version_key(shelf, key, 0);
         to.push(0);
         // Newer tables hold higher revisions, so the first hit is the answer, unless a row was
         // taken away or moved there: then what lies below must be matched against that.
@@ -283,7 +287,7 @@ impl View {
 
     /// The version of `key` written by exactly `revision`, if it is still there.
     pub fn exactly(&self, key: &[u8], revision: i64) -> Result<Option<Row>, EngineError> {
-        let row_key = layout::version_key(self.shelf, key, revision);
+        let row_key = layout::version_key(self.pieces.shelf_of(key), key, revision);
         for table in &self.tables.list {
             match table.get(&row_key) {
                 Some(Cell::Row(row) | Cell::Moved(row)) => return Ok(Some(row)),
@@ -306,40 +310,59 @@ impl View {
         if range.is_empty() {
             return Ok(());
         }
+        let mut keep = self.see_max;
+        for (shelf, part) in self.pieces.within(range) {
+            if self.scan_piece(shelf, &part, &mut keep, each)? {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// The part of a scan that stands on one shelf. Says whether `each` broke it.
+    fn scan_piece(
+        &self,
+        shelf: Shelf,
+        range: &KeyRange,
+        keep: &mut usize,
+        each: &mut dyn FnMut(Bytes, Found) -> ControlFlow<()>,
+    ) -> Result<bool, EngineError> {
         let inside = |key: &Bytes| range.end.as_ref().is_none_or(|end| key < end);
         let mut from = range.start.clone();
-        let mut keep = self.see_max;
         loop {
-            let next = match self.leaves.find(self.shelf, &from, self.revision) {
+            let next = match self.leaves.find(shelf, &from, self.revision) {
                 Place::Leaf(covered) => {
                     for (key, found) in covered.rows(&from) {
-                        if !inside(&key) || each(key, found).is_break() {
-                            return Ok(());
+                        if !inside(&key) {
+                            return Ok(false);
+                        }
+                        if each(key, found).is_break() {
+                            return Ok(true);
                         }
                     }
-                    self.leaves.renew(self.shelf, &covered);
+                    self.leaves.renew(shelf, &covered);
                     covered.end().cloned()
                 }
                 Place::Gap { until, open } => {
                     let to = until.clone().filter(inside).or_else(|| range.end.clone());
-                    let seeing = open.filter(|_| keep > 0);
-                    let mut seen =
-                        Seen { view: self, start: from.clone(), rows: Vec::new(), seeing, keep };
+                    let seeing = open.filter(|_| *keep > 0);
+                    let (start, rows, keep_now) = (from.clone(), Vec::new(), *keep);
+                    let mut seen = Seen { view: self, shelf, start, rows, seeing, keep: keep_now };
                     let broken = self.walk(&from, to.as_ref(), &mut seen, each)?;
                     if broken {
                         if seen.rows.len() >= SEEN_MIN {
                             seen.stopped();
                         }
-                        return Ok(());
+                        return Ok(true);
                     }
                     seen.reached(to);
-                    keep = seen.keep;
+                    *keep = seen.keep;
                     until
                 }
             };
             match next.filter(inside) {
                 Some(next) => from = next,
-                None => return Ok(()),
+                None => return Ok(false),
             }
         }
     }
@@ -352,10 +375,10 @@ impl View {
         seen: &mut Seen<'_>,
         each: &mut dyn FnMut(Bytes, Found) -> ControlFlow<()>,
     ) -> Result<bool, EngineError> {
-        let from = layout::version_bound(self.shelf, from);
+        let from = layout::version_bound(seen.shelf, from);
         let to = match to {
-            Some(to) => layout::version_bound(self.shelf, to),
-            None => layout::version_end(self.shelf),
+            Some(to) => layout::version_bound(seen.shelf, to),
+            None => layout::version_end(seen.shelf),
         };
         let mut decided: Vec<u8> = Vec::new();
         let mut any = false;
@@ -383,22 +406,37 @@ impl View {
     }
 
     /// Calls `each` with all versions of the keys of `range` at or below the view's revision, in
-    /// the order of the layout: by key, newest first. `from`: only those from this row on.
+    /// the order of the layout: by key, newest first. `after`: only those behind this row, whose key
+    /// is said without the shelf ([`layout::version_place`]).
     pub fn all_versions(
         &self,
         range: &KeyRange,
-        from: Option<&[u8]>,
+        after: Option<&[u8]>,
         each: &mut EachVersion<'_>,
     ) -> Result<(), EngineError> {
-        let (start, end) = layout::versions_of(self.shelf, range);
-        let from = from.unwrap_or(&start).to_vec();
-        self.rows(&from, &end, &mut |row_key, row| {
-            let (_, revision) = layout::split_version(row_key).ok_or_else(damaged)?;
-            if revision > self.revision {
-                return Ok(ControlFlow::Continue(()));
+        let mut broken = false;
+        for (shelf, part) in self.pieces.within(range) {
+            let (mut from, end) = layout::versions_of(shelf, &part);
+            if let Some(after) = after {
+                from = from.max(layout::version_behind(shelf, after));
             }
-            each(row_key, row()?)
-        })
+            if from >= end {
+                continue;
+            }
+            self.rows(&from, &end, &mut |row_key, row| {
+                let (_, revision) = layout::split_version(row_key).ok_or_else(damaged)?;
+                if revision > self.revision {
+                    return Ok(ControlFlow::Continue(()));
+                }
+                let flow = each(row_key, row()?)?;
+                broken = flow.is_break();
+                Ok(flow)
+            })?;
+            if broken {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Merges the sources of an interval of version rows; rows taken away are left out.

@@ -271,6 +271,8 @@ impl Hub {
             self.remove(id);
             self.refuse(id);
         }
+        // Keys may have come that were changed elsewhere before: who watches them from there reads it.
+        self.behind(self.published.revision());
     }
 
     /// The hub missed revisions, up to `revision`: everybody catches up from history who does
@@ -416,15 +418,13 @@ impl Hub {
         let (from, to) = (watcher.next, self.revision);
         let spec = watcher.spec.clone();
         let shelves = self.published.shelves();
-        let shelf = shelves.versions;
-        if self.published.versions() == NO_SHELF {
+        let rows = shelves.own;
+        if self.published.rows() == NO_SHELF {
             return Ok(self.end(id, WatchOutput::Closed { key: id.1 }));
         }
         let limit = limits::WATCH_BATCH_REVISIONS;
         let (history, done) = self.store.history(&shelves, from, to, limit)?;
-        let view = self.store.view(shelf, to);
-        // Whoever has all keys tells whole revisions, in order.
-        let placed = !shelves.is_whole();
+        let view = self.store.view(&shelves.pieces, to);
         let floor = self.published.compacted();
         let mut events = Vec::new();
         for (revision, changes) in &history {
@@ -436,9 +436,9 @@ impl Hub {
                 if !filtered {
                     // What stood before the compacted revision is gone, swept already or not.
                     let prev_kv = spec.prev_kv && *revision > floor;
-                    match replay(&view, change, *revision, prev_kv, placed) {
-                        Ok((event, place)) => events.push(WatchEvent::new(event, place)),
-                        Err(EngineError::Value(what)) if self.published.versions() == shelf => {
+                    match replay(&view, change, *revision, prev_kv) {
+                        Ok(event) => events.push(WatchEvent::new(event, change.place)),
+                        Err(EngineError::Value(what)) if self.published.rows() == rows => {
                             tracing::error!(what, "a watch ends");
                             return Ok(self.end(id, WatchOutput::Closed { key: id.1 }));
                         }
@@ -449,7 +449,7 @@ impl Hub {
             }
         }
         // A snapshot may have replaced the rows meanwhile: read its own.
-        if self.published.versions() != shelf {
+        if self.published.rows() != rows {
             return Ok(Slice::More);
         }
         // With another range its keys may have gone on elsewhere: it is closed first.
@@ -541,16 +541,14 @@ fn replay(
     change: &Change,
     revision: i64,
     prev_kv: bool,
-    placed: bool,
-) -> Result<(Event, u32), EngineError> {
+) -> Result<Event, EngineError> {
     let key = change.key.clone();
     let row = match &change.overwritten {
         Some(row) => Some(row.clone()),
-        None if change.deleted && !placed => None,
+        None if change.deleted => None,
         None => view.exactly(&change.key, revision)?,
     };
     let row = row.unwrap_or_default();
-    let place = row.place;
     let (kind, kv) = if change.deleted {
         (EventType::Delete, KeyValue { key, mod_revision: revision, ..Default::default() })
     } else {
@@ -564,5 +562,5 @@ fn replay(
             previous = Some(view.kv(change.key.clone(), &found)?);
         }
     }
-    Ok((Event { r#type: kind as i32, kv: Some(kv), prev_kv: previous }, place))
+    Ok(Event { r#type: kind as i32, kv: Some(kv), prev_kv: previous })
 }

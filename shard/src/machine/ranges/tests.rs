@@ -1,5 +1,6 @@
-//! Groups that were cut out of one another, against one that has everything: whatever is written to
-//! them, in whatever order of revisions between them, each says of its keys what the one says.
+//! Groups that were cut out of one another, joined again, and brought elsewhere, against one that has
+//! everything: whatever is written to them, in whatever order of revisions between them, each says of
+//! its keys what the one says.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -25,7 +26,9 @@ use crate::store::checkpoint::NodeRow;
 use crate::store::counts::Counter;
 use crate::store::layout::{self, Shelf, Value};
 use crate::store::recent::ChangeMap;
-use crate::store::shelves::Shelves;
+use crate::split::entry::{Kept, Merge};
+use crate::split::stream::Place;
+use crate::store::shelves::{Pieces, Shelves};
 use crate::store::view::{Found, View};
 
 /// Few, so that blocks of counts are cut, and cut through.
@@ -213,6 +216,86 @@ impl World {
         }
     }
 
+    /// The group that has `at` absorbs its right neighbour, if there is one.
+    fn merge(&mut self, at: u8) {
+        let left = usize::from(at) % self.groups.len();
+        if left + 1 == self.groups.len() {
+            return;
+        }
+        // Nothing else is under way on both sides, and the right one is swept.
+        for index in [left, left + 1] {
+            while !self.groups[index].due.is_empty() {
+                self.deliver(index);
+            }
+        }
+        while self.groups[left + 1].machine.needs_sweep() {
+            self.sweep(left + 1);
+        }
+        let right = self.groups.remove(left + 1).machine;
+        let own = &mut self.groups[left].machine;
+        let (size, keys) = (own.state.size, own.state.keys);
+        let merge = Merge { number: 1, right: right.group };
+        let mut kept = Kept::new(own.group, Place { range: own.state.range(), version: 1 });
+        kept.place.range.end = right.state.end.clone();
+        kept.place.version = own.state.range_version.max(right.state.range_version) + 1;
+        (kept.merging, kept.revision) = (Some(merge), own.state.revision);
+        own.kept = Some(Box::new(kept));
+        own.state.revision = own.state.revision.max(right.state.revision);
+        own.absorb(&right).unwrap();
+        own.kept = None;
+        assert_eq!(
+            (own.state.size, own.state.keys),
+            (size + right.state.size, keys + right.state.keys)
+        );
+        self.checkpoint();
+    }
+
+    /// A group comes to another disk, which is this one: with a snapshot, onto a shelf of its own.
+    fn bring(&mut self, at: u8) {
+        let at = usize::from(at) % self.groups.len();
+        // A real one measures anew what is there.
+        while self.groups[at].machine.needs_sweep() {
+            self.sweep(at);
+        }
+        let shelf = Shelf(self.next_shelf);
+        self.next_shelf += 1;
+        let machine = &self.groups[at].machine;
+        let (before, store) = (machine.shelves.clone(), &self.store);
+        let view = store.view(&before.pieces, i64::MAX);
+        let mut rows = Vec::new();
+        view.all_versions(&before.range, None, &mut |row_key, row| {
+            let key = layout::version_user_key(row_key).unwrap();
+            let (_, revision) = layout::split_version(row_key).unwrap();
+            rows.push((key, revision, row));
+            Ok(ControlFlow::Continue(()))
+        })
+        .unwrap();
+        for (key, revision, row) in rows {
+            store.install_version(shelf, &key, revision, row);
+            store.remove(layout::version_key(before.pieces.shelf_of(&key), &key, revision));
+        }
+        let from = machine.state.compacted.min(machine.state.swept).max(1);
+        let to = machine.state.revision;
+        let (history, _) = store.history(&before, from, to, usize::MAX).unwrap();
+        for (revision, list) in history {
+            if list.iter().any(|change| change.overwritten.is_some()) {
+                store.put_raw(layout::twice_key(shelf, revision), Bytes::new());
+            }
+            store.note(shelf, revision, list);
+        }
+        for lease in LEASES {
+            for key in leases::attached(store, before.own, lease).unwrap() {
+                store.put_raw(layout::lease_key_key(shelf, lease, &key), Bytes::new());
+            }
+        }
+        // Its counts are made anew because they do not add up.
+        let (versions_shelf, pieces, past) = (0, Vec::new(), Vec::new());
+        let state =
+            State { shelf: shelf.0, versions_shelf, pieces, past, ..machine.state.clone() };
+        self.groups[at].machine = open(store, state);
+        self.checkpoint();
+    }
+
     /// Every group says at `revision`, or as near to it as can be read, what the whole says.
     fn check(&self, revision: i64) {
         for group in &self.groups {
@@ -225,7 +308,7 @@ impl World {
             }
             let at = revision.clamp(least, reach);
             let range = group.range();
-            let view = self.store.view(machine.state.versions(), at);
+            let view = self.store.view(&machine.shelves.pieces, at);
             let whole = self.whole.store.view(Shelf(1), at);
             let wanted = scan(&whole, &range);
             assert_eq!(scan(&view, &range), wanted, "{range:?} at {at}");
@@ -285,8 +368,9 @@ impl World {
         for group in &self.groups {
             let machine = &group.machine;
             let range = group.range();
-            let found = versions(&self.store, machine.state.versions(), &range);
-            assert_eq!(found, versions(&self.whole.store, Shelf(1), &range), "{range:?}");
+            let found = versions(&self.store, &machine.shelves.pieces, &range);
+            let wanted = versions(&self.whole.store, &Shelf(1).into(), &range);
+            assert_eq!(found, wanted, "{range:?}");
             all += found.len();
             size += machine.state.size;
             assert!(machine.state.size >= 0);
@@ -298,7 +382,9 @@ impl World {
             let swept = machine.state.swept;
             assert!(machine.shelves.past.iter().all(|past| past.to_revision >= swept));
         }
-        assert_eq!(versions(&self.store, Shelf(1), &KeyRange::all()).len(), all, "no other rows");
+        let on = |shelf: Shelf| versions(&self.store, &shelf.into(), &KeyRange::all()).len();
+        let rows: usize = (1..self.next_shelf).map(Shelf).map(on).sum();
+        assert_eq!(rows, all, "no other rows");
         assert!(size >= self.whole.state.size, "{size} of {}", self.whole.state.size);
         self.check_changes_gone();
     }
@@ -313,7 +399,8 @@ impl World {
         while self.groups.iter().any(|group| group.machine.needs_sweep()) {
             (0..self.groups.len()).for_each(|at| self.sweep(at));
         }
-        for shelf in (1..self.next_shelf).map(Shelf) {
+        // What nobody has as its own goes with the garbage.
+        for shelf in self.groups.iter().map(|group| group.machine.shelf()) {
             let rows = self.store.packed_below(shelf, self.now(), 10).unwrap();
             assert_eq!(rows, Vec::<Bytes>::new(), "changes on {shelf:?}");
             let twice = layout::twice_key(shelf, 0)..layout::twice_key(shelf, self.now());
@@ -381,8 +468,8 @@ fn scan(view: &View, range: &KeyRange) -> Vec<(Bytes, Seen)> {
 
 /// All version rows of a range, but for the place of the operation in its revision: a part has
 /// fewer.
-fn versions(store: &Store, shelf: Shelf, range: &KeyRange) -> Vec<(Bytes, bool, Seen)> {
-    let view = store.view(shelf, i64::MAX);
+fn versions(store: &Store, pieces: &Pieces, range: &KeyRange) -> Vec<(Bytes, bool, Seen)> {
+    let view = store.view(pieces, i64::MAX);
     let mut all = Vec::new();
     view.all_versions(range, None, &mut |row_key, row| {
         let key = layout::version_user_key(row_key).unwrap();
@@ -402,7 +489,13 @@ fn told(found: ChangeMap) -> Happened {
         let overwritten = change.overwritten.as_ref().map(|row| row.value.clone());
         (change.key.clone(), change.deleted, change.previous, overwritten)
     };
-    found.into_iter().map(|(at, list)| (at, list.iter().map(what).collect())).collect()
+    // Parts do not know of each other's places here: in the order of keys.
+    let in_order = |list: Arc<[Change]>| {
+        let mut all: Vec<_> = list.iter().map(what).collect();
+        all.sort_by(|one, other| one.0.cmp(&other.0));
+        all
+    };
+    found.into_iter().map(|(at, list)| (at, in_order(list))).collect()
 }
 
 /// What happened, asked for by `limit` revisions at a time.
@@ -430,6 +523,8 @@ enum Step {
     Twice(u8),
     Delete(u8, u8),
     Split(u8),
+    Merge(u8),
+    Bring(u8),
     Deliver(u8),
     DeliverAll,
     /// So many revisions back.
@@ -466,6 +561,8 @@ impl World {
                 self.write(vec![delete_range(Bytes::from(key(from)), to)]);
             }
             Step::Split(at) => self.split(&Bytes::from(key(at))),
+            Step::Merge(at) => self.merge(at),
+            Step::Bring(at) => self.bring(at),
             Step::Deliver(at) => self.deliver(usize::from(at)),
             Step::DeliverAll => self.deliver_all(),
             Step::Compact(back) => self.compact(self.now() - i64::from(back)),
@@ -483,7 +580,9 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => any::<(u8, u8)>().prop_map(|(one, other)| Step::Both(one, other)),
         2 => any::<u8>().prop_map(Step::Twice),
         3 => any::<(u8, u8)>().prop_map(|(from, count)| Step::Delete(from, count)),
-        1 => any::<u8>().prop_map(Step::Split),
+        2 => any::<u8>().prop_map(Step::Split),
+        1 => any::<u8>().prop_map(Step::Merge),
+        1 => any::<u8>().prop_map(Step::Bring),
         10 => any::<u8>().prop_map(Step::Deliver),
         1 => Just(Step::DeliverAll),
         1 => (0..20u8).prop_map(Step::Compact),
