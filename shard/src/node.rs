@@ -374,8 +374,8 @@ pub struct Node {
     merges: BTreeSet<GroupId>,
     /// Who wants to know that groups here are frozen.
     askers: BTreeMap<GroupId, merge::Asker>,
-    /// Replicas whose rows others here have; whether a checkpoint on its way says so.
-    swallowed: BTreeMap<GroupId, bool>,
+    /// Replicas whose rows others here have.
+    swallowed: BTreeMap<GroupId, merge::Swallowed>,
     /// Nodes on which nothing is left of an absorbed group, by that and by the one that absorbed it.
     rests: BTreeMap<(GroupId, GroupId), BTreeSet<NodeId>>,
     /// What leaders of split tenants' groups here say to each other.

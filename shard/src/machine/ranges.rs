@@ -68,6 +68,8 @@ impl Machine {
         self.publish();
         let mut past = self.state.past.clone();
         past.push(self.past_here(&right));
+        // What nobody can watch any more is not looked for.
+        past.retain(|past| past.to_revision >= self.state.swept);
         let mut state = State {
             applied_index: 0,
             applied_term: 0,

@@ -11,9 +11,12 @@
 //!
 //! Both groups have their replicas on the same nodes, so that rows only change hands. A replica says
 //! that it is frozen when that is on its disk: so the left one, which may have to apply the log
-//! again after a crash, finds it as it was. It leaves when the checkpoint is on the disk that has
-//! its rows as the left one's. A replica of the left group that does not find the right one like that
-//! cannot go on, and is brought anew from another node.
+//! again after a crash, finds it as it was. A replica of the left group
+//! that does not find the right one like that cannot go on, and is brought anew from another node.
+//!
+//! Home's map lists the right group until the left one has registered with the keys of both, and
+//! whoever comes to lead home asks all that are listed to seal. So an absorbed group stays, without
+//! rows, until the left one's leader is registered, and tells the nodes to let it go.
 //!
 //! Whoever is frozen for longer asks the left group, which answers after a read round, whether the
 //! merge is under way still. A leader of the left group that did not begin a merge itself aborts it.
@@ -21,7 +24,8 @@
 //!
 //! Invariants:
 //! - While a merge is under way the members of both groups stay the same.
-//! - A frozen replica leaves only when the left one here has its rows, by its log or by a snapshot.
+//! - A frozen replica leaves only when the left one here has its rows, by its log or by a snapshot,
+//!   and home's map does not list its group.
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -43,6 +47,8 @@ use crate::split::wire;
 
 /// A merge that has not come to its end within this time is given up: requests wait for it.
 const MERGE_MS: u64 = 2000;
+/// Bits of a merge's number that tell the place in the log.
+const INDEX_BITS: u32 = 40;
 /// Between two entries that say the same.
 const AGAIN_MS: u64 = 1000;
 
@@ -58,6 +64,17 @@ pub(crate) struct Merging {
     absorbing: bool,
     /// What the nodes have said.
     frozen: Vec<(NodeId, Frozen)>,
+}
+
+/// A replica whose rows are another one's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Swallowed {
+    /// No checkpoint says so yet.
+    Fresh,
+    /// One that is on its way does.
+    Written,
+    /// It is on the disk.
+    Durable,
 }
 
 /// Somebody wants to know that a replica here is frozen.
@@ -97,7 +114,10 @@ impl Node {
         if busy || role.merging.is_some() || !role.participant.is_live() {
             return self.answer(ticket, Err(GroupError::not_done(Error::TooManyRequests, None)));
         }
-        let merge = Merge { number: wish.merge, right: GroupId(wish.right) };
+        // No other try has it: neither in this term, of which this entry will be a later one, nor in
+        // another.
+        let number = (group.core.term() << INDEX_BITS) + group.core.last_index();
+        let merge = Merge { number, right: GroupId(wish.right) };
         role.participant.begin(&Applied(&group.machine), merge);
         role.merging = Some(Merging {
             ticket,
@@ -110,8 +130,9 @@ impl Node {
         self.merges.insert(id);
     }
 
-    /// Lets a merge go on, from the left.
-    fn drive_left(&mut self, id: GroupId) {
+    /// Lets a merge go on, from the left. What is not known yet is asked for, if `asks`: not as an
+    /// answer to an answer, or that would go round for ever.
+    fn drive_left(&mut self, id: GroupId, asks: bool) {
         let now_ms = self.now_ms;
         let Some(group) = self.groups.get_mut(&id) else { return };
         let (Some(kept), Some(role)) = (group.machine.kept(), &mut group.role) else { return };
@@ -143,6 +164,7 @@ impl Node {
                 let change = RangeChange::Absorb { merge: merge.number, place, revision };
                 role.participant.change(change);
             }
+            None if !asks => {}
             None => {
                 let nodes: Vec<u64> = state.members.iter().map(|member| member.id).collect();
                 let (merge, right) = (merge.number, merge.right.0);
@@ -162,7 +184,7 @@ impl Node {
         own.frozen.retain(|(node, _)| *node != from);
         own.frozen.push((from, frozen));
         self.touch(id);
-        self.drive_left(id);
+        self.drive_left(id, false);
     }
 
     /// The last entry of a merge cannot be proposed now: home has something undecided.
@@ -193,7 +215,7 @@ impl Node {
         refused: bool,
     ) {
         match entry {
-            Entry::Begin { .. } => self.drive_left(id),
+            Entry::Begin { .. } => self.drive_left(id, true),
             Entry::Freeze { .. } => self.tell_frozen(id),
             Entry::Absorb { merge, .. } if !refused => {
                 let driven = self.role(id).and_then(|role| role.merging.as_ref());
@@ -389,9 +411,9 @@ impl Node {
         Ok(true)
     }
 
-    /// A replica's rows are another one's: it leaves when that is durable.
+    /// A replica's rows are another one's: it may leave when that is durable.
     fn swallow(&mut self, right: GroupId) {
-        self.swallowed.insert(right, false);
+        self.swallowed.insert(right, Swallowed::Fresh);
         self.checkpoints.forced = true;
         self.checkpoints.first_write_ms.get_or_insert(self.now_ms);
     }
@@ -410,31 +432,32 @@ impl Node {
 
     /// A checkpoint is frozen, in which the absorbed replicas' rows are others'.
     pub(super) fn freeze_swallowed(&mut self) {
-        self.swallowed.values_mut().for_each(|frozen| *frozen = true);
+        let fresh = self.swallowed.values_mut().filter(|state| **state == Swallowed::Fresh);
+        fresh.for_each(|state| *state = Swallowed::Written);
     }
 
-    /// It is durable: they leave.
-    pub(super) fn leave_swallowed(&mut self) {
-        let gone = self.swallowed.extract_if(.., |_, frozen| *frozen);
-        self.leaving.extend(gone.map(|(right, _)| right));
-        if !self.swallowed.is_empty() {
-            self.checkpoints.forced = true;
-            self.checkpoints.first_write_ms.get_or_insert(self.now_ms);
+    /// It is durable: they may leave.
+    pub(super) fn settle_swallowed(&mut self) {
+        for state in self.swallowed.values_mut() {
+            match state {
+                Swallowed::Written => *state = Swallowed::Durable,
+                Swallowed::Fresh => {
+                    self.checkpoints.forced = true;
+                    self.checkpoints.first_write_ms.get_or_insert(self.now_ms);
+                }
+                Swallowed::Durable => {}
+            }
         }
     }
 
-    /// Is the word that a group is no more to be heard? Not by a frozen replica whose rows another one
-    /// here is still to take over.
+    /// Is the word that a group is no more to be heard? Not by a frozen replica whose left neighbour is
+    /// here, and goes on: that one lets it go.
     pub(super) fn may_die(&self, id: GroupId, dying: &[GroupId]) -> bool {
         let frozen = self.groups.get(&id).and_then(|group| group.machine.kept()?.frozen);
-        let Some((_, left)) = frozen else { return true };
-        let Some(left) = self.groups.get(&left).filter(|_| !dying.contains(&left)) else {
-            return true;
-        };
-        left.machine.kept().is_some_and(|kept| kept.absorbed.contains(&id))
+        frozen.is_none_or(|(_, left)| !self.groups.contains_key(&left) || dying.contains(&left))
     }
 
-    /// Asks whether anything is left of absorbed groups.
+    /// Has nodes let go of absorbed groups, and asks whether anything is left of them.
     fn ask_rest(&mut self, id: GroupId) {
         let Some(group) = self.groups.get(&id).filter(|group| group.serving) else { return };
         let Some(kept) = group.machine.kept() else { return };
@@ -461,6 +484,10 @@ impl Node {
         }
         if !rest.answer {
             let there = self.groups.contains_key(&right) || self.shut.contains_key(&right);
+            if self.swallowed.get(&right) == Some(&Swallowed::Durable) {
+                self.swallowed.remove(&right);
+                self.leaving.insert(right);
+            }
             if !there && !self.departures.iter().any(|departure| departure.is_of(right)) {
                 self.say(from, Said::Rest(Rest { answer: true, ..rest }));
             }
@@ -488,7 +515,7 @@ impl Node {
         for id in self.merges.clone() {
             if self.groups.get(&id).is_some_and(|group| group.serving) {
                 self.touch(id);
-                self.drive_left(id);
+                self.drive_left(id, true);
                 self.ask_fate(id);
                 if asks_rest {
                     self.ask_rest(id);

@@ -889,7 +889,7 @@ impl Node {
             }
         }
         self.deliver()?;
-        self.leave_swallowed();
+        self.settle_swallowed();
         self.tell_all_frozen();
         self.installed()
     }

@@ -624,8 +624,9 @@ impl Participant {
         if self.phase == Phase::Joining && drained && sealed {
             self.phase = Phase::Registering;
             let (term, number, seal) = (self.term, self.number, replica.seal());
-            let place = replica.place().clone();
-            self.out.push(Do::Send(Up::Register { place, term, number, seal, applied }));
+            let (place, frozen) = (replica.place().clone(), replica.is_frozen());
+            let register = Up::Register { place, term, number, seal, applied, frozen };
+            self.out.push(Do::Send(register));
         }
         if matches!(self.phase, Phase::Catching(last) if last <= applied) {
             self.phase = Phase::Live;
@@ -990,7 +991,8 @@ mod tests {
         assert_eq!(participant.take(), Vec::new());
         participant.advance(&bare(5));
         let (place, term, number, seal, applied) = (bare(5).place, 1, 1, 5, 1);
-        let register = Up::Register { place, term, number, seal, applied };
+        let frozen = false;
+        let register = Up::Register { place, term, number, seal, applied, frozen };
         assert_eq!(participant.take(), vec![Do::Send(register)]);
     }
 

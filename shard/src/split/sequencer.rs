@@ -147,6 +147,8 @@ struct Shard {
     stream: Option<(u64, u64)>,
     /// It is registered on that stream.
     live: bool,
+    /// It is about to be absorbed, and votes on nothing until that is over.
+    frozen: bool,
     /// What its log held when it registered.
     registering: Option<i64>,
     /// What waits until no decision that concerns it is undecided.
@@ -162,6 +164,7 @@ impl Shard {
             applied: 0,
             stream: None,
             live: false,
+            frozen: false,
             registering: None,
             waiting: VecDeque::new(),
         }
@@ -537,8 +540,13 @@ impl Sequencer {
                     let marks = self.marks();
                     self.pend(Pending::Read { ticket, marks });
                 }
+                Early::Txn(txn) if self.is_frozen(&Footprint::of(&txn)) => {
+                    again.push_back((ticket, Early::Txn(txn)));
+                }
                 Early::Txn(txn) => self.begin_txn(ticket, txn),
-                Early::Revoke(lease) if self.revoking.contains(&lease) => {
+                Early::Revoke(lease)
+                    if self.revoking.contains(&lease) || self.holder_is_frozen(lease) =>
+                {
                     again.push_back((ticket, Early::Revoke(lease)));
                 }
                 Early::Revoke(lease) if !self.kept.leases.contains(&lease) => {
@@ -588,15 +596,29 @@ impl Sequencer {
         }
     }
 
+    /// Does it touch a group that votes on nothing?
+    fn is_frozen(&self, footprint: &Footprint) -> bool {
+        self.shards.values().any(|shard| shard.frozen && footprint.touches(&shard.range))
+    }
+
+    fn holder_is_frozen(&self, lease: i64) -> bool {
+        let frozen = |group: &GroupId| self.shards.get(group).is_some_and(|shard| shard.frozen);
+        self.holders_of(lease).iter().any(frozen)
+    }
+
+    /// The groups that may have keys of a lease.
+    fn holders_of(&self, lease: i64) -> Vec<GroupId> {
+        match self.holders.get(&lease) {
+            Some(Holders::Some(groups)) => groups.iter().copied().collect(),
+            Some(Holders::All) | None => self.shards.keys().copied().collect(),
+        }
+    }
+
     fn begin_revoke(&mut self, ticket: Ticket, lease: i64) {
         if !self.faults.has(Fault::LeaseNotMarked) {
             self.revoking.insert(lease);
         }
-        let groups: Vec<GroupId> = match self.holders.get(&lease) {
-            Some(Holders::Some(groups)) => groups.iter().copied().collect(),
-            Some(Holders::All) | None => self.shards.keys().copied().collect(),
-        };
-        let parts = groups.into_iter().map(|group| (group, Footprint::of_lease(lease))).collect();
+        let parts = self.holders_of(lease).into_iter().map(|group| (group, Footprint::of_lease(lease))).collect();
         self.latch(ticket, Kind::Revoke(lease), parts);
     }
 
@@ -634,7 +656,7 @@ impl Sequencer {
     /// A group's leader said something.
     pub fn hear(&mut self, from: StreamId, word: Up) {
         let stream = (from.term, from.number);
-        if let Up::Register { place, seal, applied, .. } = &word {
+        if let Up::Register { place, seal, applied, frozen, .. } = &word {
             if *seal > self.epoch && !self.faults.has(Fault::NoSeal) {
                 return self.out.push(Do::StepDown);
             }
@@ -662,12 +684,17 @@ impl Sequencer {
                 self.unplaced.insert(from.group, (from, word));
                 return self.go_on();
             }
-            let applied = *applied;
+            let (applied, frozen) = (*applied, *frozen);
             let Some(shard) = self.shards.get_mut(&from.group) else { return };
+            shard.frozen = frozen;
             shard.part();
             shard.stream = Some(stream);
             shard.registering = Some(applied);
             shard.applied = shard.applied.max(applied);
+            if frozen {
+                // What it has not voted on must not hold up the one that is to absorb it.
+                self.kill_all(&BTreeSet::from([from.group]));
+            }
             return self.go_on();
         }
         let Some(shard) = self.shards.get_mut(&from.group) else { return };
@@ -728,15 +755,19 @@ impl Sequencer {
         if !self.faults.has(Fault::HoldersNotSplit) {
             self.holders.values_mut().for_each(|holders| *holders = Holders::All);
         }
-        let concerns = |tx: &Tx| tx.parts.keys().any(|part| changed.contains(part));
-        let over = self.txs.iter().filter(|(_, tx)| concerns(tx));
-        let over: Vec<TxId> = over.map(|(id, _)| *id).collect();
-        for id in over {
-            if !self.faults.has(Fault::OldMapDecided) {
-                self.kill(id);
-            }
+        if !self.faults.has(Fault::OldMapDecided) {
+            self.kill_all(&changed);
         }
         self.out.push(Do::Marks(self.marks()));
+    }
+
+    /// Transactions that one of these groups has a part in are not done.
+    fn kill_all(&mut self, groups: &BTreeSet<GroupId>) {
+        let concerns = |tx: &Tx| tx.parts.keys().any(|part| groups.contains(part));
+        let over = self.txs.iter().filter(|(_, tx)| concerns(tx));
+        for id in over.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.kill(id);
+        }
     }
 
     /// The way to a group is broken. What it asked comes again when it registers anew.

@@ -88,6 +88,8 @@ pub enum Up {
         seal: u64,
         /// See above.
         applied: i64,
+        /// It is about to be absorbed: it votes on nothing.
+        frozen: bool,
     },
     /// Revisions are wanted, in this order. One such word is under way at a time.
     Want {

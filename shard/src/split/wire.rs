@@ -265,9 +265,9 @@ fn lists_in(lists: wire::LeaseLists) -> Vec<Vec<i64>> {
 pub fn up_out(group: GroupId, word: Up) -> wire::Up {
     use up::Body;
     let (applied, body) = match word {
-        Up::Register { place, seal, applied, .. } => {
+        Up::Register { place, seal, applied, frozen, .. } => {
             let place = Some(place_out(group, &place));
-            (applied, Body::Register(wire::Register { place, seal }))
+            (applied, Body::Register(wire::Register { place, seal, frozen }))
         }
         Up::Want { items, applied } => {
             let lists = items.into_iter().map(|item| item.leases).collect();
@@ -292,8 +292,8 @@ pub fn up_in(term: u64, number: u64, word: wire::Up) -> Option<Up> {
     use up::Body;
     let applied = word.applied;
     Some(match word.body? {
-        Body::Register(wire::Register { place, seal }) => {
-            Up::Register { place: place_in(place?).1, term, number, seal, applied }
+        Body::Register(wire::Register { place, seal, frozen }) => {
+            Up::Register { place: place_in(place?).1, term, number, seal, applied, frozen }
         }
         Body::Want(lists) => {
             let items = lists_in(lists).into_iter().map(|leases| Wanted { leases }).collect();
@@ -526,7 +526,7 @@ mod tests {
         let place = Place { range: KeyRange::single(&"k".into()), version: 2 };
         let past = vec![(all.clone(), 7, vec![row("b")])];
         let ups = [
-            Up::Register { place, term: 5, number: 6, seal: 7, applied: 8 },
+            Up::Register { place, term: 5, number: 6, seal: 7, applied: 8, frozen: true },
             Up::Want { items: vec![Wanted { leases: vec![1, 2] }, Wanted::default()], applied: 8 },
             Up::Ask { applied: 8 },
             Up::AskLeases { leases: vec![vec![], vec![3]] },

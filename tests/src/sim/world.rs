@@ -188,6 +188,7 @@ enum Waiting {
     Service(service::Asked),
     /// Placement, which asked for a split.
     Split { group: GroupId },
+    Merge { group: GroupId },
     /// Placement, which asked for another leader.
     Handed { group: GroupId },
     /// A client's router, which asked home where the revisions stand.
@@ -299,12 +300,15 @@ pub struct Trial {
     /// In a scene with splits: watches, and planned changes of leaders. They came later: without
     /// them kept seeds tell their old story.
     pub crowded: bool,
+    /// In a scene with splits: neighbours become one again. They came later still.
+    pub merges: bool,
 }
 
 impl Trial {
     /// A seed's own.
     pub fn of(seed: u64) -> Trial {
-        Trial { scene: Scene::of(seed), large_bytes: large_bytes(seed), fault: None, crowded: true }
+        let (scene, large_bytes) = (Scene::of(seed), large_bytes(seed));
+        Trial { scene, large_bytes, fault: None, crowded: true, merges: true }
     }
 }
 
@@ -315,7 +319,7 @@ pub fn run(seed: u64, tell: bool) -> Outcome {
 
 /// Runs one seed in another way than its own.
 pub fn run_trial(seed: u64, tell: bool, trial: &Trial) -> Outcome {
-    let Trial { scene, large_bytes, fault, crowded } = *trial;
+    let Trial { scene, large_bytes, fault, crowded, merges } = *trial;
     let mut random = Random::new(seed);
     // What was added later is drawn apart, so that kept seeds still tell their old story.
     let mut spice = Random::new(!seed);
@@ -362,7 +366,7 @@ pub fn run_trial(seed: u64, tell: bool, trial: &Trial) -> Outcome {
         moves: Moves::new(weather.hosts as u64),
         service,
         peaceful: weather.is_peaceful(),
-        splits: (scene == Scene::Split).then(|| splits::Splits::new(seed, crowded)),
+        splits: (scene == Scene::Split).then(|| splits::Splits::new(seed, crowded, merges)),
         faults: 0,
         marks: BTreeMap::new(),
         ops: 0,
@@ -1137,6 +1141,7 @@ impl World {
                 }
             }
             Waiting::Split { group } => self.split_heard(group, answer),
+            Waiting::Merge { group } => self.merge_heard(group, &answer),
             Waiting::Span { client, op, number } => match answer {
                 Ok(Answer::Reply(Reply::Span(span))) => self.gather((client, op), number, span),
                 Ok(_) => unreachable!("a span is told or refused"),

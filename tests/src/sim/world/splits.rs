@@ -1,6 +1,6 @@
 //! A tenant that is split while it works: real nodes with logs, crashes and a network, real groups
-//! that part from others. The simulator plays placement, which asks leaders to split and learns of
-//! it a while later, has leaders change and watches a key here and there, and the routers, which go
+//! that part from others and take in their neighbours. The simulator plays placement, which asks
+//! leaders to split and to merge and learns of it a while later, has leaders change and watches a key here and there, and the routers, which go
 //! by an old map until then, and put lists over several groups together. Watches over several groups
 //! have trials of their own (`router/src/trials/split.rs`).
 //!
@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use proto::cluster::group::{
-    GroupRequest, RangePlace, ReadAt, Span, SpanRequest, SplitRange, refusal,
+    GroupRequest, MergeRange, RangePlace, ReadAt, Span, SpanRequest, SplitRange, refusal,
 };
 use proto::etcd::{MoveLeaderRequest, RangeRequest, RangeResponse, ResponseHeader};
 use proto::group::{GroupError, Reply, Request};
@@ -50,6 +50,15 @@ struct Wish {
     child: GroupId,
 }
 
+/// A merge that placement wants.
+#[derive(Clone, Debug)]
+struct Union {
+    number: u64,
+    left: GroupId,
+    right: GroupId,
+    at: Bytes,
+}
+
 /// A list over several groups on its way.
 struct Gather {
     /// Names the try: parts of an earlier one may still come.
@@ -66,6 +75,13 @@ pub(super) struct Splits {
     /// For what came later.
     spice: Random,
     crowded: bool,
+    /// For what came later still.
+    salt: Random,
+    merges: bool,
+    union: Option<Union>,
+    next_union: u64,
+    /// Groups that are no more.
+    dead: Vec<GroupId>,
     /// Ascending by start.
     map: Vec<Placed>,
     wish: Option<Wish>,
@@ -80,8 +96,9 @@ pub(super) struct Splits {
     /// What was committed under a revision, by place.
     changes: BTreeMap<i64, (u64, BTreeMap<u32, KeyEvent>)>,
     conflicts: Vec<String>,
-    /// Splits that happened.
+    /// Splits and merges that happened.
     pub(super) done: u64,
+    pub(super) merged: u64,
 }
 
 /// Where a request goes.
@@ -93,12 +110,17 @@ pub(super) enum Route {
 }
 
 impl Splits {
-    pub(super) fn new(seed: u64, crowded: bool) -> Splits {
+    pub(super) fn new(seed: u64, crowded: bool, merges: bool) -> Splits {
         let first = Placed { start: Bytes::new(), group: id::DEFAULT_GROUP, version: 1 };
         Splits {
             random: Random::new(seed.rotate_left(48)),
             spice: Random::new(!seed.rotate_left(48)),
             crowded,
+            salt: Random::new(!seed.rotate_left(16)),
+            merges,
+            union: None,
+            next_union: 1,
+            dead: Vec::new(),
             map: vec![first],
             wish: None,
             coming: None,
@@ -110,6 +132,7 @@ impl Splits {
             changes: BTreeMap::new(),
             conflicts: Vec::new(),
             done: 0,
+            merged: 0,
         }
     }
 
@@ -259,7 +282,11 @@ impl World {
         }
         self.bring_replicas();
         self.change_a_leader();
+        self.tend_merges();
         let splits = self.splits();
+        if splits.union.is_some() {
+            return;
+        }
         if let Some(wish) = splits.wish.clone() {
             return self.ask_split(wish);
         }
@@ -273,6 +300,103 @@ impl World {
                 splits.next_child += 1;
                 splits.wish = Some(Wish { group, at, child });
             }
+        }
+    }
+
+    /// Placement wants neighbours to be one, and learns what has become of groups.
+    fn tend_merges(&mut self) {
+        if !self.splits().merges {
+            return;
+        }
+        self.learn_places();
+        let (hosts, calm) = (self.hosts.len() as u64, self.now >= FAULTS_MS);
+        let splits = self.splits();
+        let idle = splits.union.is_none() && splits.wish.is_none() && splits.coming.is_none();
+        if idle && !calm && splits.map.len() > 1 && splits.salt.permille(150) {
+            let right = splits.salt.between(1, splits.map.len() as u64 - 1) as usize;
+            let number = splits.next_union;
+            splits.next_union += 1;
+            let (left, placed) = (splits.map[right - 1].group, &splits.map[right]);
+            let (right, at) = (placed.group, placed.start.clone());
+            splits.union = Some(Union { number, left, right, at });
+        }
+        // It may be given up after it was asked for.
+        if splits.salt.permille(20) {
+            splits.union = None;
+        }
+        // Nodes hear again and again that a group is no more.
+        let host = splits.salt.below(hosts) as usize;
+        let dead = splits.dead.clone();
+        if !dead.is_empty() && splits.salt.permille(200) && self.hosts[host].process.is_some() {
+            self.step(host, Input::Deaths(dead));
+        }
+        let splits = self.splits();
+        let Some(Union { number, left, right, at }) = splits.union.clone() else { return };
+        let Some(placed) = splits.map.iter().find(|placed| placed.group == left).cloned() else {
+            return;
+        };
+        let body = Request::MergeRange(MergeRange { merge: number, right: right.0, at });
+        let request = GroupRequest { tenant: 0, ..splits.request(&placed, body) };
+        let any = splits.salt.below(hosts) as usize;
+        let led = splits.leaders.get(&left).copied();
+        let hinted = led.filter(|_| splits.salt.permille(900));
+        let host = hinted.and_then(|node| self.host_of(node)).unwrap_or(any);
+        if self.hosts[host].process.is_some() {
+            self.note(&format!("placement asks n{}: {left:?} takes in {right:?}", host + 1));
+            self.request(host, Waiting::Merge { group: left }, request);
+        }
+    }
+
+    pub(super) fn merge_heard(&mut self, group: GroupId, answer: &Result<Answer, GroupError>) {
+        self.note(&format!("placement hears of {group:?}: {answer:?}"));
+        if let Err(GroupError { leader_node: Some(leader), .. }) = answer {
+            self.led(group, *leader);
+        }
+    }
+
+    /// What groups' replicas say of their ranges is the truth, and is reported now and then.
+    fn learn_places(&mut self) {
+        let splits = self.splits();
+        let place = splits.salt.below(splits.map.len() as u64) as usize;
+        if splits.coming.is_some() || !splits.salt.permille(400) {
+            return;
+        }
+        let placed = splits.map[place].clone();
+        let own = splits.end_of(place);
+        let told = |host: &host::Host| {
+            let group = host.process.as_ref()?.node.group(placed.group)?;
+            let state = group.machine().state();
+            Some((state.range_version, state.end.clone()))
+        };
+        let Some((version, end)) = self.hosts.iter().filter_map(told).max_by_key(|told| told.0)
+        else {
+            return;
+        };
+        let splits = self.splits();
+        let shrank = end.is_some() && own.as_ref().is_none_or(|own| end.as_ref() < Some(own));
+        if version <= placed.version || shrank {
+            return;
+        }
+        splits.map[place].version = version;
+        let covered = |next: &Placed| end.as_ref().is_none_or(|end| next.start < *end);
+        while splits.map.get(place + 1).is_some_and(covered) {
+            let gone = splits.map.remove(place + 1);
+            splits.merged += 1;
+            splits.dead.push(gone.group);
+            splits.parents.remove(&gone.group);
+            // Who came out of it came out of the one that has its keys now.
+            for parent in splits.parents.values_mut().filter(|parent| **parent == gone.group) {
+                *parent = placed.group;
+            }
+            splits.union.take_if(|union| union.right == gone.group || union.left == gone.group);
+            // A merge that was given up may come after a split was asked for.
+            if let Some(wish) = splits.wish.as_mut().filter(|wish| wish.group == gone.group) {
+                wish.group = placed.group;
+            }
+        }
+        self.note(&format!("routers learn of {:?} at version {version}", placed.group));
+        for host in 0..self.hosts.len() {
+            self.tell_whereabouts(host);
         }
     }
 
@@ -528,8 +652,11 @@ impl World {
     pub(super) fn judge_splits(&mut self, violations: &mut Vec<String>) {
         let Some(mut splits) = self.splits.take() else { return };
         splits.rename(&mut self.tenants[0].history, self.peaceful, violations);
-        if splits.wish.is_some() || splits.coming.is_some() {
-            violations.push("a split did not end after the world calmed down".to_owned());
+        if splits.wish.is_some() || splits.coming.is_some() || splits.union.is_some() {
+            violations.push(format!(
+                "it did not end after the world calmed down: {:?} {:?} {:?}",
+                splits.wish, splits.coming, splits.union
+            ));
         }
         let wanted: BTreeSet<GroupId> = splits.map.iter().map(|placed| placed.group).collect();
         for host in &self.hosts {
