@@ -14,10 +14,10 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use proto::{GroupId, KeyRange};
 use proto::etcd::{PutRequest, TxnRequest, TxnResponse};
 use proto::group::Reply;
 use proto::mvccpb::KeyValue;
+use proto::{GroupId, KeyRange};
 
 use super::Machine;
 use super::effect::{Effect, RevisionEvents};

@@ -161,10 +161,10 @@ impl State {
     /// Where the versions stand.
     pub fn versions(&self) -> Pieces {
         let first = Shelf(if self.versions_shelf == 0 { self.shelf } else { self.versions_shelf });
-        let others = self.pieces.iter().map(|piece| Piece {
-            start: piece.start.clone(),
-            shelf: Shelf(piece.shelf),
-        });
+        let others = self
+            .pieces
+            .iter()
+            .map(|piece| Piece { start: piece.start.clone(), shelf: Shelf(piece.shelf) });
         Pieces::new([Piece { start: bytes::Bytes::new(), shelf: first }].into_iter().chain(others))
     }
 

@@ -207,13 +207,7 @@ impl Node {
     }
 
     /// An entry was applied that may be about a merge.
-    pub(super) fn merge_applied(
-        &mut self,
-        id: GroupId,
-        own: bool,
-        entry: &Entry,
-        refused: bool,
-    ) {
+    pub(super) fn merge_applied(&mut self, id: GroupId, own: bool, entry: &Entry, refused: bool) {
         match entry {
             Entry::Begin { .. } => self.drive_left(id, true),
             Entry::Freeze { .. } => self.tell_frozen(id),
@@ -524,6 +518,8 @@ impl Node {
         }
         let groups = &self.groups;
         self.askers.retain(|id, _| groups.contains_key(id));
+        self.merges.retain(|id| groups.contains_key(id));
+        self.swallowed.retain(|id, _| groups.contains_key(id));
     }
 
     /// Somebody said something about a merge.

@@ -106,7 +106,8 @@ fn whoever_leaves_takes_its_rows_and_nobody_elses() {
         // The process ends: not, before the rest is on disk, or before anything is dropped.
         for dies in 0..3 {
             let mut driven = split();
-            let shared = driven.node.group(GROUP).unwrap().machine().shelves().pieces.shelf_of(b"a");
+            let shared =
+                driven.node.group(GROUP).unwrap().machine().shelves().pieces.shelf_of(b"a");
             let kept = driven.keys(stays);
             assert!(kept.len() >= 4);
             if dies == 1 {

@@ -618,7 +618,11 @@ impl Sequencer {
         if !self.faults.has(Fault::LeaseNotMarked) {
             self.revoking.insert(lease);
         }
-        let parts = self.holders_of(lease).into_iter().map(|group| (group, Footprint::of_lease(lease))).collect();
+        let parts = self
+            .holders_of(lease)
+            .into_iter()
+            .map(|group| (group, Footprint::of_lease(lease)))
+            .collect();
         self.latch(ticket, Kind::Revoke(lease), parts);
     }
 

@@ -177,7 +177,9 @@ enum Waiting {
         shared: Option<Arc<Shared>>,
     },
     /// A watcher that asks what "now" is.
-    Watcher { watcher: usize },
+    Watcher {
+        watcher: usize,
+    },
     /// The operator.
     Operator,
     /// Placement, which looks at the group's leader.
@@ -187,12 +189,22 @@ enum Waiting {
     /// Somebody of the service.
     Service(service::Asked),
     /// Placement, which asked for a split.
-    Split { group: GroupId },
-    Merge { group: GroupId },
+    Split {
+        group: GroupId,
+    },
+    Merge {
+        group: GroupId,
+    },
     /// Placement, which asked for another leader.
-    Handed { group: GroupId },
+    Handed {
+        group: GroupId,
+    },
     /// A client's router, which asked home where the revisions stand.
-    Span { client: usize, op: OpId, number: u64 },
+    Span {
+        client: usize,
+        op: OpId,
+        number: u64,
+    },
     /// A client's router, which asked for a part of a list.
     Part {
         client: usize,

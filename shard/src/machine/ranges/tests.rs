@@ -20,14 +20,14 @@ use crate::extents::{Extents, ExtentsConfig, Named};
 use crate::group::large::Placed;
 use crate::machine::state::State;
 use crate::machine::{Machine, leases};
+use crate::split::entry::{Kept, Merge};
+use crate::split::stream::Place;
 use crate::store::Store;
 use crate::store::changes::{self, Change};
 use crate::store::checkpoint::NodeRow;
 use crate::store::counts::Counter;
 use crate::store::layout::{self, Shelf, Value};
 use crate::store::recent::ChangeMap;
-use crate::split::entry::{Kept, Merge};
-use crate::split::stream::Place;
 use crate::store::shelves::{Pieces, Shelves};
 use crate::store::view::{Found, View};
 
@@ -290,8 +290,7 @@ impl World {
         }
         // Its counts are made anew because they do not add up.
         let (versions_shelf, pieces, past) = (0, Vec::new(), Vec::new());
-        let state =
-            State { shelf: shelf.0, versions_shelf, pieces, past, ..machine.state.clone() };
+        let state = State { shelf: shelf.0, versions_shelf, pieces, past, ..machine.state.clone() };
         self.groups[at].machine = open(store, state);
         self.checkpoint();
     }

@@ -1,8 +1,12 @@
 //! A tenant that is split on a node with one replica of each group.
 
 use proto::cluster::group::refusal::Outcome;
-use proto::cluster::group::{Charter, GroupRequest, SetCharter, Span, SpanRequest, SplitRange};
+use proto::cluster::group::{
+    Charter, GroupRequest, MergeRange, SetCharter, Span, SpanRequest, SplitRange,
+};
 use proto::cluster::raft::{GroupMessage, Message};
+use proto::cluster::split::split_message::Body as Said;
+use proto::cluster::split::{AskFrozen, SplitMessage};
 use proto::etcd::alarm_request::AlarmAction;
 use proto::etcd::request_op::Request as Op;
 use proto::etcd::{
@@ -28,16 +32,21 @@ impl Driven {
         self.node.group(group).map_or(1, |group| group.machine().state().range_version)
     }
 
-    /// Asks a group of the tenant; rows are read like a router does.
-    fn call(&mut self, group: GroupId, body: Request) -> Result<Reply, Error> {
+    fn begin_in(&mut self, group: GroupId, body: Request) -> Ticket {
         self.tickets += 1;
         let ticket = self.tickets;
         let range_version = self.version(group);
         let (tenant, namespace) = (GROUP.0, 1);
-        let request =
-            GroupRequest { tenant, namespace, range_version, ..request_to(group, body.clone()) };
+        let request = GroupRequest { tenant, namespace, range_version, ..request_to(group, body) };
         self.node.step(self.now_ms, Input::Request { ticket, request }).unwrap();
         self.settle();
+        ticket
+    }
+
+    /// Asks a group of the tenant; rows are read like a router does.
+    fn call(&mut self, group: GroupId, body: Request) -> Result<Reply, Error> {
+        let range_version = self.version(group);
+        let ticket = self.begin_in(group, body.clone());
         if !self.answers.contains_key(&ticket) {
             self.pass(300);
         }
@@ -393,4 +402,140 @@ fn a_write_that_is_done_when_the_role_ends_is_not_told_to_be_tried_again() {
         _ => None,
     });
     assert_eq!(answers.collect::<Vec<_>>(), vec![(ticket, true)]);
+}
+
+// === merges ===
+
+impl Driven {
+    fn merge(&mut self, left: GroupId, right: GroupId, at: &'static str) {
+        let wish = MergeRange { right: right.0, at: at.into() };
+        let reply = self.call(left, Request::MergeRange(wish));
+        assert!(matches!(reply, Ok(Reply::Ranges(_))), "{reply:?}");
+    }
+
+    fn is_split(&self) -> bool {
+        self.node.groups[&GROUP].machine.is_split()
+    }
+
+    /// What a group's history tells of each revision.
+    fn told(&self, group: GroupId) -> Vec<(i64, Vec<String>)> {
+        let machine = self.node.group(group).unwrap().machine();
+        let (shelves, to) = (machine.shelves().clone(), machine.state().revision);
+        let (history, _) = self.node.store().history(&shelves, 2, to, 100).unwrap();
+        let key = |change: &crate::store::changes::Change| {
+            String::from_utf8(change.key.to_vec()).unwrap()
+        };
+        history.iter().map(|(at, list)| (*at, list.iter().map(key).collect())).collect()
+    }
+}
+
+#[test]
+fn a_tenant_that_is_on_one_group_again_goes_on_without_a_gap() {
+    // The process ends at once, before anything is let go, or when all that is done; or not.
+    for dies_ms in [Some(0), Some(20), Some(200), Some(8000), None] {
+        let mut driven = split();
+        let grant = Request::LeaseGrant(LeaseGrantRequest { id: 77, ttl: 60 });
+        assert!(driven.call(GROUP, grant).is_ok());
+        driven.set(GROUP, "c", 77);
+        driven.set(CHILD, "q", 77);
+        let txn = TxnRequest { success: vec![put_op("x"), put_op("b")], ..Default::default() };
+        assert!(driven.call(GROUP, Request::Txn(txn)).is_ok());
+        driven.merge(GROUP, CHILD, "m");
+        assert!(!driven.is_split());
+        if let Some(ms) = dies_ms {
+            driven.pass(ms);
+            driven = driven.killed(false);
+            driven.pass(1000);
+        }
+        let keys = ["a", "b", "c", "q", "x", "y"];
+        assert_eq!(driven.list(GROUP, "a", "zz"), (keys.map(String::from).to_vec(), 8));
+        assert_eq!([driven.set(GROUP, "z", 0), driven.set(GROUP, "a", 77)], [9, 10]);
+        let each = [(2, "a"), (3, "b"), (4, "x"), (5, "y"), (6, "c"), (7, "q")];
+        let mut wanted: Vec<(i64, Vec<String>)> =
+            each.map(|(at, key)| (at, vec![key.to_owned()])).to_vec();
+        // In the order of the operations.
+        wanted.push((8, vec!["x".to_owned(), "b".to_owned()]));
+        wanted.extend([(9, vec!["z".to_owned()]), (10, vec!["a".to_owned()])]);
+        assert_eq!(driven.told(GROUP), wanted, "dies {dies_ms:?}");
+        let machine = &driven.node.groups[&GROUP].machine;
+        assert_eq!((machine.state().keys, machine.published().counts().read().total()), (7, 7));
+        let revoke = Request::LeaseRevoke(LeaseRevokeRequest { id: 77 });
+        let Ok(Reply::LeaseRevoke(reply)) = driven.call(GROUP, revoke) else { panic!("revoke") };
+        assert_eq!(reply.header.unwrap().revision, 11);
+        assert_eq!(driven.list(GROUP, "a", "zz").0, ["b", "x", "y", "z"]);
+        driven.pass(8000);
+        assert!(!driven.node.groups.contains_key(&CHILD), "it is gone");
+        assert!(driven.node.groups[&GROUP].machine.kept().unwrap().absorbed.is_empty());
+        assert!(driven.node.swallowed.is_empty() && driven.node.merges.is_empty());
+        driven.node.store().audit().unwrap();
+        let driven = driven.killed(false);
+        assert_eq!(driven.told(GROUP).len(), 10);
+    }
+}
+
+#[test]
+fn who_was_merged_is_split_again_in_the_same_term() {
+    let mut driven = split();
+    driven.merge(GROUP, CHILD, "m");
+    driven.pass(3000);
+    driven.split(GROUP, "b", GroupId(51));
+    driven.split(GroupId(51), "x", GroupId(52));
+    let revisions = [
+        driven.set(GroupId(51), "b", 0),
+        driven.set(GroupId(52), "x", 0),
+        driven.set(GROUP, "a", 0),
+    ];
+    assert_eq!(revisions, [6, 7, 8]);
+    driven.merge(GroupId(51), GroupId(52), "x");
+    assert!(driven.is_split());
+    assert_eq!([driven.set(GroupId(51), "y", 0), driven.set(GROUP, "a", 0)], [9, 10]);
+    // One that has absorbed somebody waits until nothing is left of that one.
+    driven.pass(5000);
+    driven.merge(GROUP, GroupId(51), "b");
+    assert_eq!(driven.list(GROUP, "a", "zz").0, ["a", "b", "x", "y"]);
+    assert_eq!(driven.set(GROUP, "q", 0), 11);
+}
+
+#[test]
+fn a_merge_that_comes_to_nothing_leaves_both_as_they_were() {
+    let mut driven = split();
+    let wish =
+        |right: u64, at: &'static str| Request::MergeRange(MergeRange { right, at: at.into() });
+    assert_eq!(driven.call(GROUP, wish(CHILD.0, "n")).err(), Some(Error::StaleRange));
+    // Nobody has such a group.
+    let ticket = driven.begin_in(GROUP, wish(99, "m"));
+    driven.pass(1000);
+    assert!(driven.node.groups[&GROUP].is_merging() && !driven.answers.contains_key(&ticket));
+    assert_eq!([driven.set(GROUP, "a", 0), driven.set(CHILD, "x", 0)], [6, 7]);
+    driven.pass(2500);
+    let answer = driven.answers.remove(&ticket).expect("it is given up");
+    assert_eq!(answer.unwrap_err().error, Error::TooManyRequests);
+    assert!(!driven.node.groups[&GROUP].is_merging());
+    // One who was asked to freeze by nobody who knows of it.
+    let (merge, left, right) = (5, GROUP.0, CHILD.0);
+    let body = Some(Said::AskFrozen(AskFrozen { merge, left, right }));
+    driven.node.step_split(driven.node.config.node, SplitMessage { body });
+    driven.settle();
+    assert!(driven.node.groups[&CHILD].is_merging());
+    let before = driven.version(CHILD);
+    driven.pass(3000);
+    assert!(!driven.node.groups[&CHILD].is_merging(), "it thaws");
+    assert_eq!(driven.version(CHILD), before + 1);
+    assert_eq!([driven.set(GROUP, "a", 0), driven.set(CHILD, "x", 0)], [8, 9]);
+    driven.merge(GROUP, CHILD, "m");
+}
+
+#[test]
+fn what_is_frozen_keeps_its_rows_whatever_is_said_of_its_death() {
+    let mut driven = split();
+    let (merge, left, right) = (5, GROUP.0, CHILD.0);
+    let body = Some(Said::AskFrozen(AskFrozen { merge, left, right }));
+    driven.node.step_split(driven.node.config.node, SplitMessage { body });
+    driven.settle();
+    driven.node.step(driven.now_ms, Input::Deaths(vec![CHILD])).unwrap();
+    driven.settle();
+    assert!(driven.node.groups.contains_key(&CHILD));
+    driven.node.step(driven.now_ms, Input::Deaths(vec![GROUP, CHILD])).unwrap();
+    driven.settle();
+    assert!(!driven.node.groups.contains_key(&CHILD), "the whole tenant is gone");
 }

@@ -53,7 +53,6 @@ struct Wish {
 /// A merge that placement wants.
 #[derive(Clone, Debug)]
 struct Union {
-    number: u64,
     left: GroupId,
     right: GroupId,
     at: Bytes,
@@ -79,7 +78,6 @@ pub(super) struct Splits {
     salt: Random,
     merges: bool,
     union: Option<Union>,
-    next_union: u64,
     /// Groups that are no more.
     dead: Vec<GroupId>,
     /// Ascending by start.
@@ -96,9 +94,8 @@ pub(super) struct Splits {
     /// What was committed under a revision, by place.
     changes: BTreeMap<i64, (u64, BTreeMap<u32, KeyEvent>)>,
     conflicts: Vec<String>,
-    /// Splits and merges that happened.
+    /// Splits that happened.
     pub(super) done: u64,
-    pub(super) merged: u64,
 }
 
 /// Where a request goes.
@@ -119,7 +116,6 @@ impl Splits {
             salt: Random::new(!seed.rotate_left(16)),
             merges,
             union: None,
-            next_union: 1,
             dead: Vec::new(),
             map: vec![first],
             wish: None,
@@ -132,7 +128,6 @@ impl Splits {
             changes: BTreeMap::new(),
             conflicts: Vec::new(),
             done: 0,
-            merged: 0,
         }
     }
 
@@ -314,11 +309,9 @@ impl World {
         let idle = splits.union.is_none() && splits.wish.is_none() && splits.coming.is_none();
         if idle && !calm && splits.map.len() > 1 && splits.salt.permille(150) {
             let right = splits.salt.between(1, splits.map.len() as u64 - 1) as usize;
-            let number = splits.next_union;
-            splits.next_union += 1;
             let (left, placed) = (splits.map[right - 1].group, &splits.map[right]);
             let (right, at) = (placed.group, placed.start.clone());
-            splits.union = Some(Union { number, left, right, at });
+            splits.union = Some(Union { left, right, at });
         }
         // It may be given up after it was asked for.
         if splits.salt.permille(20) {
@@ -331,11 +324,11 @@ impl World {
             self.step(host, Input::Deaths(dead));
         }
         let splits = self.splits();
-        let Some(Union { number, left, right, at }) = splits.union.clone() else { return };
+        let Some(Union { left, right, at }) = splits.union.clone() else { return };
         let Some(placed) = splits.map.iter().find(|placed| placed.group == left).cloned() else {
             return;
         };
-        let body = Request::MergeRange(MergeRange { merge: number, right: right.0, at });
+        let body = Request::MergeRange(MergeRange { right: right.0, at });
         let request = GroupRequest { tenant: 0, ..splits.request(&placed, body) };
         let any = splits.salt.below(hosts) as usize;
         let led = splits.leaders.get(&left).copied();
@@ -378,10 +371,11 @@ impl World {
             return;
         }
         splits.map[place].version = version;
+        let mut merged = 0;
         let covered = |next: &Placed| end.as_ref().is_none_or(|end| next.start < *end);
         while splits.map.get(place + 1).is_some_and(covered) {
             let gone = splits.map.remove(place + 1);
-            splits.merged += 1;
+            merged += 1;
             splits.dead.push(gone.group);
             splits.parents.remove(&gone.group);
             // Who came out of it came out of the one that has its keys now.
@@ -393,6 +387,9 @@ impl World {
             if let Some(wish) = splits.wish.as_mut().filter(|wish| wish.group == gone.group) {
                 wish.group = placed.group;
             }
+        }
+        if merged > 0 {
+            *self.marks.entry("a merge".to_owned()).or_default() += merged;
         }
         self.note(&format!("routers learn of {:?} at version {version}", placed.group));
         for host in 0..self.hosts.len() {
