@@ -290,6 +290,9 @@ impl Node {
         if target == group.core.key().replica {
             return self.answer(ticket, Ok(Reply::Done(header)));
         }
+        if group.is_first_split_under_way() {
+            return self.answer(ticket, Err(GroupError::not_done(Error::TooManyRequests, None)));
+        }
         let before = group.transfer.replace(Transfer { ticket, target, until_ms });
         self.hand_to(id, target);
         if let Some(before) = before {
@@ -327,7 +330,7 @@ impl Node {
     fn hand_over_group(&mut self, id: GroupId) {
         self.wake(id);
         let Some(group) = self.groups.get_mut(&id) else { return };
-        if !group.core.is_leader() || group.is_transferring() {
+        if !group.core.is_leader() || group.is_transferring() || group.is_first_split_under_way() {
             return;
         }
         let own = group.core.key().replica;

@@ -1470,6 +1470,11 @@ impl Group {
         handing || self.core.is_transferring()
     }
 
+    /// Only the leader that has proposed the tenant's first split goes on without a gap.
+    pub(super) fn is_first_split_under_way(&self) -> bool {
+        self.parting.is_some() && self.role.is_none()
+    }
+
     /// Is a change of members under way?
     pub(super) fn has_change_under_way(&self) -> bool {
         self.machine.state().members.iter().any(|member| member.is_learner)
