@@ -64,6 +64,7 @@ pub struct Published {
     compacted: AtomicI64,
     applied: AtomicU64,
     rows: AtomicU64,
+    left: AtomicBool,
     shelves: ArcSwap<Shelves>,
     range_version: AtomicU64,
     split: AtomicBool,
@@ -116,7 +117,10 @@ impl Published {
     /// The group's own shelf, or [`NO_SHELF`]. It changes when a snapshot replaces all rows: whoever
     /// has read looks afterwards that it is still the same.
     pub fn rows(&self) -> Shelf {
-        Shelf(self.rows.load(Ordering::Acquire))
+        match self.left.load(Ordering::Acquire) {
+            true => NO_SHELF,
+            false => Shelf(self.rows.load(Ordering::Acquire)),
+        }
     }
 
     /// Where all rows stand, and which keys are the group's. Whoever has read looks afterwards that
@@ -125,9 +129,10 @@ impl Published {
         self.shelves.load_full()
     }
 
-    /// The replica has left: whoever reads its rows may not find them any more.
+    /// The replica has left, or its rows are another one's: whoever reads them may not find them any
+    /// more. For good.
     pub fn leave(&self) {
-        self.rows.store(NO_SHELF.0, Ordering::Release);
+        self.left.store(true, Ordering::Release);
     }
 
     /// Whose the group is and what its clients may do, without the quota.

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # A tenant is split while stock clients write to it and watch it, and is one etcd as before: one
-# sequence of revisions, transactions and leases over all its groups. Then everything is killed and
-# started again. Starts its own:
+# sequence of revisions, transactions and leases over all its groups. It is brought together on one
+# group under the same load, and split again. Then everything is killed and started again. Starts its
+# own:
 #
 #   ATOLL_BIN=target/release/atoll tests/interop/split.sh
 set -euo pipefail
@@ -72,6 +73,35 @@ same "and takes them along" 0 "$(field '[.kvs[]?.key | @base64d | select(endswit
 BEFORE=$(field .header.revision /)
 same "keys of both groups are deleted" "$((WRITES + 12))" "$(acme del --range /registry/events/e2 /registry/pods/p4)"
 same "in one revision" "$((BEFORE + 1))" "$(field .header.revision /)"
+
+# --- on one group again
+LAST=$(field .header.revision /)
+more() {
+  local n
+  for n in $(seq 1 "$WRITES"); do
+    acme put "/registry/$1/m$n" "$n" >/dev/null || return 1
+  done
+}
+more pods & PODS=$!
+more events & EVENTS=$!
+LEASE=$(acme lease grant 60 | awk '{print $2}')
+acme put /registry/pods/leased x --lease "$LEASE" >/dev/null
+acme put /registry/events/leased x --lease "$LEASE" >/dev/null
+eventually 20 "it can be merged" atoll tenant merge acme --all
+is_whole() { ! atoll tenant show acme | grep -q 'split over'; }
+eventually 60 "it is on one group again" is_whole
+wait "$PODS" || die "a put failed while the tenant was merged"
+wait "$EVENTS" || die "a put failed while the tenant was merged"
+passed "no put failed"
+same "the revisions have no gap" "$((LAST + 2 + 2 * WRITES))" "$(field .header.revision /registry/)"
+like "the lease knows its keys" "events/leased /registry/pods/leased" "$(acme lease timetolive "$LEASE" --keys)"
+acme lease revoke "$LEASE" >/dev/null
+same "all keys are listed" "$((2 * WRITES))" "$(field '[.kvs[].key | @base64d | select(test("/m[0-9]+$"))] | length' --prefix /registry/)"
+same "the past is what it was" 20 "$(field '.kvs | length' --prefix /registry/ --rev 21)"
+eventually 20 "it can be split again" atoll tenant split acme --at-prefix /registry/events/
+is_split() { atoll tenant show acme | grep -q 'split over 3 groups'; }
+eventually 30 "it is split again" is_split
+acme put /registry/events/again x >/dev/null
 
 NOW=$(field .header.revision /registry/)
 told() { [ "$(jq -r '.Events[].kv.mod_revision' "$1" | tail -n 1)" -ge "$2" ]; }

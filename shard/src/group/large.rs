@@ -22,7 +22,8 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::Message;
 use proto::cluster::group::{Batch, command};
 use proto::etcd::request_op::Request as Op;
-use proto::etcd::{PutRequest, RequestOp};
+use proto::cluster::split::entry;
+use proto::etcd::TxnRequest;
 
 use crate::extents::{ExtentError, Extents, POINTER_BYTES, Pointer};
 use crate::log::{Entry, Record, ReplicaKey};
@@ -129,9 +130,9 @@ fn cut_entry(
     // What cannot be read is refused when it is applied.
     let Ok(batch) = Batch::decode(entry.data.clone()) else { return Ok(None) };
     let mut slots = Vec::new();
-    for put in large_puts(&batch, least) {
-        let offset = put.value.as_ptr() as usize - entry.data.as_ptr() as usize;
-        match extents.write(pieces.shelf_of(&put.key), &put.key, &put.value) {
+    for (key, value) in large_values(&batch, least) {
+        let offset = value.as_ptr() as usize - entry.data.as_ptr() as usize;
+        match extents.write(pieces.shelf_of(key), key, value) {
             Ok(pointer) => slots.push(Slot { offset: offset as u32, pointer }),
             Err(error) if extents.is_stopped() => return Err(error),
             Err(error) => tracing::warn!(%error, "a large value stays in its entry"),
@@ -146,25 +147,35 @@ fn cut_entry(
     Ok(Some(slots))
 }
 
-/// Puts of a batch with large values, those inside transactions too.
-fn large_puts(batch: &Batch, least: usize) -> Vec<&PutRequest> {
-    let mut found = Vec::new();
-    let mut ops: Vec<&RequestOp> = Vec::new();
+/// Keys and large values that a batch puts, also inside transactions and in a split tenant's entries.
+fn large_values(batch: &Batch, least: usize) -> Vec<(&Bytes, &Bytes)> {
+    let mut found: Vec<(&Bytes, &Bytes)> = Vec::new();
+    let mut txns: Vec<&TxnRequest> = Vec::new();
     for command in &batch.commands {
         match &command.body {
-            Some(command::Body::Put(put)) => found.push(put),
-            Some(command::Body::Txn(txn)) => ops.extend(txn.success.iter().chain(&txn.failure)),
+            Some(command::Body::Put(put)) => found.push((&put.key, &put.value)),
+            Some(command::Body::Txn(txn)) => txns.push(txn),
+            Some(command::Body::Split(entry)) => match &entry.body {
+                Some(entry::Body::Write(write)) => txns.extend(&write.txn),
+                Some(entry::Body::Branch(branch)) => {
+                    let changes = branch.branch.iter().flat_map(|branch| &branch.changes);
+                    found.extend(changes.map(|change| (&change.key, &change.value)));
+                }
+                _ => {}
+            },
             _ => {}
         }
     }
-    while let Some(op) = ops.pop() {
-        match &op.request {
-            Some(Op::RequestPut(put)) => found.push(put),
-            Some(Op::RequestTxn(txn)) => ops.extend(txn.success.iter().chain(&txn.failure)),
-            _ => {}
+    while let Some(txn) = txns.pop() {
+        for op in txn.success.iter().chain(&txn.failure) {
+            match &op.request {
+                Some(Op::RequestPut(put)) => found.push((&put.key, &put.value)),
+                Some(Op::RequestTxn(txn)) => txns.push(txn),
+                _ => {}
+            }
         }
     }
-    found.retain(|put| put.value.len() >= least && !put.value.is_empty());
+    found.retain(|(_, value)| value.len() >= least && !value.is_empty());
     found
 }
 
@@ -245,7 +256,8 @@ mod tests {
 
     use proptest::prelude::*;
     use proto::cluster::group::Command;
-    use proto::etcd::TxnRequest;
+    use proto::cluster::split::{Branch, Change, Entry as SplitEntry, LogBranch, Write};
+    use proto::etcd::{PutRequest, RequestOp};
 
     use super::*;
     use crate::disk::sim::SimDisk;
@@ -270,8 +282,16 @@ mod tests {
             let inner = TxnRequest { failure: vec![op.clone()], ..Default::default() };
             let nested = RequestOp { request: Some(Op::RequestTxn(inner)) };
             let txn = TxnRequest { success: vec![op, nested], ..Default::default() };
-            let body = match at % 2 {
-                0 => command::Body::Put(put(value)),
+            let (key, value) = (Bytes::from_static(b"key"), put(value).value);
+            let changes = vec![Change { key, put: true, value, ..Default::default() }];
+            let split = |body| command::Body::Split(SplitEntry { body: Some(body) });
+            let body = match at % 4 {
+                0 => command::Body::Put(put(&changes[0].value)),
+                1 => split(entry::Body::Write(Write { txn: Some(txn), ..Default::default() })),
+                2 => {
+                    let branch = Some(Branch { changes, ..Default::default() });
+                    split(entry::Body::Branch(LogBranch { branch, ..Default::default() }))
+                }
                 _ => command::Body::Txn(txn),
             };
             commands.push(Command { body: Some(body) });
@@ -313,13 +333,13 @@ mod tests {
             // A decoded value is found by where it lies.
             let batch = Batch::decode(data.clone()).unwrap();
             let placed = Placed::new(&data, found);
-            for put in large_puts(&batch, 1) {
-                match placed.value(&put.value) {
+            for (_, whole) in large_values(&batch, 1) {
+                match placed.value(whole) {
                     Value::There(pointer) => {
-                        prop_assert!(put.value.len() >= LEAST);
-                        prop_assert_eq!(extents.read(&pointer).unwrap(), &put.value);
+                        prop_assert!(whole.len() >= LEAST);
+                        prop_assert_eq!(&extents.read(&pointer).unwrap(), whole);
                     }
-                    Value::Here(value) => prop_assert!(value.len() < LEAST && value == put.value),
+                    Value::Here(value) => prop_assert!(value.len() < LEAST && value == whole),
                 }
             }
         }

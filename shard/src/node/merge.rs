@@ -381,7 +381,7 @@ impl Node {
         right: GroupId,
         revision: i64,
     ) -> Result<bool, NodeError> {
-        let Some(neighbour) = self.groups.remove(&right) else {
+        let Some(mut neighbour) = self.groups.remove(&right) else {
             self.quarantine(id, format!("group {} is to be absorbed and is not here", right.0));
             return Ok(false);
         };
@@ -391,7 +391,8 @@ impl Node {
         let stands = frozen.is_some_and(|kept| kept.revision == revision) && !is_out;
         if let (Some(group), true) = (self.groups.get_mut(&id), stands) {
             group.machine.absorb(&neighbour.machine)?;
-            neighbour.machine.published().leave();
+            // Who waits for its keys is to ask there.
+            neighbour.role.iter_mut().for_each(|role| role.participant.leave());
         }
         self.groups.insert(right, neighbour);
         if !stands {
@@ -399,6 +400,7 @@ impl Node {
             self.quarantine(id, reason);
             return Ok(false);
         }
+        self.touch(right);
         self.swallow(right);
         self.note_sharing(id);
         self.outputs.push(Output::Ranged { group: id, revision });
@@ -408,6 +410,9 @@ impl Node {
     /// A replica's rows are another one's: it may leave when that is durable.
     fn swallow(&mut self, right: GroupId) {
         self.swallowed.insert(right, Swallowed::Fresh);
+        if let Some(group) = self.groups.get(&right) {
+            group.machine.published().leave();
+        }
         self.checkpoints.forced = true;
         self.checkpoints.first_write_ms.get_or_insert(self.now_ms);
     }

@@ -22,6 +22,7 @@ use raft::eraftpb::MessageType;
 use super::{OpAnswer, Written};
 use crate::access;
 use crate::group::{Then, Ticket};
+use crate::machine::NO_SHELF;
 use crate::node::tests::{Driven, GROUP};
 use crate::node::{Answer, Input, Node, Output};
 
@@ -442,10 +443,15 @@ fn a_tenant_that_is_on_one_group_again_goes_on_without_a_gap() {
         assert!(driven.call(GROUP, Request::Txn(txn)).is_ok());
         driven.merge(GROUP, CHILD, "m");
         assert!(!driven.is_split());
+        // Nobody reads there any more.
+        let there = driven.node.groups.get(&CHILD).map(|it| it.machine.published().rows());
+        assert!(there.is_none_or(|rows| rows == NO_SHELF));
         if let Some(ms) = dies_ms {
             driven.pass(ms);
             driven = driven.killed(false);
             driven.pass(1000);
+            let there = driven.node.groups.get(&CHILD).map(|it| it.machine.published().rows());
+            assert!(there.is_none_or(|rows| rows == NO_SHELF), "nor after a restart");
         }
         let keys = ["a", "b", "c", "q", "x", "y"];
         assert_eq!(driven.list(GROUP, "a", "zz"), (keys.map(String::from).to_vec(), 8));
