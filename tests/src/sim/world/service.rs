@@ -649,12 +649,12 @@ impl World {
         let mut births: Vec<Birth> = duties.wanted.into_iter().map(birth).collect();
         // What its replicas have promised is forgotten.
         births.retain(|_| !is_another);
-        let led = process.node.groups().filter(|(id, group)| {
-            let known = ledger.groups.get(&id.0);
-            let version = group.shared().membership_version();
-            group.is_leader() && known.is_some_and(|known| known.membership_version < version)
+        let news = process.node.groups().filter(|(id, group)| {
+            let (known, shared) = (ledger.groups.get(&id.0), group.shared());
+            let (leader, version) = (shared.leader().map(NodeId), shared.membership_version());
+            known.is_some_and(|known| view::has_news(known, node, leader, version))
         });
-        let led: Vec<GroupId> = led.map(|(id, _)| *id).collect();
+        let news: Vec<GroupId> = news.map(|(id, _)| *id).collect();
         if !gone.is_empty() {
             self.step(host, Input::Deaths(gone));
         }
@@ -662,7 +662,7 @@ impl World {
             self.note(&format!("n{} is to have {births:?}", host + 1));
             self.step(host, Input::Births(births));
         }
-        for group in led {
+        for group in news {
             let request = request_to(group, Request::Describe(DescribeRequest {}));
             let asked = Asked { request: request.clone(), purpose: Purpose::Members, tries: TRIES };
             self.request(host, Waiting::Service(asked), request);
