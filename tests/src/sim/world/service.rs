@@ -8,7 +8,8 @@
 //! each on a ledger of its own age.
 //!
 //! ```text
-//!   steward    of each node: founds, registers, has what is wanted here, reports what it leads
+//!   steward    of each node: founds, registers, has what is wanted here, reports what it leads,
+//!              or what nobody leads
 //!   executor   anywhere: the next step of an operator, or its end
 //!   commander  anywhere: creates, deletes, moves, drains, takes back, freezes, balances
 //!   stranger   a client of one tenant at the group of another
