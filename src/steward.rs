@@ -1,6 +1,6 @@
 //! What ties a node to placement: it says who it is, follows the ledger, has the replicas that the
 //! ledger wants here, tells its router and its connections where everything is, and reports the
-//! members of the groups that it leads.
+//! members of the groups that it leads, and of those that nobody leads.
 //!
 //! Everything here is done over and over towards what the ledger says, never once in reaction to
 //! an event: a step that was lost in a crash is simply still to be done. With many groups a look at
@@ -318,18 +318,21 @@ impl Steward {
         false
     }
 
-    /// Reports the members and the keys of the groups that are led here, where placement does not
-    /// know them. Says whether it knew all.
+    /// Reports the members of groups that are led here, or nowhere, and the keys of those that are led
+    /// here, where placement does not know them. Says whether it knew all.
     async fn report(&self, ledger: &Ledger) -> bool {
         let mut is_done = true;
         for group in ledger.groups.values() {
             let id = GroupId(group.id);
-            let led = self.handle.group(id).filter(|v| v.shared.leader() == Some(self.node.id));
-            let Some(led) = led else { continue };
-            if led.shared.published.range_version() > ledger.range_version(group.id) {
+            let Some(here) = self.handle.group(id) else { continue };
+            let (leader, node) = (here.shared.leader(), self.node.id);
+            if leader == Some(node)
+                && here.shared.published.range_version() > ledger.range_version(group.id)
+            {
                 is_done &= self.report_keys(ledger, id).await;
             }
-            if led.shared.membership_version() <= group.membership_version {
+            let version = here.shared.membership_version();
+            if !view::has_news(group, NodeId(node), leader.map(NodeId), version) {
                 continue;
             }
             is_done = false;

@@ -122,7 +122,9 @@ impl Office {
                 }
             });
         }
-        for operator in operators::running(ledger) {
+        let health = Health::of(ledger, inventory, now_ms);
+        let due = |operator: &&Operator| !repairs::is_needless(&health, ledger, operator);
+        for operator in operators::running(ledger).into_iter().filter(due) {
             let (office, ledger, operator) = (self.clone(), ledger.clone(), operator.clone());
             steps.spawn(async move { office.step(&ledger, &operator, now_ms).await });
         }

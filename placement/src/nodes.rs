@@ -87,8 +87,8 @@ pub fn found(
     Some(founders.iter().fold(change, |change, node| change.put(Record::Node(node.clone()))))
 }
 
-/// A leader reports the members of its group, and the nodes that left the cluster: what else they
-/// have is to move away. `None` when that is known.
+/// A replica reports the members of its group (`view::has_news`), and the nodes that left the cluster:
+/// what else they have is to move away. `None` when that is known.
 pub fn report(
     ledger: &Ledger,
     group: u64,

@@ -14,6 +14,9 @@
 //! lost as well; afterwards all that know an older version are gone (`view::is_gone`). The number
 //! of voters that the group had is brought up again by repairs.
 //!
+//! Members are those that placement has heard of. A replica that nobody leads tells them as well as a
+//! leader (`view::has_news`): a group may have lost its majority by its newest change of members.
+//!
 //! An order may stand for long, because the chosen one is lost as well, or cannot do it. It is carried
 //! out only while it is needed ([`is_needed`]). Are most well again before, then the command takes it
 //! back, and nothing is lost.
@@ -147,6 +150,14 @@ fn check(
     }
     let (well, all) = health.count(group);
     if group.recovering().is_none() && 2 * well > all {
+        // By other members most may be lost: placement hears of them next (`view::has_news`).
+        let is_newer = |r: &ReplicaReport| r.membership_version > group.membership_version;
+        if told(inventory, id).any(|report| report.leader == 0 && is_newer(report)) {
+            return Err(refused(format!(
+                "nobody leads group {id}, and its members have changed since placement heard of them: try \
+                 again in a moment"
+            )));
+        }
         return Err(refused(format!(
             "group {id} has nothing to recover: {well} of its {} are well",
             counted(all, "replica")
@@ -521,6 +532,20 @@ mod tests {
         let inventory = heard(&[1, 2, 4, 5], &[(1, 3, 9), (2, 3, 9)]);
         let why = refusal(recover(&ledger(), &inventory, &wish("", true), NOW));
         assert!(why.contains("nothing to recover: 2 of its 3 replicas are well"), "{why}");
+    }
+
+    /// Two of the three are well, but the group gave one of them away right before the third was lost.
+    #[test]
+    fn the_members_that_were_applied_last_count() {
+        let mut inventory = heard(&[1, 2, 4, 5], &[(1, 3, 9), (2, 3, 8)]);
+        inventory.replicas.get_mut(&(GROUP, 1)).expect("it is there").membership_version = 5;
+        let why = refusal(recover(&ledger(), &inventory, &wish("", true), NOW));
+        assert!(why.contains("its members have changed"), "{why}");
+        assert!(view::has_news(&ledger().groups[&GROUP], NodeId(1), None, 5));
+        let now = [1, 3].map(|node| Replica { node, replica: node, learner: false });
+        let told = nodes::report(&ledger(), GROUP, 5, &now, &[]).expect("it is new");
+        let after = ordered(&told.applied_to(&ledger()), &inventory, "");
+        assert_eq!(after.groups[&GROUP].recovery.as_ref().map(|r| r.node), Some(1));
     }
 
     #[test]

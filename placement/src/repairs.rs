@@ -6,11 +6,15 @@
 //! damaged, else on one that the ring proposes. A dead voter goes before the new one comes: it
 //! counts against the quorum, the new one would too.
 //!
+//! One that comes back before it was removed stays, and its repair is over: a group that gives away
+//! a voter that is well stands one loss less for a while.
+//!
 //! A group that was recovered (`recovery.rs`) has fewer voters than it had: it gets new ones as soon
 //! as there are nodes for an odd number of them.
 //!
 //! Invariants:
 //! * nothing is removed unless most of the voters that stay are well;
+//! * nothing is begun unless most of all voters are well: without them the group changes nothing;
 //! * nothing is brought to a node that does not answer, or that was given up;
 //! * a group that has nobody to take the place of a lost replica keeps it: it may come back.
 
@@ -25,7 +29,11 @@ use crate::splits;
 pub fn plan(ledger: &Ledger, inventory: &Inventory, now_ms: u64) -> Option<Change> {
     let health = Health::of(ledger, inventory, now_ms);
     let is_short = |group: &Group| !group.dead && voters(group).count() < group.wanted;
-    if health.is_all_well() && !ledger.groups.values().any(|group| is_short(group)) {
+    let is_over = |operator: &Operator| is_needless(&health, ledger, operator);
+    if health.is_all_well()
+        && !ledger.groups.values().any(|group| is_short(group))
+        && !ongoing(ledger).any(is_over)
+    {
         return None;
     }
     let seen = ledger.with_silent(health.silent.clone());
@@ -76,6 +84,17 @@ pub fn is_stuck(health: &Health<'_>, ledger: &Ledger, group: &Group) -> bool {
     (lost.peek().is_some() || is_short)
         && holder(ledger, group.id).is_none_or(|o| o.priority != Priority::Repair)
         && lost.all(|(replica, loss)| target(health, ledger, group, replica, loss).is_none())
+}
+
+/// Is it a repair for the sake of a replica that is well again, and still a member? It takes no more
+/// steps; the next plan gives it something else to do, or takes it back.
+pub fn is_needless(health: &Health<'_>, ledger: &Ledger, operator: &Operator) -> bool {
+    let Some(group) = ledger.groups.get(&operator.group).filter(|group| !group.dead) else {
+        return false;
+    };
+    let mut left = group.replicas.iter().filter(|r| operator.lost.contains(&r.replica));
+    operator.priority == Priority::Repair
+        && left.next().is_some_and(|replica| health.is_well(group.id, replica))
 }
 
 /// Where a group is to be that has fewer voters than it had; `None` if there is no room for more.
@@ -149,15 +168,18 @@ impl Plan<'_> {
 
     /// A repair for the sake of a replica that has come back sees to one that is lost now: without
     /// that one the other may not go, for the sake of the quorum, and would be in the way for ever.
+    /// Are all well, then it is taken back.
     fn another(&self, group: &Group) -> Option<Operator> {
         let operator = holder(self.ledger, group.id)?;
-        let mut left = group.replicas.iter().filter(|r| operator.lost.contains(&r.replica));
-        let is_back = left.next().is_some_and(|replica| self.health.is_well(group.id, replica));
-        if operator.priority != Priority::Repair || !is_back {
+        if !is_needless(self.health, self.ledger, operator) {
             return None;
         }
-        let (lost, target, why) = self.next_lost(group)?;
-        Some(Operator { lost: vec![lost], target, why, ..operator.clone() })
+        Some(match self.next_lost(group) {
+            Some((lost, target, why)) => {
+                Operator { lost: vec![lost], target, why, ..operator.clone() }
+            }
+            None => operators::taken_back(self.ledger, operator),
+        })
     }
 
     fn replace(&mut self, group: &Group) -> Option<Operator> {
@@ -218,9 +240,9 @@ fn target(
 ) -> Option<Vec<u64>> {
     let stay: Vec<u64> =
         voters(group).map(|r| r.node).filter(|node| *node != replica.node).collect();
-    let (well, _) = health.count(group);
-    // A lost one is not among those that are well.
-    if 2 * well <= stay.len() {
+    let (well, all) = health.count(group);
+    // Those that are well are among those that stay.
+    if 2 * well <= all {
         return None;
     }
     if replica.learner {
@@ -277,7 +299,8 @@ mod tests {
             let health = Health::of(&world.ledger, &inventory, now_ms());
             let seen = world.ledger.with_silent(health.silent.clone()).into_owned();
             let mut took = None;
-            for operator in running(&seen) {
+            let due = |operator: &&Operator| !is_needless(&health, &seen, operator);
+            for operator in running(&seen).into_iter().filter(due) {
                 let group = &seen.groups[&operator.group];
                 let step = match next_step(&seen, operator) {
                     Step::Remove(_) => removals(&seen, group, operator).swap_remove(0),
@@ -444,6 +467,44 @@ mod tests {
         assert_eq!(nodes_of(&world, group), before, "the one that is back stays");
         let left = &world.ledger.groups[&group].replicas;
         assert!(left.iter().all(|replica| replica.replica != damaged));
+    }
+
+    #[test]
+    fn a_replica_that_is_back_before_it_was_removed_stays() {
+        let (mut world, group) = world();
+        let before = world.ledger.groups[&group].replicas.clone();
+        world.silence(before[0].node, REPAIR_MS);
+        let begun = plan(&world.ledger, &world.inventory(), now_ms()).expect("it is lost");
+        world.ledger = begun.applied_to(&world.ledger);
+        let takes_steps = |world: &World| {
+            let inventory = world.inventory();
+            let health = Health::of(&world.ledger, &inventory, now_ms());
+            let repair = holder(&world.ledger, group).expect("it is under way");
+            !is_needless(&health, &world.ledger, repair)
+        };
+        assert!(takes_steps(&world));
+        world.silence(before[0].node, 0);
+        assert!(!takes_steps(&world), "it would remove one that is well");
+        settle(&mut world);
+        assert_eq!(world.ledger.groups[&group].replicas, before, "all are well");
+        let mut ended = world.ledger.operators.values();
+        assert!(ended.all(|operator| operator.state == OperatorState::Cancelled));
+    }
+
+    /// Half of the voters are no majority, although those that stay would have one.
+    #[test]
+    fn with_half_of_an_even_number_nothing_is_touched() {
+        let (mut world, group) = world();
+        let mut two = Group::clone(&world.ledger.groups[&group]);
+        two.replicas.truncate(2);
+        let lost = two.replicas[1].node;
+        world.ledger.groups.insert(group, two.into());
+        world.silence(lost, REPAIR_MS);
+        settle(&mut world);
+        assert!(holder(&world.ledger, group).is_none());
+        let inventory = world.inventory();
+        let health = Health::of(&world.ledger, &inventory, now_ms());
+        assert!(is_stuck(&health, &world.ledger, &world.ledger.groups[&group]));
     }
 
     /// Worlds by the thousand: see the checks in `settle`, and what must be so in the end.

@@ -207,6 +207,14 @@ pub fn is_gone(group: &Group, node: NodeId, replica: u64, version: u64) -> bool 
     !listed && outdated
 }
 
+/// Has a replica on `node`, which knows the members of `version`, to tell placement of them? Its
+/// leader does, of whom it knows. Where nobody leads whoever knows more than placement does: what a
+/// replica has applied is so, whoever says it. A group that lost a voter right after it gave another
+/// one away may never have a leader again, and nobody would see that most of its voters are gone.
+pub fn has_news(group: &Group, node: NodeId, leader: Option<NodeId>, version: u64) -> bool {
+    version > group.membership_version && leader.is_none_or(|leader| leader == node)
+}
+
 /// The first members of a group; none if `replica` is not of one of them.
 fn founders(group: &Group, replica: &Replica) -> Vec<Member> {
     let is_first = |f: &Founder| f.node == replica.node && f.node == replica.replica;
@@ -283,5 +291,10 @@ mod tests {
         assert!(gone(5, 4, 0) && gone(5, 4, 3));
         // Newer than the report; added by a user's command; listed.
         assert!(!gone(5, 4, 4) && !gone(5, 5, 0) && !gone(2, 2, 3));
+        let news =
+            |leader: Option<u64>, version| has_news(&group, NodeId(1), leader.map(NodeId), version);
+        assert!(news(Some(1), 5) && news(None, 5), "it leads, or nobody does");
+        assert!(!news(Some(2), 5), "the leader will tell");
+        assert!(!news(Some(1), 4) && !news(None, 4), "it is known");
     }
 }

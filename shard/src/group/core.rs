@@ -10,6 +10,11 @@
 //!   durable yet: then nothing leaves before it is. (A sole voter is leader before its term
 //!   is written; without this rule a crash could show one term with two contents.)
 //!
+//! That an entry is committed is written down when the next one comes, and needs no write of its
+//! own: after a restart a quorum finds it out again. Who is a quorum the configuration says, so a
+//! change of it is written down as committed by itself. Else it could be the log's last entry, and
+//! who restarts would wait for a majority of the members of before, for ever if that was lost since.
+//!
 //! Invariants:
 //! - Readies are persisted in order; `waiting` is ascending.
 //! - The same inputs and seed give the same outputs, byte for byte.
@@ -18,8 +23,8 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use raft::eraftpb::{
-    ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState, Entry, HardState, Message,
-    MessageType, Snapshot,
+    ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType, HardState,
+    Message, MessageType, Snapshot,
 };
 use raft::{Config, ProgressState, RawNode, ReadState, StateRole};
 
@@ -437,8 +442,8 @@ impl Core {
             self.term_vote = (hard_state.term, hard_state.vote);
             self.raw.mut_store().set_hard_state(hard_state.clone());
         }
-        let must_sync = ready.must_sync();
-        if must_sync {
+        // The entries that it counts stand before it in the log.
+        if ready.must_sync() || ready.committed_entries().iter().any(changes_members) {
             let hard_state = self.raw.raft.hard_state();
             records.push(Record::HardState { key: self.key, state: to_log_state(&hard_state) });
         }
@@ -588,6 +593,10 @@ impl Core {
 pub struct LostLog {
     /// The leader's commit index.
     pub commit: u64,
+}
+
+fn changes_members(entry: &Entry) -> bool {
+    entry.get_entry_type() != EntryType::EntryNormal
 }
 
 fn change(kind: ConfChangeType, replica: u64) -> ConfChangeV2 {

@@ -727,3 +727,70 @@ fn who_asks_for_the_vote_of_a_replica_that_is_about_to_come_hears_from_it() {
     };
     assert_eq!(driven.sent.iter().filter(is_answer).count(), 1, "{:?}", driven.sent);
 }
+
+/// Nodes that hear each other at once.
+struct Together(Vec<Driven>);
+
+impl Together {
+    /// Time passes, and what is said is heard by those who are there.
+    fn pass(&mut self, ms: u64) {
+        for _ in 0..ms / TICK_MS {
+            self.0.iter_mut().for_each(|one| one.pass(TICK_MS));
+            self.talk();
+        }
+    }
+
+    fn talk(&mut self) {
+        loop {
+            let said = |one: &mut Driven| {
+                let from = one.node.config.node;
+                std::mem::take(&mut one.sent).into_iter().map(move |(to, word)| (from, to, word))
+            };
+            let said: Vec<_> = self.0.iter_mut().flat_map(said).collect();
+            if said.is_empty() {
+                return;
+            }
+            for (from, to, message) in said {
+                let hears = |one: &&mut Driven| one.node.config.node == to;
+                let Some(one) = self.0.iter_mut().find(hears) else { continue };
+                one.node.step(one.now_ms, Input::Peer { from, message }).unwrap();
+                one.settle();
+            }
+        }
+    }
+
+    fn leader(&mut self) -> Option<&mut Driven> {
+        self.0.iter_mut().find(|one| one.node.group(GROUP).unwrap().is_leader())
+    }
+}
+
+#[test]
+fn a_change_of_members_that_is_the_last_entry_is_known_after_a_restart() {
+    let births = |replica: u64| {
+        let mut birth = Birth { replica, ..birth_of(GROUP, 3) };
+        birth.members[2].is_learner = true;
+        [birth]
+    };
+    let nodes = [1, 2, 3].map(|node| Driven::fresh(NodeId(node), &births(node)));
+    let mut together = Together(nodes.into());
+    together.pass(5000);
+    let change = ChangeReplica {
+        kind: change_replica::Kind::Promote as i32,
+        membership_version: 1,
+        replica: 3,
+        member: None,
+    };
+    let leader = together.leader().expect("two of two vote");
+    let ticket = leader.begin(GROUP, Request::ChangeReplica(change));
+    leader.settle();
+    together.pass(5000);
+    let leader = together.leader().expect("it leads on");
+    assert!(matches!(leader.answers.remove(&ticket), Some(Ok(_))));
+    // All stop, and one that voted before the change does not come back.
+    let Together(nodes) = together;
+    let left = nodes.into_iter().skip(1).map(|one| one.killed(false));
+    let mut left = Together(left.collect());
+    left.pass(10_000);
+    let leader = left.leader().expect("two of three vote");
+    assert_eq!(leader.state().conf_state.voters.len(), 3);
+}

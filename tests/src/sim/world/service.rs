@@ -8,7 +8,8 @@
 //! each on a ledger of its own age.
 //!
 //! ```text
-//!   steward    of each node: founds, registers, has what is wanted here, reports what it leads
+//!   steward    of each node: founds, registers, has what is wanted here, reports what it leads,
+//!              or what nobody leads
 //!   executor   anywhere: the next step of an operator, or its end
 //!   commander  anywhere: creates, deletes, moves, drains, takes back, freezes, balances
 //!   stranger   a client of one tenant at the group of another
@@ -32,6 +33,7 @@ use std::sync::Arc;
 use placement::Ledger;
 use placement::check::Gravity;
 use placement::executor;
+use placement::health::Health;
 use placement::inventory::{NodeReport, SILENT_MS};
 use placement::ledger::Change;
 use placement::operators::{self, Step};
@@ -157,6 +159,8 @@ pub(super) struct Service {
     epochs: BTreeMap<(GroupId, u64), Members>,
     /// The node of each replica that ever was.
     numbers: BTreeMap<(GroupId, u64), u64>,
+    /// Replicas that a group was asked to remove, while it had the members of a version.
+    removals: BTreeMap<(GroupId, u64), BTreeSet<u64>>,
     /// Nodes whose machines are lost.
     lost: Vec<u64>,
     /// Nodes that go on with an empty disk.
@@ -208,6 +212,7 @@ impl Service {
             acted: BTreeMap::new(),
             epochs: BTreeMap::new(),
             numbers: BTreeMap::new(),
+            removals: BTreeMap::new(),
             lost: Vec::new(),
             emptied: Vec::new(),
             steps: BTreeMap::new(),
@@ -649,12 +654,12 @@ impl World {
         let mut births: Vec<Birth> = duties.wanted.into_iter().map(birth).collect();
         // What its replicas have promised is forgotten.
         births.retain(|_| !is_another);
-        let led = process.node.groups().filter(|(id, group)| {
-            let known = ledger.groups.get(&id.0);
-            let version = group.shared().membership_version();
-            group.is_leader() && known.is_some_and(|known| known.membership_version < version)
+        let news = process.node.groups().filter(|(id, group)| {
+            let (known, shared) = (ledger.groups.get(&id.0), group.shared());
+            let (leader, version) = (shared.leader().map(NodeId), shared.membership_version());
+            known.is_some_and(|known| view::has_news(known, node, leader, version))
         });
-        let led: Vec<GroupId> = led.map(|(id, _)| *id).collect();
+        let news: Vec<GroupId> = news.map(|(id, _)| *id).collect();
         if !gone.is_empty() {
             self.step(host, Input::Deaths(gone));
         }
@@ -662,7 +667,7 @@ impl World {
             self.note(&format!("n{} is to have {births:?}", host + 1));
             self.step(host, Input::Births(births));
         }
-        for group in led {
+        for group in news {
             let request = request_to(group, Request::Describe(DescribeRequest {}));
             let asked = Asked { request: request.clone(), purpose: Purpose::Members, tries: TRIES };
             self.request(host, Waiting::Service(asked), request);
@@ -689,7 +694,9 @@ impl World {
         if self.chance().permille(500) && self.tell_one(ledger) {
             return;
         }
-        let running = operators::running(ledger);
+        let health = Health::of(ledger, &inventory, now_ms);
+        let mut running = operators::running(ledger);
+        running.retain(|operator| !repairs::is_needless(&health, ledger, operator));
         let Some(operator) = running.get(self.chance().below(running.len() as u64) as usize) else {
             return;
         };
@@ -720,6 +727,10 @@ impl World {
         let choices = operators::choices(ledger, operator);
         let pick = self.chance().below(choices.len() as u64) as usize;
         let Some(step) = choices.get(pick) else { return };
+        if let Step::Remove(replica) = step {
+            let at = (GroupId(group.id), group.membership_version);
+            self.service().removals.entry(at).or_default().insert(replica.replica);
+        }
         let request = executor::change(ledger, group, step);
         self.note(&format!("operator {} asks group {} for {step:?}", operator.id, group.id));
         self.faults += 1;
@@ -834,7 +845,9 @@ impl World {
 
     /// Has each group a majority that has everything without this machine? While a voter that was
     /// lost, or only silent for too long, is not replaced yet, the next loss would be one too many. One
-    /// that is down may know of members that nobody else has heard of yet: it cannot be spared.
+    /// that is down may know of members that nobody else has heard of yet: it cannot be spared. Nor can
+    /// one be without which there is no majority once a removal is done that was asked for: it may be
+    /// in the log already.
     pub(super) fn can_spare(&self, host: usize) -> bool {
         let Some(service) = &self.service else { return true };
         if self.hosts[host].process.is_none() {
@@ -859,9 +872,17 @@ impl World {
                         && !group.machine().state().members.is_empty()
                 })
             };
-            let has_it = voters.iter().any(|(node, _)| *node == gone);
-            let rest = voters.iter().filter(|(node, _)| *node != gone).filter(stays).count();
-            !has_it || 2 * rest > voters.len()
+            let is_spare = |leaving: Option<u64>| {
+                let voters = voters.iter().filter(|(_, replica)| Some(*replica) != leaving);
+                let has_it = voters.clone().any(|(node, _)| *node == gone);
+                let rest = voters.clone().filter(|(node, _)| *node != gone).filter(stays).count();
+                !has_it || 2 * rest > voters.count()
+            };
+            let asked = service.removals.get(&(id, state.membership_version));
+            let repaired = operators::ongoing(&service.newest).filter(|o| o.group == group.id);
+            let leaving =
+                repaired.flat_map(|operator| &operator.lost).chain(asked.into_iter().flatten());
+            is_spare(None) && leaving.copied().all(|replica| is_spare(Some(replica)))
         })
     }
 
