@@ -743,7 +743,7 @@ mod tests {
         let id = *play.world.groups.keys().next().unwrap();
         let group = Group { wanted: 3, ..Group::clone(&play.world.ledger.groups[&id]) };
         play.world.apply(&Change::default().put(Record::Group(group)));
-        play.stays(Verdict::Waits, "it is cut when all it is to have are");
+        play.stays(Verdict::Waits, "its keys are changed when all it is to have are");
     }
 
     #[test]

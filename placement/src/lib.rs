@@ -16,6 +16,7 @@
 //!   policy.rs    when etcds are split without being asked (pure)
 //!   heat.rs      how hot groups are, over time (pure)
 //!   splits.rs    cutting an etcd's keys over several groups (pure)
+//!   merges.rs    bringing them together again (pure)
 //!   autosplit.rs which groups are to be split, and why or why not (pure)
 //!   spread.rs    puts the groups of an etcd on different nodes (pure)
 //!   check.rs     is the ledger sound? (pure)
@@ -51,6 +52,7 @@ pub mod health;
 pub mod heat;
 pub mod inventory;
 pub mod ledger;
+pub mod merges;
 pub mod nodes;
 pub mod office;
 pub mod operators;

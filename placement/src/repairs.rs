@@ -17,9 +17,8 @@
 use crate::health::{Health, Loss};
 use crate::inventory::Inventory;
 use crate::ledger::{Change, Ledger};
-use crate::operators::{self, RUNNING_MAX, begin, holder, one_more, ongoing, voters};
+use crate::operators::{self, Displaced, RUNNING_MAX, begin, holder, one_more, ongoing, voters};
 use crate::record::{Group, Meta, NodeState, Operator, Priority, Record, Replica, node_key};
-use crate::splits;
 
 /// What is to begin, and what is to be given up; `None` when that is nothing.
 pub fn plan(ledger: &Ledger, inventory: &Inventory, now_ms: u64) -> Option<Change> {
@@ -42,27 +41,29 @@ pub fn plan(ledger: &Ledger, inventory: &Inventory, now_ms: u64) -> Option<Chang
     let under_way = ongoing(ledger).filter(|operator| operator.priority == Priority::Repair);
     let mut room = RUNNING_MAX.saturating_sub(under_way.count());
     let mut begun = false;
+    let mut ended = Displaced::default();
     for (_, group) in groups {
-        if let Some(split) = holder(ledger, group.id).filter(|holder| holder.is_split()) {
-            // It has to see first what has become of its cut: it does not ask any more.
-            if !split.cancelled() && lost(&health, group).next().is_some() {
-                change = change.put(Record::Operator(splits::taken_back(split, now_ms)));
+        let on_keys = |it: &&Operator| it.has_asked() || it.group != group.id;
+        if let Some(holder) = holder(ledger, group.id).filter(on_keys) {
+            // It has to see first what has become of what it asked for, or, if it was to merge another
+            // group into this one, to put that one in order: it does not ask any more.
+            if !holder.cancelled() && lost(&health, group).next().is_some() {
+                ended.add(Some(operators::take_back(ledger, holder, now_ms)));
             }
         } else if let Some(given_up) = plan.hopeless(group) {
-            change = change.put(Record::Operator(given_up));
+            ended.add(Some(given_up));
         } else if let Some(better) = plan.elsewhere(group).or_else(|| plan.another(group)) {
             change = change.put(Record::Operator(better));
         } else if let Some(operator) =
             plan.replace(group).or_else(|| plan.grow(group)).filter(|_| room > 0)
         {
-            if let Some(holder) = holder(ledger, group.id) {
-                change = change.put(Record::Operator(holder.given_up(now_ms)));
-            }
+            ended.add(holder(ledger, group.id).map(|holder| holder.given_up(now_ms)));
             change = change.put(Record::Operator(operator));
             room -= 1;
             begun = true;
         }
     }
+    change = ended.put(change);
     if begun {
         change = change.put(Record::Meta(plan.meta));
     }
@@ -125,7 +126,7 @@ impl Plan<'_> {
             return None;
         }
         self.missing(group, operator)?;
-        Some(operators::taken_back(self.ledger, operator))
+        Some(operators::take_back(self.ledger, operator, self.now_ms))
     }
 
     /// A repair whose target is lost as well takes another one.
@@ -291,7 +292,10 @@ mod tests {
                     | Step::Lead(_)
                     | Step::Recover(_)
                     | Step::Cut(_)
-                    | Step::Settle(_) => {
+                    | Step::Settle(_)
+                    | Step::Merge(_)
+                    | Step::SettleMerge(_)
+                    | Step::Withdraw => {
                         panic!("nobody wants {step:?} here")
                     }
                     Step::Add(node) => {
