@@ -45,7 +45,7 @@ const CHOICES: usize = 3;
 /// Of so many groups on a node one is moved between two looks at all of them.
 const MANY: usize = 64;
 /// Share of a disk that moves leave free.
-const DISK_FREE: f64 = 0.1;
+pub(crate) const DISK_FREE: f64 = 0.1;
 
 /// What is measured.
 const MEASURES: usize = 5;

@@ -22,6 +22,7 @@ use proto::group::{GroupError, Reply, Request, request_to};
 use proto::{Error, GroupId};
 use tokio::task::JoinSet;
 
+use crate::automerge;
 use crate::autosplit;
 use crate::charters;
 use crate::health::Health;
@@ -79,6 +80,12 @@ impl Office {
             && let Err(error) = self.insist(hot).await
         {
             tracing::debug!(%error, "splits cannot be planned now");
+        }
+        let quiet = |l: &Ledger| automerge::plan(&l.with_silent(unfit.clone()), inventory, now_ms);
+        if quiet(ledger).is_some()
+            && let Err(error) = self.insist(quiet).await
+        {
+            tracing::debug!(%error, "merges cannot be planned now");
         }
         let rest = |l: &Ledger| merges::go_on(&l.with_silent(unfit.clone()), inventory, now_ms);
         if rest(ledger).is_some()

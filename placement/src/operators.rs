@@ -222,15 +222,21 @@ pub fn displace(
     match holder(ledger, group) {
         None => Ok(None),
         Some(weaker) if weaker.yields_to(priority) && !weaker.has_asked() => {
-            Ok(Some(match weaker.group == group {
-                true => weaker.given_up(now_ms),
-                false => take_back(ledger, weaker, now_ms),
-            }))
+            Ok(Some(set_aside(ledger, weaker, group, now_ms)))
         }
         Some(holder) => {
             let (id, why) = (holder.id, &holder.why);
             Err(refused(format!("operator {id} works on group {group}: {why}")))
         }
+    }
+}
+
+/// The operator that holds a group without it: over, unless it has to put in order what it moved of
+/// the group's right neighbour.
+pub(crate) fn set_aside(ledger: &Ledger, holder: &Operator, group: u64, now_ms: u64) -> Operator {
+    match holder.group == group || holder.has_asked() {
+        true => holder.given_up(now_ms),
+        false => take_back(ledger, holder, now_ms),
     }
 }
 
@@ -471,7 +477,11 @@ pub fn show(ledger: &Ledger, id: Option<u64>) -> Result<Answer, Refusal> {
 /// An operator as people see it.
 pub(crate) fn view(ledger: &Ledger, operator: &Operator) -> OperatorView {
     let name = |node: &u64| ledger.node_name(*node);
+    let rest = operator.merge.as_ref().map_or_else(Vec::new, |merge| merge.rest.clone());
     let step = match next_step(ledger, operator) {
+        _ if operator.state == OperatorState::Done && !rest.is_empty() => {
+            format!("then the cut at {}", rest.join(", "))
+        }
         _ if operator.state != OperatorState::Running => String::new(),
         Step::Add(node) => format!("add a learner on {}", name(&node)),
         Step::Promote(replica) => format!("let {} catch up and vote", name(&replica.node)),
@@ -494,7 +504,7 @@ pub(crate) fn view(ledger: &Ledger, operator: &Operator) -> OperatorView {
         step,
         begun_ms: operator.begun_ms,
         ended_ms: operator.ended_ms,
-        rest: operator.merge.as_ref().map_or_else(Vec::new, |merge| merge.rest.clone()),
+        rest,
         next: operator.merge.as_ref().map_or(0, |merge| merge.next),
     }
 }

@@ -559,6 +559,11 @@ impl Operator {
         !self.cuts.is_empty()
     }
 
+    /// Is it about keys, by a cut or by a merge?
+    pub fn is_on_keys(&self) -> bool {
+        self.is_split() || self.merge.is_some()
+    }
+
     /// May a group's log have been asked for something by it whose fate is to be seen first?
     pub fn has_asked(&self) -> bool {
         self.is_split() || self.merge.as_ref().is_some_and(|merge| merge.asked_ms > 0)

@@ -245,7 +245,7 @@ mod tests {
     use crate::operators::tests::carry_out;
     use crate::operators::{Step, finish, next_step, removals, running};
     use crate::record::OperatorState;
-    use crate::{nodes, tenants};
+    use crate::{merges, nodes, splits, tenants};
 
     const REPAIR_MS: u64 = 60_000;
 
@@ -473,5 +473,53 @@ mod tests {
             }
         }
         assert!(replaced > 300, "only {replaced} replicas were replaced");
+    }
+
+    /// The etcd cut at "m", its groups, and an operator that merges them; if `asked`, it has.
+    fn merging(asked: bool) -> (World, [u64; 2], u64) {
+        let (mut world, left) = world();
+        let mut truth = splits::tests::Truth::of(&world.ledger);
+        splits::tests::begun(&mut world, &["m"], &[]);
+        splits::tests::execute(&mut world.ledger, &mut truth);
+        let right = *world.ledger.groups.keys().last().unwrap();
+        let wish = merges::Wish { name: "acme", at: Some("m"), all: false };
+        let planned = merges::merge(&world.ledger, &world.inventory(), &wish, now_ms());
+        world.ledger = planned.expect("it is allowed").0.applied_to(&world.ledger);
+        let id = *world.ledger.operators.keys().last().unwrap();
+        if asked {
+            let noted = merges::note_asked(&world.ledger, id, now_ms());
+            world.ledger = noted.expect("they are on the same nodes").applied_to(&world.ledger);
+        }
+        (world, [left, right], id)
+    }
+
+    #[test]
+    fn a_merge_makes_way_when_a_replica_of_either_group_is_lost() {
+        for asked in [false, true] {
+            for which in [0, 1] {
+                let (mut world, groups, id) = merging(asked);
+                let node = world.ledger.groups[&groups[which]].replicas[0].node;
+                world.quarantine(groups[which], node);
+                let planned = plan(&world.ledger, &world.inventory(), now_ms());
+                world.ledger = planned.expect("there is a loss").applied_to(&world.ledger);
+                let merge = world.ledger.operators[&id].clone();
+                assert!(merge.cancelled(), "{merge:?}");
+                let of = |group: u64| holder(&world.ledger, group).map(|it| it.priority);
+                if asked {
+                    // It sees first what became of what it asked for.
+                    assert!(matches!(next_step(&world.ledger, &merge), Step::SettleMerge(_)));
+                    assert_eq!(groups.map(of), [Some(Priority::User); 2]);
+                    assert!(plan(&world.ledger, &world.inventory(), now_ms()).is_none());
+                    let ended = finish(&world.ledger, id, false, 7).expect("it ran");
+                    world.ledger = ended.applied_to(&world.ledger);
+                }
+                settle(&mut world);
+                let repairs = world.ledger.operators.values();
+                let repairs = repairs.filter(|it| it.priority == Priority::Repair);
+                assert_eq!(repairs.map(|it| it.group).collect::<Vec<_>>(), [groups[which]]);
+                assert_eq!(world.ledger.operators[&id].state, OperatorState::Cancelled);
+                assert!(groups.iter().all(|group| holder(&world.ledger, *group).is_none()));
+            }
+        }
     }
 }
