@@ -128,6 +128,22 @@ pub(crate) enum TenantVerb {
         #[arg(long)]
         wait: bool,
     },
+    /// Take cuts away while it runs, so that it is on fewer groups: a group goes into its left neighbour.
+    /// With neither --at nor --all it shows the cuts, and ends with 1.
+    #[command(group = clap::ArgGroup::new("gone"))]
+    Merge {
+        /// Its name, or TENANT/NAMESPACE.
+        name: String,
+        /// The first key of the group that goes, as tenant show has it.
+        #[arg(long, value_name = "KEY", group = "gone")]
+        at: Option<String>,
+        /// Every cut that no rule of a namespace asks for, one after the other.
+        #[arg(long, group = "gone")]
+        all: bool,
+        /// Wait for its end and tell how far it is.
+        #[arg(long, requires = "gone")]
+        wait: bool,
+    },
     /// Say why it is split or is not, how hot its groups are, and what a split would change.
     Explain {
         /// Its name, or TENANT/NAMESPACE.
@@ -335,6 +351,7 @@ impl From<TenantVerb> for Command {
             TenantVerb::Split { name, at, at_prefix, wait: _ } => {
                 Command::TenantSplit { name, at, prefixes: at_prefix }
             }
+            TenantVerb::Merge { name, at, all, wait: _ } => Command::TenantMerge { name, at, all },
             TenantVerb::Explain { name } => Command::TenantExplain { name },
             TenantVerb::Spread { name, wait: _ } => {
                 Command::TenantSpread { name, by: rebalance::who() }
@@ -425,10 +442,19 @@ pub(crate) fn run(way: &Way, command: Command) -> Result<(), String> {
 pub(crate) fn tenant(way: &Way, verb: TenantVerb) -> Result<(), String> {
     let waits = matches!(
         &verb,
-        TenantVerb::Split { wait: true, .. } | TenantVerb::Spread { wait: true, .. }
+        TenantVerb::Split { wait: true, .. }
+            | TenantVerb::Spread { wait: true, .. }
+            | TenantVerb::Merge { wait: true, .. }
     );
-    let answer = ask(way, &verb.into())?;
+    let command = verb.into();
+    let answer = ask(way, &command)?;
     match answer {
+        Answer::Tenants(_) if matches!(command, Command::TenantMerge { .. }) => {
+            print(way, &answer)?;
+            Err("nothing was changed: --at KEY takes one cut away, --all every one that no rule asks \
+                 for"
+            .to_owned())
+        }
         Answer::Operators(begun) if waits => await_operators(way, begun),
         Answer::Plan(plan) if waits => rebalance::await_end(way, plan.version),
         answer => print(way, &answer),
@@ -438,24 +464,47 @@ pub(crate) fn tenant(way: &Way, verb: TenantVerb) -> Result<(), String> {
 /// Tells what operators do until they are over; one that was not carried out is an error.
 fn await_operators(way: &Way, mut views: Vec<OperatorView>) -> Result<(), String> {
     let mut told = Vec::new();
-    while views.iter().any(|view| view.state == OperatorState::Running) {
+    while views.iter().any(is_under_way) {
         let now: Vec<String> = views.iter().filter_map(progress).collect();
         if way.is_for_people() && now != told {
             now.iter().for_each(|line| println!("{line}"));
             told = now;
         }
         std::thread::sleep(LOOK);
-        for view in &mut views {
-            if let Answer::Operators(found) = ask(way, &Command::OperatorShow { id: view.id })?
-                && let Some(newer) = found.into_iter().next()
-            {
-                *view = newer;
+        let mut newer = Vec::new();
+        for view in views {
+            if !is_under_way(&view) {
+                newer.push(view);
+                continue;
+            }
+            let view = operator(way, view.id)?;
+            // One that another went on for is waited for no more, but that one is.
+            let next = (view.next != 0).then_some(view.next);
+            newer.push(view);
+            if let Some(next) = next {
+                newer.push(operator(way, next)?);
             }
         }
+        views = newer;
     }
     let left = views.iter().find(|view| view.state != OperatorState::Done).map(|view| view.id);
     print(way, &Answer::Operators(views))?;
     left.map_or(Ok(()), |id| Err(format!("operator {id} was not carried out")))
+}
+
+/// Does it run, or is there more to follow?
+fn is_under_way(view: &OperatorView) -> bool {
+    view.state == OperatorState::Running
+        || (view.state == OperatorState::Done && !view.rest.is_empty())
+}
+
+fn operator(way: &Way, id: u64) -> Result<OperatorView, String> {
+    match ask(way, &Command::OperatorShow { id })? {
+        Answer::Operators(found) => {
+            found.into_iter().next().ok_or_else(|| format!("there is no operator {id}"))
+        }
+        _ => Err("the answer is of another kind".to_owned()),
+    }
 }
 
 /// What an operator is about to do; `None` for one that is over.
@@ -1049,11 +1098,18 @@ mod tests {
             step: "group 9 begins at /e/".to_owned(),
             begun_ms: 1,
             ended_ms: 0,
+            rest: Vec::new(),
+            next: 0,
         };
         let said = progress(&view);
         assert_eq!(said.as_deref(), Some("operator 4 on group 3: group 9 begins at /e/"));
         view.state = OperatorState::Done;
         assert_eq!(progress(&view), None);
+        assert!(!is_under_way(&view));
+        view.rest = vec!["/m".to_owned()];
+        assert!(is_under_way(&view), "another one follows");
+        view.state = OperatorState::Cancelled;
+        assert!(!is_under_way(&view));
     }
 
     #[test]
@@ -1071,6 +1127,15 @@ mod tests {
         let (name, at, prefixes) = ("acme".to_owned(), list(&["/m"]), list(&["/e/", "/l/"]));
         assert_eq!(split.ok(), Some(Command::TenantSplit { name, at, prefixes }));
         assert!(read("atoll split acme").is_err());
+        let merge = |at: Option<&str>, all| {
+            let at = at.map(str::to_owned);
+            Some(Command::TenantMerge { name: "acme".to_owned(), at, all })
+        };
+        assert_eq!(read("atoll merge acme --at /m --wait").ok(), merge(Some("/m"), false));
+        assert_eq!(read("atoll merge acme --all").ok(), merge(None, true));
+        assert_eq!(read("atoll merge acme").ok(), merge(None, false));
+        assert!(read("atoll merge acme --all --at /m").is_err());
+        assert!(read("atoll merge acme --wait").is_err());
     }
 
     #[test]

@@ -163,8 +163,10 @@ pub(crate) fn policy(view: &PolicyView) -> Vec<String> {
 pub(crate) fn explained(view: &ExplanationView) -> Vec<String> {
     let mut lines = vec![view.verdict.clone()];
     lines.push(match view.is_on {
-        true => "It is split without being asked: atoll policy show says when.".to_owned(),
-        false => "It is not split without being asked: see atoll policy show.".to_owned(),
+        true => {
+            "It is split and merged without being asked: atoll policy show says when.".to_owned()
+        }
+        false => "It is not split or merged without being asked: see atoll policy show.".to_owned(),
     });
     for group in &view.groups {
         lines.push(String::new());

@@ -395,6 +395,7 @@ fn heats_from_wire(at_ms: u64, told: &[GroupHeat]) -> Heats {
             write_bytes_per_s: told.write_bytes_per_s,
             range_version: told.range_version,
             since_ms: told.since_ms,
+            quiet_ms: told.quiet_ms,
         };
         (told.group, heat)
     };
@@ -408,6 +409,7 @@ fn heats_to_wire(heats: &Heats) -> Vec<GroupHeat> {
         write_bytes_per_s: heat.write_bytes_per_s,
         range_version: heat.range_version,
         since_ms: heat.since_ms,
+        quiet_ms: heat.quiet_ms,
     };
     heats.groups.iter().map(heat).collect()
 }

@@ -322,7 +322,7 @@ impl Steward {
     /// here, where placement does not know them. Says whether it knew all.
     async fn report(&self, ledger: &Ledger) -> bool {
         let mut is_done = true;
-        for group in ledger.groups.values() {
+        for group in ledger.groups.values().filter(|group| !group.dead) {
             let id = GroupId(group.id);
             let Some(here) = self.handle.group(id) else { continue };
             let (leader, node) = (here.shared.leader(), self.node.id);
@@ -353,8 +353,8 @@ impl Steward {
         is_done
     }
 
-    /// Reports the keys of a group that is led here: it was cut, and placement did not hear of it
-    /// from who asked for that. Says whether there was nothing to be reported.
+    /// Reports the keys of a group that is led here: it was cut, or took those of its neighbour, and
+    /// placement did not hear of it from who asked for that. Says whether there was nothing to be reported.
     async fn report_keys(&self, ledger: &Ledger, group: GroupId) -> bool {
         let request = request_to(group, Request::Describe(DescribeRequest {}));
         let answer = self.handle.request(request).await;

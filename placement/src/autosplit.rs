@@ -26,6 +26,7 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 
+use crate::automerge;
 use crate::balance::{self, bytes};
 use crate::command::{
     Answer, CutView, ExplanationView, GroupExplained, Refusal, Verdict, counted_ms, refused,
@@ -259,13 +260,14 @@ impl<'a> Look<'a> {
             return Err(waits("its keys have just changed".to_owned()));
         }
         if let Some(left_ms) = self.rests(group) {
-            return Err(waits(format!("it rests for {} after a split", counted_ms(left_ms))));
+            let left = counted_ms(left_ms);
+            return Err(waits(format!("it rests for {left} after a split or a merge")));
         }
         let is_place = |of: u64| places.iter().any(|place| place.group == of);
-        let cuts = |operator: &&Operator| operator.is_split() && is_place(operator.group);
+        let changes = |operator: &&Operator| operator.is_on_keys() && is_place(operator.group);
         let running = |operator: &&Operator| operator.state == OperatorState::Running;
-        if let Some(other) = self.ledger.operators.values().filter(running).find(cuts) {
-            return Err(waits(format!("operator {} splits it: {}", other.id, other.why)));
+        if let Some(other) = self.ledger.operators.values().filter(running).find(changes) {
+            return Err(waits(format!("operator {} changes its cuts: {}", other.id, other.why)));
         }
         let found = splits::fit(self.ledger, self.inventory, &self.health, group);
         let found = found.map_err(|why| waits(why.to_string()))?;
@@ -306,14 +308,21 @@ impl<'a> Look<'a> {
 
     /// How long a group is still left alone, in milliseconds.
     fn rests(&self, group: u64) -> Option<u64> {
-        let is_of = |operator: &&Operator| {
-            operator.is_split()
-                && operator.state != OperatorState::Running
-                && (operator.group == group || operator.cuts.iter().any(|cut| cut.child == group))
-        };
-        let ended = self.ledger.operators.values().filter(is_of).map(|it| it.ended_ms).max()?;
-        (ended + self.policy.rest_ms).checked_sub(self.now_ms).filter(|left| *left > 0)
+        let ended_ms = changed_ms(self.ledger, group)?;
+        (ended_ms + self.policy.rest_ms).checked_sub(self.now_ms).filter(|left| *left > 0)
     }
+}
+
+/// When an operator that was to change the keys of a group was over last.
+pub(crate) fn changed_ms(ledger: &Ledger, group: u64) -> Option<u64> {
+    let is_of = |operator: &&Operator| {
+        let is_left = operator.merge.as_ref().is_some_and(|merge| merge.left == group);
+        let is_child = operator.cuts.iter().any(|cut| cut.child == group);
+        operator.is_on_keys()
+            && operator.state != OperatorState::Running
+            && (operator.group == group || is_left || is_child)
+    };
+    ledger.operators.values().filter(is_of).map(|it| it.ended_ms).max()
 }
 
 fn rate(bytes_per_s: u64) -> String {
@@ -398,6 +407,7 @@ pub fn explain(
         {
             said.push(effect);
         }
+        said.extend(automerge::explain(ledger, inventory, tenant, namespace, at, now_ms));
         if let Some(operator) = holder(ledger, place.group) {
             said.push(format!("operator {} works on it: {}", operator.id, operator.why));
         }
@@ -459,7 +469,7 @@ fn verdict(name: &str, groups: &[GroupExplained]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::collections::BTreeMap;
 
     use proto::KeyRange;
@@ -475,28 +485,28 @@ mod tests {
     use crate::{nodes, plans};
 
     /// Requests a second that a group has for so much CPU in `World`: each of three nodes says so.
-    fn cpu(requests_per_s: f64) -> f64 {
+    pub(crate) fn cpu(requests_per_s: f64) -> f64 {
         requests_per_s / 3.0 * 20.0
     }
 
     /// A cluster whose tenant "t2" has keys "/00" to "/99", all as hot.
-    struct Play {
-        world: World,
-        heats: Heats,
+    pub(crate) struct Play {
+        pub(crate) world: World,
+        pub(crate) heats: Heats,
         /// What leaders say instead of a cut in the middle.
         say: Option<CutIdea>,
         /// Groups whose new sides were learned, in order.
-        made: Vec<u64>,
+        pub(crate) made: Vec<u64>,
     }
 
-    fn at(key: &str) -> CutIdea {
+    pub(crate) fn at(key: &str) -> CutIdea {
         let key = Bytes::copy_from_slice(key.as_bytes());
         CutIdea::At { key, below: 500, above: 490, across: 10 }
     }
 
     impl Play {
         /// Split by itself from 1,000 requests a second on, and from 500.
-        fn new(nodes: u64, replicas: &[u64], requests_per_s: f64) -> Play {
+        pub(crate) fn new(nodes: u64, replicas: &[u64], requests_per_s: f64) -> Play {
             let mut world = World::new(1, nodes, 0);
             let lead_cpu = cpu(requests_per_s) * 3.0 / replicas.len() as f64;
             world.tenant(
@@ -520,17 +530,17 @@ mod tests {
             play
         }
 
-        fn set(&mut self, wish: PolicyWish) {
+        pub(crate) fn set(&mut self, wish: PolicyWish) {
             let (change, _) = policy::set(&self.world.ledger, &wish).expect("it is allowed");
             self.world.apply(&change);
         }
 
-        fn keys(&self, group: u64) -> KeyRange {
+        pub(crate) fn keys(&self, group: u64) -> KeyRange {
             let (namespace, at) = self.world.ledger.place_of(group).expect("it has keys");
             keys_of(&namespace.places(), at)
         }
 
-        fn inventory(&mut self) -> Inventory {
+        pub(crate) fn inventory(&mut self) -> Inventory {
             let mut inventory = self.world.inventory();
             let number = |key: &Bytes| {
                 let digits = std::str::from_utf8(key.get(1..).unwrap_or_default()).unwrap_or("");
@@ -573,7 +583,7 @@ mod tests {
         }
 
         /// What the group's log says after a cut: both sides have half of the load.
-        fn cut(&mut self, operator: &Operator) {
+        pub(crate) fn cut(&mut self, operator: &Operator) {
             let (group, cut) = (operator.group, &operator.cuts[0]);
             let version = self.world.ledger.range_version(group) + 1;
             let KeyRange { start, .. } = self.keys(group);
@@ -600,7 +610,7 @@ mod tests {
             }
         }
 
-        fn explained(&mut self) -> ExplanationView {
+        pub(crate) fn explained(&mut self) -> ExplanationView {
             let inventory = self.inventory();
             match explain(&self.world.ledger, &inventory, "t2", self.world.now_ms) {
                 Ok(Answer::Explanation(view)) => *view,
@@ -743,7 +753,7 @@ mod tests {
         let id = *play.world.groups.keys().next().unwrap();
         let group = Group { wanted: 3, ..Group::clone(&play.world.ledger.groups[&id]) };
         play.world.apply(&Change::default().put(Record::Group(group)));
-        play.stays(Verdict::Waits, "it is cut when all it is to have are");
+        play.stays(Verdict::Waits, "its keys are changed when all it is to have are");
     }
 
     #[test]

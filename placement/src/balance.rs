@@ -45,7 +45,7 @@ const CHOICES: usize = 3;
 /// Of so many groups on a node one is moved between two looks at all of them.
 const MANY: usize = 64;
 /// Share of a disk that moves leave free.
-const DISK_FREE: f64 = 0.1;
+pub(crate) const DISK_FREE: f64 = 0.1;
 
 /// What is measured.
 const MEASURES: usize = 5;
@@ -224,10 +224,20 @@ impl<'a> Cluster<'a> {
         }
         let mut running: BTreeMap<u64, &Operator> = BTreeMap::new();
         let mut last: BTreeMap<u64, &Operator> = BTreeMap::new();
+        // A merge also has the group that takes the other's keys. That one stays where it is.
+        let mut kept: BTreeSet<u64> = BTreeSet::new();
         for operator in self.ledger.operators.values() {
+            let left = operator.merge.as_ref().map(|merge| merge.left);
             match operator.state {
-                OperatorState::Running => drop(running.insert(operator.group, operator)),
-                _ => drop(last.insert(operator.group, operator)),
+                OperatorState::Running => {
+                    running.insert(operator.group, operator);
+                    let left = left.filter(|left| operator.holds(*left));
+                    kept.extend(left);
+                }
+                _ => {
+                    last.insert(operator.group, operator);
+                    last.extend(left.map(|left| (left, operator)));
+                }
             }
         }
         let places = &self.places;
@@ -245,7 +255,8 @@ impl<'a> Cluster<'a> {
                 inventory,
                 now_ms,
             );
-            let free = held.free && !harmed.contains(&group.id);
+            let is_kept = kept.contains(&group.id);
+            let free = held.free && !harmed.contains(&group.id) && !is_kept;
             self.groups.push(Held { free, ..held });
         }
         for (at, group) in self.groups.iter().enumerate() {

@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use crate::ledger::Ledger;
 use crate::operators;
 use crate::record::{
-    Group, Namespace, NamespaceKind, NodeState, OperatorState, Replica, Tenant, TenantState,
+    Group, Merge, Namespace, NamespaceKind, NodeState, Operator, OperatorState, Replica, Tenant,
+    TenantState,
 };
 
 /// Something that is not as it should be.
@@ -221,8 +222,14 @@ fn work(ledger: &Ledger, found: &mut Findings) {
     let mut held: BTreeMap<u64, u64> = BTreeMap::new();
     for operator in ledger.operators.values().filter(|o| o.state == OperatorState::Running) {
         let (id, group) = (operator.id, operator.group);
-        if let Some(other) = held.insert(group, id) {
-            found.wrong(format!("operators {other} and {id} both work on group {group}"));
+        let left = operator.merge.as_ref().map(|merge| merge.left);
+        for group in [Some(group), left].into_iter().flatten().filter(|it| operator.holds(*it)) {
+            if let Some(other) = held.insert(group, id) {
+                found.wrong(format!("operators {other} and {id} both work on group {group}"));
+            }
+        }
+        if let Some(merge) = &operator.merge {
+            merging(ledger, operator, merge, found);
         }
         if ledger.groups.get(&group).is_none_or(|group| group.dead) {
             found.wrong(format!("operator {id} works on group {group}, which is no more"));
@@ -244,15 +251,39 @@ fn work(ledger: &Ledger, found: &mut Findings) {
             found.wrong(format!("operator {id} wants a leader where it puts no replica"));
         }
     }
+    for operator in ledger.operators.values() {
+        let next = operator.merge.as_ref().map_or(0, |merge| merge.next);
+        if ledger.meta.as_ref().is_some_and(|meta| operator.id.max(next) >= meta.next_operator) {
+            let id = operator.id;
+            found.wrong(format!("operator {id} has, or names, a number that is still to be given"));
+        }
+    }
     if ledger.plans.values().filter(|p| p.applied_ms != 0 && p.ended_ms == 0).count() > 1 {
         found.wrong("more than one plan is being carried out".to_owned());
+    }
+}
+
+/// An operator that merges groups of two etcds, or a group into itself, or home into another one.
+fn merging(ledger: &Ledger, operator: &Operator, merge: &Merge, found: &mut Findings) {
+    let (id, right, left) = (operator.id, operator.group, merge.left);
+    let of = |group: u64| ledger.groups.get(&group).map(|group| (group.tenant, group.namespace));
+    if left == right || of(left) != of(right) {
+        found.wrong(format!(
+            "operator {id} merges groups {left} and {right}, which are no neighbours"
+        ));
+    }
+    if ledger.place_of(right).is_some_and(|(_, at)| at == 0) {
+        found.wrong(format!("operator {id} merges group {right}, which is home, into another one"));
+    }
+    if !operator.cuts.is_empty() {
+        found.wrong(format!("operator {id} both cuts and merges group {right}"));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{Operator, Priority};
+    use crate::record::Priority;
     use crate::tenants::tests::founded;
     use crate::{nodes, tenants};
 
@@ -353,6 +384,7 @@ mod tests {
             priority: Priority::User,
             why: String::new(),
             cuts: Vec::new(),
+            merge: None,
             given_up_ms: 0,
             state: OperatorState::Running,
             begun_ms: 1,
@@ -360,6 +392,7 @@ mod tests {
         };
         let mut ledger = sound();
         ledger.operators.insert(1, operator(500));
+        ledger.meta.as_mut().expect("it has one").next_operator = 2;
         let found = found(&ledger);
         assert!(found[0].contains("wants a leader where it puts no replica"), "{found:?}");
         assert!(found[1].contains("works on group 500, which is no more"), "{found:?}");

@@ -189,6 +189,17 @@ pub enum Command {
         #[serde(default)]
         prefixes: Vec<String>,
     },
+    /// Takes cuts of an etcd away, so that it is on fewer groups.
+    TenantMerge {
+        /// The tenant, or TENANT/NAMESPACE.
+        name: String,
+        /// The first key of a group that goes into its left neighbour, as a text (`record::text`).
+        #[serde(default)]
+        at: Option<String>,
+        /// Every cut that no rule asks for goes. With neither nothing is changed.
+        #[serde(default)]
+        all: bool,
+    },
     /// Why an etcd is split or is not.
     TenantExplain {
         /// The tenant, or TENANT/NAMESPACE.
@@ -741,6 +752,12 @@ pub struct OperatorView {
     pub begun_ms: u64,
     /// When it ended, 0 while it runs.
     pub ended_ms: u64,
+    /// Cuts that are to go afterwards, if it merges.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rest: Vec<String>,
+    /// The operator that went on with them; 0 if none did.
+    #[serde(default)]
+    pub next: u64,
 }
 
 /// How even the load is.

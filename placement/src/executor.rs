@@ -1,35 +1,45 @@
-//! Takes the next step of every operator: asks the group's leader to change its members, and
-//! writes down what has come to its end. Tells groups their charters in the same way.
+//! Takes the next step of every operator: asks the group's leader to change its members or its keys,
+//! and writes down what has come to its end. Tells groups their charters in the same way.
 //!
 //! It runs where the system group is led, and keeps nothing: the step is read off the ledger each
 //! time, and the group refuses a step that was made for other members than it has. Two executors
 //! at a time, or one that was stopped in the middle, do no harm.
+//!
+//! A merge may take its groups some seconds. Nothing else waits for it: it is asked for beside the
+//! rounds, and it is noted who is being asked, so that nobody is twice.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use proto::cluster::group::{
-    ChangeReplica, DescribeRequest, GroupRequest, SetCharter, SplitRange, change_replica::Kind,
+    ChangeReplica, DescribeRequest, GroupRequest, MergeRange, SetCharter, SplitRange,
+    change_replica::Kind,
 };
 use proto::etcd::{Member, MoveLeaderRequest};
 use proto::group::{GroupError, Reply, Request, request_to};
 use proto::{Error, GroupId};
 use tokio::task::JoinSet;
 
+use crate::automerge;
 use crate::autosplit;
 use crate::charters;
 use crate::health::Health;
 use crate::inventory::Inventory;
-use crate::ledger::Ledger;
+use crate::ledger::{Change, Ledger};
+use crate::merges;
 use crate::office::Office;
 use crate::operators::{self, Step};
 use crate::plans;
-use crate::record::{Cut, Group, Operator, text};
+use crate::record::{Cut, Group, Merge, Operator, text};
 use crate::repairs;
 use crate::splits::{self, Said};
 
 /// How long a group may take for one step, in milliseconds.
 const STEP_MS: u64 = 2000;
+/// How long a group may take for a merge, in milliseconds.
+const MERGE_MS: u64 = 6000;
 /// Leaderships that are moved at a time.
 const HANDOVERS_MAX: usize = 4;
 /// Groups that are told of their charter at a time.
@@ -70,6 +80,18 @@ impl Office {
             && let Err(error) = self.insist(hot).await
         {
             tracing::debug!(%error, "splits cannot be planned now");
+        }
+        let quiet = |l: &Ledger| automerge::plan(&l.with_silent(unfit.clone()), inventory, now_ms);
+        if quiet(ledger).is_some()
+            && let Err(error) = self.insist(quiet).await
+        {
+            tracing::debug!(%error, "merges cannot be planned now");
+        }
+        let rest = |l: &Ledger| merges::go_on(&l.with_silent(unfit.clone()), inventory, now_ms);
+        if rest(ledger).is_some()
+            && let Err(error) = self.insist(rest).await
+        {
+            tracing::debug!(%error, "merges cannot be gone on with now");
         }
         let ledger = match ledger.with_silent(unfit.clone()) {
             Cow::Borrowed(_) => ledger.clone(),
@@ -131,7 +153,11 @@ impl Office {
         while steps.join_next().await.is_some() {}
     }
 
-    async fn step(&self, ledger: &Ledger, operator: &Operator, now_ms: u64) {
+    async fn step(&self, ledger: &Arc<Ledger>, operator: &Operator, now_ms: u64) {
+        let late = |l: &Ledger| merges::give_up(l, operator.id, now_ms);
+        if late(ledger).is_some() {
+            return self.alter(operator, late).await;
+        }
         let step = operators::next_step(ledger, operator);
         if let Step::Recover(node) = step {
             tracing::debug!(operator = operator.id, group = operator.group, node, "waits");
@@ -143,7 +169,15 @@ impl Office {
                 return self.cut(ledger, operator, group, cut, now_ms).await;
             }
             (Some(group), Step::Settle(_)) => {
-                return self.settle_cut(ledger, operator, group, now_ms).await;
+                return self.settle(ledger, operator, group, now_ms).await;
+            }
+            (_, Step::Merge(merge)) => return self.merge(ledger, operator, merge, now_ms).await,
+            (_, Step::SettleMerge(merge)) => {
+                if merges::is_forlorn(operator, now_ms) {
+                    return self.end(operator, &step, now_ms).await;
+                }
+                let Some(left) = ledger.groups.get(&merge.left) else { return };
+                return self.settle(ledger, operator, left, now_ms).await;
             }
             _ => {}
         }
@@ -224,20 +258,64 @@ impl Office {
             return self.learned(group, &said, now_ms).await;
         }
         let late = |l: &Ledger| splits::give_up(l, operator.id, now_ms);
-        if late(ledger).is_some()
-            && let Err(error) = self.insist(late).await
-        {
-            tracing::debug!(%error, operator = operator.id, "it cannot be given up now");
+        if late(ledger).is_some() {
+            self.alter(operator, late).await;
         }
     }
 
-    /// Finds out what has become of a cut that is not asked for any more, and ends its operator.
-    async fn settle_cut(&self, ledger: &Ledger, operator: &Operator, group: &Group, now_ms: u64) {
+    /// Has the left neighbour of an operator's group asked to take its keys, beside the rounds.
+    async fn merge(&self, ledger: &Arc<Ledger>, operator: &Operator, merge: &Merge, now_ms: u64) {
+        let asked = |l: &Ledger| merges::note_asked(l, operator.id, now_ms);
+        if asked(ledger).is_some() {
+            // It is asked when that is written, in the next round.
+            return self.alter(operator, asked).await;
+        }
+        let Some(asking) = self.asking.begin(operator.id) else { return };
+        let (office, ledger) = (self.clone(), ledger.clone());
+        let (operator, merge) = (operator.clone(), merge.clone());
+        tokio::spawn(async move {
+            office.ask_to_merge(&ledger, &operator, &merge, now_ms).await;
+            drop(asking);
+        });
+    }
+
+    async fn ask_to_merge(&self, ledger: &Ledger, operator: &Operator, merge: &Merge, now_ms: u64) {
+        let Some(left) = ledger.groups.get(&merge.left) else { return };
+        let right = operator.group;
+        let ask = MergeRange { merge: operator.id, right, at: merge.at.clone() };
+        let request = GroupRequest {
+            timeout_ms: MERGE_MS,
+            ..request_of(ledger, left, Request::MergeRange(ask))
+        };
+        let said = match self.groups.call(request).await {
+            Ok(Reply::Ranges(ranges)) => {
+                ranges.places.into_iter().find(|place| place.group == left.id).map(Said::from)
+            }
+            Err(error) if error.error == Error::StaleRange => self.described(ledger, left).await,
+            answer => {
+                let (operator, left) = (operator.id, left.id);
+                tracing::debug!(operator, left, right, ?answer, "they are not merged yet");
+                None
+            }
+        };
+        let is_news = |said: &Said| splits::learn(ledger, left.id, said, now_ms).is_some();
+        if let Some(said) = said.filter(is_news) {
+            tracing::info!(operator = operator.id, left = left.id, right, ?said, "keys of others");
+            self.learned(left, &said, now_ms).await;
+        }
+    }
+
+    /// Finds out what has become of what a group is not asked for any more, and ends the operator.
+    async fn settle(&self, ledger: &Ledger, operator: &Operator, group: &Group, now_ms: u64) {
         let Some(said) = self.described(ledger, group).await else { return };
         if splits::learn(ledger, group.id, &said, now_ms).is_some() {
             return self.learned(group, &said, now_ms).await;
         }
-        if !splits::is_settled(operator, now_ms) {
+        let is_settled = match operator.is_split() {
+            true => splits::is_settled(operator, now_ms),
+            false => merges::is_settled(operator, now_ms),
+        };
+        if !is_settled {
             return;
         }
         // Under another version nothing that was asked for is done any more. Under the same one, what
@@ -250,11 +328,19 @@ impl Office {
         let id = operator.id;
         let is_next = |l: &Ledger| {
             let operator = l.operators.get(&id)?;
-            let is_next = matches!(operators::next_step(l, operator), Step::Settle(_));
+            let next = operators::next_step(l, operator);
+            let is_next = matches!(next, Step::Settle(_) | Step::SettleMerge(_));
             is_next.then(|| operators::finish(l, id, false, now_ms)).flatten()
         };
         if is_over && let Err(error) = self.insist(is_next).await {
             tracing::debug!(%error, operator = id, "its end cannot be written now");
+        }
+    }
+
+    /// Changes an operator, if that still is what is to be done.
+    async fn alter(&self, operator: &Operator, change: impl Fn(&Ledger) -> Option<Change>) {
+        if let Err(error) = self.insist(change).await {
+            tracing::debug!(%error, operator = operator.id, "it cannot be changed now");
         }
     }
 
@@ -279,14 +365,41 @@ impl Office {
         group: &Group,
         body: Request,
     ) -> Result<Reply, GroupError> {
-        let request = GroupRequest {
-            tenant: group.tenant,
-            namespace: group.namespace,
-            range_version: ledger.range_version(group.id),
-            timeout_ms: STEP_MS,
-            ..request_to(GroupId(group.id), body)
-        };
-        self.groups.call(request).await
+        self.groups.call(request_of(ledger, group, body)).await
+    }
+}
+
+fn request_of(ledger: &Ledger, group: &Group, body: Request) -> GroupRequest {
+    GroupRequest {
+        tenant: group.tenant,
+        namespace: group.namespace,
+        range_version: ledger.range_version(group.id),
+        timeout_ms: STEP_MS,
+        ..request_to(GroupId(group.id), body)
+    }
+}
+
+/// Operators for which somebody is being asked.
+#[derive(Clone, Default)]
+pub(crate) struct Asking(Arc<Mutex<BTreeSet<u64>>>);
+
+/// One of them, as long as this lives.
+struct Asked {
+    asking: Asking,
+    operator: u64,
+}
+
+impl Asking {
+    /// `None` while somebody is being asked for the operator.
+    fn begin(&self, operator: u64) -> Option<Asked> {
+        let is_new = self.0.lock().insert(operator);
+        is_new.then(|| Asked { asking: self.clone(), operator })
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        self.asking.0.lock().remove(&self.operator);
     }
 }
 
@@ -316,6 +429,9 @@ pub fn change(ledger: &Ledger, group: &Group, step: &Step) -> Request {
         | Step::Recover(_)
         | Step::Cut(_)
         | Step::Settle(_)
+        | Step::Merge(_)
+        | Step::SettleMerge(_)
+        | Step::Withdraw
         | Step::Done
         | Step::Void => {
             unreachable!("the members stay as they are")

@@ -31,7 +31,10 @@ pub fn show(
     let told = best.map(|(_, report)| report.clone()).unwrap_or_default();
     let ReplicaReport { term, revision, compacted, keys, pending, .. } = told;
     let load = loads(ledger, inventory, now_ms).into_iter().find(|load| load.group == id);
-    let operators = ledger.operators.values().rev().filter(|operator| operator.group == id);
+    let is_of = |operator: &&Operator| {
+        operator.group == id || operator.merge.as_ref().is_some_and(|merge| merge.left == id)
+    };
+    let operators = ledger.operators.values().rev().filter(is_of);
     let shown = |operator: &Operator| view(ledger, operator);
     let tenant = ledger.tenants.get(&group.tenant);
     let rules = tenant.into_iter().flat_map(|tenant| &tenant.namespaces);

@@ -8,14 +8,16 @@
 //! Invariants:
 //! * heat is the group's, whoever leads it: it travels with leadership;
 //! * it is halved when the group's keys change, and the bar is to be reached for its time anew;
-//! * what has no load is forgotten.
+//! * what has no load is forgotten, unless it is one of several groups of an etcd;
+//! * since when two neighbours have had little together is counted anew when the keys of either change,
+//!   and when nobody says how one of them is.
 
 use std::collections::BTreeMap;
 
 use crate::inventory::Inventory;
 use crate::ledger::Ledger;
-use crate::policy::SplitPolicy;
-use crate::record::{Namespace, TenantState};
+use crate::policy::{Load, SplitPolicy};
+use crate::record::{Namespace, Place, TenantState};
 
 /// The mean is that of about so much time, in milliseconds.
 const MEAN_MS: u64 = 6_000;
@@ -31,6 +33,9 @@ pub struct Heat {
     pub range_version: u64,
     /// Since when it has been at its bar, in milliseconds since 1970; 0 if it is not.
     pub since_ms: u64,
+    /// Since when it and its left neighbour have had so little together that they could be one, in
+    /// milliseconds since 1970; 0 if they have more.
+    pub quiet_ms: u64,
 }
 
 /// The heat of all groups that have any.
@@ -103,14 +108,64 @@ impl Heats {
                         (Some(_), 0) => now_ms,
                         (Some(_), since_ms) => since_ms,
                     };
-                    if heat.requests_milli_per_s > 0 || heat.write_bytes_per_s > 0 {
+                    let has_load = heat.requests_milli_per_s > 0 || heat.write_bytes_per_s > 0;
+                    if has_load || places.len() > 1 {
                         groups.insert(place.group, heat);
                     }
+                }
+                for pair in places.windows(2) {
+                    self.quiet(&mut groups, inventory, &policy, places.len(), pair, now_ms);
                 }
             }
         }
         self.groups = groups;
     }
+
+    /// Notes since when two neighbours have had little together.
+    fn quiet(
+        &self,
+        groups: &mut BTreeMap<u64, Heat>,
+        inventory: &Inventory,
+        policy: &SplitPolicy,
+        places: usize,
+        pair: &[Place],
+        now_ms: u64,
+    ) {
+        let [left, right] = pair else { return };
+        let load = together(groups, inventory, left.group, right.group, now_ms);
+        let bar = policy.merge_bar(places);
+        let is_little = load.is_some_and(|load| bar.is_little(&load, right.cause));
+        let is_same = |place: &Place| {
+            let before = self.groups.get(&place.group);
+            before.is_some_and(|before| before.range_version == place.version)
+        };
+        let Some(heat) = groups.get_mut(&right.group) else { return };
+        heat.quiet_ms = match heat.quiet_ms {
+            _ if !is_little => 0,
+            0 => now_ms,
+            since_ms if is_same(left) && is_same(right) => since_ms,
+            _ => now_ms,
+        };
+    }
+}
+
+/// What two groups have together, as those who lead them say; `None` if one of them does not.
+pub fn together(
+    heats: &BTreeMap<u64, Heat>,
+    inventory: &Inventory,
+    left: u64,
+    right: u64,
+    now_ms: u64,
+) -> Option<Load> {
+    let mut sum = Load::default();
+    for group in [left, right] {
+        let heat = heats.get(&group)?;
+        let (_, report) = inventory.leader_of(group, now_ms)?;
+        sum.requests_per_s += heat.requests_per_s();
+        sum.write_bytes_per_s += heat.write_bytes_per_s;
+        sum.size_bytes += report.size_bytes;
+    }
+    Some(sum)
 }
 
 /// Requests a second on all nodes, and bytes a second that leaders append.

@@ -16,7 +16,9 @@
 //!   policy.rs    when etcds are split without being asked (pure)
 //!   heat.rs      how hot groups are, over time (pure)
 //!   splits.rs    cutting an etcd's keys over several groups (pure)
+//!   merges.rs    bringing them together again (pure)
 //!   autosplit.rs which groups are to be split, and why or why not (pure)
+//!   automerge.rs which of them are to be merged again, and why or why not (pure)
 //!   spread.rs    puts the groups of an etcd on different nodes (pure)
 //!   check.rs     is the ledger sound? (pure)
 //!   ring.rs      which nodes a new group is proposed to (pure)
@@ -40,6 +42,7 @@
 //! * an id that was given is never given again;
 //! * nothing here names a shard or a router: groups are reached through [`proto::group::Groups`].
 
+pub mod automerge;
 pub mod autosplit;
 pub mod balance;
 pub mod charters;
@@ -51,6 +54,7 @@ pub mod health;
 pub mod heat;
 pub mod inventory;
 pub mod ledger;
+pub mod merges;
 pub mod nodes;
 pub mod office;
 pub mod operators;

@@ -31,13 +31,16 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::command::{Answer, Command, Refusal};
+use crate::executor::Asking;
 use crate::inventory::Inventory;
 use crate::ledger::{Change, Ledger};
 use crate::record::{END, META_KEY, Node, NodeState, PREFIX, Replica};
 use crate::recovery;
 use crate::splits::{self, Said, Wish};
 use crate::tenants::{self, Planned};
-use crate::{autosplit, check, groups, nodes, operators, pins, plans, policy, spread, status};
+use crate::{
+    autosplit, check, groups, merges, nodes, operators, pins, plans, policy, spread, status,
+};
 
 /// Tries before a change that always meets another one is given up.
 const TRIES: usize = 20;
@@ -63,6 +66,8 @@ pub struct Office {
     known: Arc<Mutex<Arc<Ledger>>>,
     /// Is had by the change that is being made.
     turn: Arc<tokio::sync::Mutex<()>>,
+    /// For which operators groups are being asked for something that takes long.
+    pub(crate) asking: Asking,
 }
 
 fn unreachable(error: GroupError) -> Refusal {
@@ -82,7 +87,7 @@ fn whole() -> KeyRange {
 impl Office {
     /// An office that reaches the system group through `groups`.
     pub fn new(groups: Arc<dyn Groups>) -> Office {
-        Office { groups, known: Arc::default(), turn: Arc::default() }
+        Office { groups, known: Arc::default(), turn: Arc::default(), asking: Asking::default() }
     }
 
     async fn range(&self, ask: RangeRequest) -> Result<RangeResponse, Refusal> {
@@ -464,6 +469,10 @@ fn plan(ledger: &Ledger, command: &Command, inventory: &Inventory, now_ms: u64) 
         Command::NodeRepairAfter { ms } => nodes::set_repair_after(ledger, *ms),
         Command::TenantSplit { name, at, prefixes } => {
             splits::split(ledger, inventory, &Wish { name, at, prefixes }, now_ms)
+        }
+        Command::TenantMerge { name, at, all } => {
+            let wish = merges::Wish { name, at: at.as_deref(), all: *all };
+            merges::merge(ledger, inventory, &wish, now_ms)
         }
         Command::TenantSpread { name, by } => spread::spread(ledger, inventory, name, by, now_ms),
         Command::PolicySet(wish) => policy::set(ledger, wish),

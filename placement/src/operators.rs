@@ -16,25 +16,28 @@
 //!   otherwise                      -> done
 //! ```
 //!
-//! One that is about the group's keys (`splits.rs`) cuts them, and leaves the members alone.
+//! One that cuts the group's keys (`splits.rs`) leaves the members alone. One that merges
+//! (`merges.rs`) brings the group to the nodes of its left neighbour, and then has that one take its
+//! keys.
 //!
 //! So a group never has more than one voter above its number, and fewer only while one that is lost
 //! and did not count for anything is replaced.
 //!
-//! At the same time there is one operator a group; a stronger one takes the place of a weaker one,
-//! which may be given up after any step: each leaves the group whole.
+//! At the same time there is one operator a group; one that merges holds two. A stronger one takes the
+//! place of a weaker one, which may be given up after any step: each leaves the group whole. One that
+//! has asked for something to be done to keys has to see first what has become of that.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::command::{Answer, OperatorView, Refusal, refused};
 use crate::ledger::{Change, Ledger};
 use crate::record::{
-    Cut, Group, Meta, Node, NodeState, Operator, OperatorState, Priority, Record, Replica,
+    Cut, Group, Merge, Meta, Node, NodeState, Operator, OperatorState, Priority, Record, Replica,
     TenantState, text,
 };
 use crate::ring;
-use crate::splits;
 use crate::tenants::Planned;
+use crate::{merges, splits};
 
 /// Operators that may run at a time.
 pub const RUNNING_MAX: usize = 8;
@@ -60,6 +63,12 @@ pub enum Step {
     Cut(Cut),
     /// Find out whether they were cut, which is not asked for any more.
     Settle(Cut),
+    /// Have the left neighbour take the group's keys.
+    Merge(Merge),
+    /// Find out whether it took them, which is not asked for any more.
+    SettleMerge(Merge),
+    /// Take it back: the groups are not any more what it was begun for.
+    Withdraw,
     /// Nothing: the group is where it is to be.
     Done,
     /// Nothing: the group is no more.
@@ -77,6 +86,14 @@ pub fn next_step(ledger: &Ledger, operator: &Operator) -> Step {
     if operator.is_split() {
         return splits::next_step(ledger, operator);
     }
+    if let Some(merge) = &operator.merge {
+        return merges::next_step(ledger, group, operator, merge);
+    }
+    move_step(ledger, group, operator)
+}
+
+/// What brings a group to the nodes that its operator wants.
+pub(crate) fn move_step(ledger: &Ledger, group: &Group, operator: &Operator) -> Step {
     if let Some(lost) = lost(group, operator) {
         return Step::Remove(lost.clone());
     }
@@ -169,28 +186,57 @@ pub fn running(ledger: &Ledger) -> Vec<&Operator> {
 
 /// The operator that works on a group.
 pub fn holder(ledger: &Ledger, group: u64) -> Option<&Operator> {
-    let running = |o: &&Operator| o.state == OperatorState::Running && o.group == group;
+    let running = |o: &&Operator| o.state == OperatorState::Running && o.holds(group);
     ledger.operators.values().find(running)
 }
 
+/// Operators that make way for others in one change. The same one may be in the way twice, of either
+/// of the groups that it holds: that it is over counts.
+#[derive(Debug, Default)]
+pub(crate) struct Displaced(BTreeMap<u64, Operator>);
+
+impl Displaced {
+    pub(crate) fn add(&mut self, displaced: Option<Operator>) {
+        let Some(operator) = displaced else { return };
+        let known = self.0.get(&operator.id);
+        if known.is_none_or(|known| known.state == OperatorState::Running) {
+            self.0.insert(operator.id, operator);
+        }
+    }
+
+    pub(crate) fn put(self, change: Change) -> Change {
+        self.0.into_values().map(Record::Operator).fold(change, Change::put)
+    }
+}
+
 /// Makes room for an operator of `priority` on a group: the end of a weaker one, which needs no
-/// more than that, since the next one goes on from the members that are. Refused when a stronger
-/// or equal one works there, or one that cuts the group's keys: it must see what has become of that.
+/// more than that, since the next one goes on from the members that are. One that was to merge the
+/// group's right neighbour into it puts that one in order first. Refused when a stronger or equal one
+/// works there, or one that has asked for something: it must see what has become of that.
 pub fn displace(
     ledger: &Ledger,
     group: u64,
     priority: Priority,
     now_ms: u64,
-) -> Result<Option<Record>, Refusal> {
+) -> Result<Option<Operator>, Refusal> {
     match holder(ledger, group) {
         None => Ok(None),
-        Some(weaker) if weaker.yields_to(priority) && !weaker.is_split() => {
-            Ok(Some(Record::Operator(weaker.given_up(now_ms))))
+        Some(weaker) if weaker.yields_to(priority) && !weaker.has_asked() => {
+            Ok(Some(set_aside(ledger, weaker, group, now_ms)))
         }
         Some(holder) => {
             let (id, why) = (holder.id, &holder.why);
             Err(refused(format!("operator {id} works on group {group}: {why}")))
         }
+    }
+}
+
+/// The operator that holds a group without it: over, unless it has to put in order what it moved of
+/// the group's right neighbour.
+pub(crate) fn set_aside(ledger: &Ledger, holder: &Operator, group: u64, now_ms: u64) -> Operator {
+    match holder.group == group || holder.has_asked() {
+        true => holder.given_up(now_ms),
+        false => take_back(ledger, holder, now_ms),
     }
 }
 
@@ -214,6 +260,7 @@ pub(crate) fn begin(
         priority,
         why,
         cuts: Vec::new(),
+        merge: None,
         given_up_ms: 0,
         state: OperatorState::Running,
         begun_ms: now_ms,
@@ -250,11 +297,16 @@ pub(crate) fn taken_back(ledger: &Ledger, operator: &Operator) -> Operator {
         let extra = target.iter().rposition(|node| !operator.target.contains(node));
         target.remove(extra.unwrap_or(target.len() - 1));
     }
-    let why = match operator.cancelled() {
-        true => operator.why.clone(),
-        false => format!("{}{}", operator.why, Operator::CANCELLED),
-    };
-    Operator { target, leader: 0, why, lost: Vec::new(), ..operator.clone() }
+    Operator { target, leader: 0, why: operator.why_back(), lost: Vec::new(), ..operator.clone() }
+}
+
+/// An operator of any kind that is taken back: it ends when what it did is whole, and known.
+pub(crate) fn take_back(ledger: &Ledger, operator: &Operator, now_ms: u64) -> Operator {
+    match operator {
+        split if split.is_split() => splits::taken_back(split, now_ms),
+        merge if merge.merge.is_some() => merges::taken_back(ledger, merge, now_ms),
+        other => taken_back(ledger, other),
+    }
 }
 
 /// Takes an operator back.
@@ -267,10 +319,7 @@ pub fn cancel(ledger: &Ledger, id: u64, now_ms: u64) -> Planned {
     if operator.priority == Priority::Repair {
         return Err(refused(format!("operator {id} replaces what is lost: it goes on")));
     }
-    let operator = match operator.is_split() {
-        true => splits::taken_back(operator, now_ms),
-        false => taken_back(ledger, operator),
-    };
+    let operator = take_back(ledger, operator, now_ms);
     let answer = Answer::Operators(vec![view(ledger, &operator)]);
     Ok((Change::default().put(Record::Operator(operator)), answer))
 }
@@ -291,6 +340,7 @@ pub fn move_tenant(ledger: &Ledger, name: &str, to: &[String], now_ms: u64) -> P
     }
     let mut change = Change::default();
     let mut views = Vec::new();
+    let mut ended = Displaced::default();
     for group in ledger.groups.values().filter(|g| g.tenant == tenant.id && !g.dead) {
         let displaced = displace(ledger, group.id, Priority::User, now_ms)?;
         let target: Vec<u64> = target.iter().copied().collect();
@@ -302,14 +352,14 @@ pub fn move_tenant(ledger: &Ledger, name: &str, to: &[String], now_ms: u64) -> P
                 // Somebody says how many there are to be from now on.
                 change = change.put(Record::Group(Group { wanted: 0, ..Group::clone(group) }));
             }
-            change = displaced.into_iter().fold(change, Change::put);
+            ended.add(displaced);
             change = change.put(Record::Operator(operator));
         }
     }
     if views.is_empty() {
         return Ok((Change::default(), Answer::Done(format!("tenant {name} is there already"))));
     }
-    Ok((change.put(Record::Meta(meta)), Answer::Operators(views)))
+    Ok((ended.put(change).put(Record::Meta(meta)), Answer::Operators(views)))
 }
 
 fn chosen(ledger: &Ledger, names: &[String]) -> Result<BTreeSet<u64>, Refusal> {
@@ -339,18 +389,23 @@ pub fn plan_drains(ledger: &Ledger, now_ms: u64) -> Option<Change> {
     let mut room = RUNNING_MAX.saturating_sub(ahead);
     let mut meta = ledger.meta.clone()?;
     let mut change = Change::default();
+    let mut ended = Displaced::default();
     for group in ledger.groups.values().filter(|group| !group.dead) {
         let leaving = group.replicas.iter().find(|replica| is_draining(ledger, replica.node));
         let Some(leaving) = leaving.filter(|_| room > 0) else { continue };
-        let Ok(displaced) = displace(ledger, group.id, Priority::Drain, now_ms) else { continue };
         let Some(target) = without(ledger, group, leaving.node) else { continue };
+        let Ok(displaced) = displace(ledger, group.id, Priority::Drain, now_ms) else {
+            ended.add(merges::stopped(ledger, group.id, Priority::Drain, now_ms));
+            continue;
+        };
         let node = ledger.nodes.get(&leaving.node).map_or("", |node| &node.name);
         let why = drain_of(node);
         let operator = begin(&mut meta, group, target, Priority::Drain, why, now_ms);
-        change = displaced.into_iter().fold(change, Change::put);
+        ended.add(displaced);
         change = change.put(Record::Operator(operator));
         room -= 1;
     }
+    let change = ended.put(change);
     (!change.is_empty()).then(|| change.put(Record::Meta(meta)))
 }
 
@@ -422,7 +477,11 @@ pub fn show(ledger: &Ledger, id: Option<u64>) -> Result<Answer, Refusal> {
 /// An operator as people see it.
 pub(crate) fn view(ledger: &Ledger, operator: &Operator) -> OperatorView {
     let name = |node: &u64| ledger.node_name(*node);
+    let rest = operator.merge.as_ref().map_or_else(Vec::new, |merge| merge.rest.clone());
     let step = match next_step(ledger, operator) {
+        _ if operator.state == OperatorState::Done && !rest.is_empty() => {
+            format!("then the cut at {}", rest.join(", "))
+        }
         _ if operator.state != OperatorState::Running => String::new(),
         Step::Add(node) => format!("add a learner on {}", name(&node)),
         Step::Promote(replica) => format!("let {} catch up and vote", name(&replica.node)),
@@ -431,6 +490,9 @@ pub(crate) fn view(ledger: &Ledger, operator: &Operator) -> OperatorView {
         Step::Recover(node) => format!("{} goes on alone", name(&node)),
         Step::Cut(cut) => format!("group {} begins at {}", cut.child, text::of(&cut.at)),
         Step::Settle(cut) => format!("see whether it was cut at {}", text::of(&cut.at)),
+        Step::Merge(merge) => format!("group {} takes its keys", merge.left),
+        Step::SettleMerge(merge) => format!("see whether group {} took its keys", merge.left),
+        Step::Withdraw => "take it back: the groups are others now".to_owned(),
         Step::Done | Step::Void => "finish".to_owned(),
     };
     OperatorView {
@@ -442,6 +504,8 @@ pub(crate) fn view(ledger: &Ledger, operator: &Operator) -> OperatorView {
         step,
         begun_ms: operator.begun_ms,
         ended_ms: operator.ended_ms,
+        rest,
+        next: operator.merge.as_ref().map_or(0, |merge| merge.next),
     }
 }
 
@@ -470,6 +534,9 @@ pub(crate) mod tests {
             | Step::Recover(_)
             | Step::Cut(_)
             | Step::Settle(_)
+            | Step::Merge(_)
+            | Step::SettleMerge(_)
+            | Step::Withdraw
             | Step::Done
             | Step::Void => return ledger.clone(),
         }

@@ -24,16 +24,17 @@ pub fn pin(ledger: &Ledger, name: &str, to: &[String], zone: &str, now_ms: u64) 
     let mut change = Change::default().put(Record::Tenant(tenant.clone()));
     let pinned = change.applied_to(ledger);
     let mut moved = 0;
+    let mut displaced = operators::Displaced::default();
     for group in ledger.groups.values().filter(|group| group.tenant == tenant.id && !group.dead) {
         let target = home(&pinned, &tenant, group)?;
         let here: BTreeSet<u64> = group.replicas.iter().map(|replica| replica.node).collect();
         if target == here {
             continue;
         }
-        let ended = operators::displace(ledger, group.id, Priority::User, now_ms)?;
+        displaced.add(operators::displace(ledger, group.id, Priority::User, now_ms)?);
         let (target, why) = (target.into_iter().collect(), format!("pin tenant {name}"));
         let operator = operators::begin(&mut meta, group, target, Priority::User, why, now_ms);
-        change = ended.into_iter().fold(change, Change::put).put(Record::Operator(operator));
+        change = change.put(Record::Operator(operator));
         moved += 1;
     }
     let bound = match &tenant.pin {
@@ -45,7 +46,7 @@ pub fn pin(ledger: &Ledger, name: &str, to: &[String], zone: &str, now_ms: u64) 
         0 => bound,
         moved => format!("{bound}; {moved} of its groups move there: see atoll op list"),
     };
-    Ok((change.put(Record::Meta(meta)), Answer::Done(said)))
+    Ok((displaced.put(change).put(Record::Meta(meta)), Answer::Done(said)))
 }
 
 fn chosen(ledger: &Ledger, to: &[String], zone: &str) -> Result<Option<Pin>, Refusal> {

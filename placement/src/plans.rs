@@ -19,7 +19,6 @@ use crate::operators;
 use crate::record::{
     Fate, Meta, Move, NodeLoad, NodeState, Operator, OperatorState, Plan, Priority, Record,
 };
-use crate::splits;
 use crate::tenants::Planned;
 
 /// How long a plan can be applied, in milliseconds.
@@ -302,10 +301,7 @@ pub fn pause(ledger: &Ledger, now_ms: u64) -> Planned {
     let mut stopped = 0;
     for operator in ledger.operators.values() {
         if operator.state == OperatorState::Running && operator.priority == Priority::Balance {
-            let back = match operator.is_split() {
-                true => splits::taken_back(operator, now_ms),
-                false => operators::taken_back(ledger, operator),
-            };
+            let back = operators::take_back(ledger, operator, now_ms);
             change = change.put(Record::Operator(back));
             stopped += 1;
         }

@@ -7,8 +7,12 @@
 //! Why these figures: a put costs all servers together about 50 µs of CPU and a get 27
 //! (`docs/measurements.md`), so 15,000 requests a second are about 60 % of a core, and half of them
 //! 30 %. CPU is not told apart by groups, so requests and bytes stand for it. Sixty seconds are longer
-//! than a burst; when an etcd is split already ten will do. Off, until somebody turns it on:
-//! groups are not merged by themselves, so what a burst has cut stays cut.
+//! than a burst; when an etcd is split already ten will do. Off, until somebody turns it on.
+//!
+//! Whoever turns it on has groups merged again as well (`automerge.rs`): two neighbours that together
+//! have less than a fifth, [`MERGE_PART`], of the bar that would then be theirs. So splits and merges
+//! cannot chase each other, whatever is set: the one that was merged needs five times as much to be
+//! split, and of two that were split just now all that they have had to be over the same bar.
 //!
 //! Invariants: what was never set is not written, so a ledger that knows nothing of this is what it
 //! was; a bar of 0 is never reached.
@@ -20,12 +24,19 @@ use serde::{Deserialize, Serialize};
 use crate::balance::bytes;
 use crate::command::{Answer, Refusal, refused};
 use crate::ledger::{Change, Ledger};
-use crate::record::{Meta, Record, Tenant};
+use crate::record::{Cause, Meta, Record, Tenant};
 use crate::splits::PLACES_MAX;
 use crate::tenants::Planned;
 
 /// Longest time that may be asked for, in milliseconds.
 const TIME_MAX_MS: u64 = 24 * 3600 * 1000;
+
+/// Two groups are merged when what they have, so many times, is still below the bar of a split.
+pub const MERGE_PART: u64 = 5;
+/// For so long, in milliseconds: longer than most lulls.
+pub const MERGE_HOLD_MS: u64 = 1_800_000;
+/// A group that was split or merged is not merged for so long, in milliseconds.
+pub const MERGE_REST_MS: u64 = 3_600_000;
 
 /// When etcds are split without being asked.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
@@ -167,6 +178,34 @@ impl SplitPolicy {
     pub fn bar(&self, groups: usize) -> &Bar {
         if groups > 1 { &self.later } else { &self.first }
     }
+
+    /// What would split one group of an etcd on so many, if two of them were one. Where that has no
+    /// bar the other one counts: somebody has to say what is little.
+    pub fn merge_bar(&self, groups: usize) -> Bar {
+        let merged = self.bar(groups.saturating_sub(1));
+        let other = if *merged == self.first { self.later } else { self.first };
+        let of = |of: fn(&Bar) -> u64| match of(merged) {
+            0 => of(&other),
+            bar => bar,
+        };
+        Bar {
+            requests_per_s: of(|bar| bar.requests_per_s),
+            write_bytes_per_s: of(|bar| bar.write_bytes_per_s),
+            hold_ms: MERGE_HOLD_MS,
+            size_bytes: of(|bar| bar.size_bytes),
+        }
+    }
+}
+
+/// What a group has to do and to keep, or several together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Requests a second.
+    pub requests_per_s: u64,
+    /// Bytes a second written.
+    pub write_bytes_per_s: u64,
+    /// Bytes stored.
+    pub size_bytes: u64,
 }
 
 // === impl SplitMode ===
@@ -194,6 +233,50 @@ impl Bar {
             format!("{load}/s are written, the bar is {bar}/s")
         };
         over(load, bar).then(words)
+    }
+
+    /// How much a load is of this bar, in thousandths of the measure it has most of, times
+    /// [`MERGE_PART`]: below 1000 it is little.
+    pub(crate) fn part(&self, load: &Load) -> u64 {
+        let part = |of: u64, bar: u64| match bar {
+            0 => 0,
+            // Whole numbers are told: of each of two there may be one more.
+            bar => (u128::from(of) + 2) * u128::from(1000 * MERGE_PART) / u128::from(bar),
+        };
+        let parts = [
+            part(load.requests_per_s, self.requests_per_s),
+            part(load.write_bytes_per_s, self.write_bytes_per_s),
+            part(load.size_bytes, self.size_bytes),
+        ];
+        u64::try_from(parts.into_iter().max().unwrap_or(0)).unwrap_or(u64::MAX)
+    }
+
+    /// Is it little, for what was cut for this cause? Of a measure without a bar that cannot be said.
+    pub(crate) fn is_little(&self, load: &Load, cause: Cause) -> bool {
+        let has_bar = match cause {
+            Cause::User => false,
+            Cause::Load => self.requests_per_s > 0 || self.write_bytes_per_s > 0,
+            Cause::Size => self.size_bytes > 0,
+        };
+        has_bar && self.part(load) < 1000
+    }
+
+    /// A load beside what of it would be little, in words.
+    pub(crate) fn beside(&self, load: &Load) -> String {
+        let is = [
+            (format!("{} requests/s", load.requests_per_s), self.requests_per_s),
+            (format!("{}/s written", bytes(load.write_bytes_per_s as f64)), self.write_bytes_per_s),
+            (format!("{} stored", bytes(load.size_bytes as f64)), self.size_bytes),
+        ];
+        let little = |(at, (is, bar)): (usize, (String, u64))| match (at, bar) {
+            (_, 0) => is,
+            (0, bar) => format!("{is} (below {} is little)", bar.div_ceil(MERGE_PART)),
+            (1, bar) => {
+                format!("{is} (below {}/s is little)", bytes((bar / MERGE_PART) as f64))
+            }
+            (_, bar) => format!("{is} (below {} is little)", bytes((bar / MERGE_PART) as f64)),
+        };
+        is.into_iter().enumerate().map(little).collect::<Vec<_>>().join(", ")
     }
 
     fn changed(self, wish: BarWish) -> Bar {
@@ -345,6 +428,37 @@ mod tests {
         let bar = Bar { write_bytes_per_s: 1 << 20, ..Bar::default() };
         let said = bar.reached_by(u64::MAX, 3 << 20);
         assert_eq!(said.as_deref(), Some("3.0 MiB/s are written, the bar is 1.0 MiB/s"));
+    }
+
+    #[test]
+    fn little_is_a_fifth_of_what_would_split_both() {
+        let mut policy = SplitPolicy::default();
+        let load = |requests_per_s| Load { requests_per_s, write_bytes_per_s: 0, size_bytes: 0 };
+        let is_little = |policy: &SplitPolicy, groups, requests| {
+            policy.merge_bar(groups).is_little(&load(requests), Cause::Load)
+        };
+        // Two would be one, whose bar is that of a first split; three would be two.
+        assert!(is_little(&policy, 2, 2_997) && !is_little(&policy, 2, 2_998));
+        assert!(is_little(&policy, 3, 1_497) && !is_little(&policy, 3, 1_498));
+        let large = Load { size_bytes: 300 << 20, ..load(0) };
+        let bar = policy.merge_bar(3);
+        assert!(!bar.is_little(&large, Cause::Load), "in all that has a bar");
+        assert!(!bar.is_little(&load(0), Cause::User));
+        let said = bar.beside(&large);
+        let words = "0 requests/s (below 1500 is little), 0 B/s written (below 6.0 MiB/s is little), \
+                     300.0 MiB stored (below 204.8 MiB is little)";
+        assert_eq!(said, words);
+        // Without a bar of its own that of the others counts; without any, nobody can say.
+        policy.first.requests_per_s = 0;
+        assert!(is_little(&policy, 2, 1_497) && !is_little(&policy, 2, 1_498));
+        policy.later.requests_per_s = 0;
+        assert!(is_little(&policy, 2, u64::MAX), "writes have a bar");
+        (policy.first.write_bytes_per_s, policy.later.write_bytes_per_s) = (0, 0);
+        assert!(!is_little(&policy, 2, 0));
+        assert!(policy.merge_bar(2).is_little(&load(9), Cause::Size));
+        // A bar of a few is nothing that two can be below together.
+        policy.later.requests_per_s = MERGE_PART;
+        assert!(!is_little(&policy, 3, 0));
     }
 
     #[test]

@@ -30,8 +30,10 @@ pub const PREFIX: &str = "atoll/";
 pub const END: &str = "atoll0";
 /// Key of [`Meta`].
 pub const META_KEY: &str = "atoll/meta";
-/// The newest format that this program reads: that of a ledger in which a tenant was to be split.
-pub const FORMAT: u32 = 2;
+/// The newest format that this program reads: that of a ledger in which groups were to be merged.
+pub const FORMAT: u32 = 3;
+/// Format of a ledger in which a tenant was to be split.
+pub const SPLIT_FORMAT: u32 = 2;
 /// Format of a new ledger.
 pub const FIRST_FORMAT: u32 = 1;
 
@@ -471,7 +473,11 @@ pub struct Operator {
     /// and `target` is where the group is. See `splits.rs`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub cuts: Vec<Cut>,
-    /// When it was taken back, in milliseconds since 1970; 0 if it was not, or is not about cuts.
+    /// The group's keys are to go to its left neighbour, whose nodes are `target`, and it is to be no
+    /// more. See `merges.rs`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub merge: Option<Merge>,
+    /// When it was taken back, in milliseconds since 1970; 0 if it was not, or is not about keys.
     #[serde(default)]
     pub given_up_ms: u64,
     /// Where it stands.
@@ -498,6 +504,26 @@ pub struct Cut {
     pub seen: String,
 }
 
+/// The keys of a group go to its left neighbour, and the cut between the two is no more.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct Merge {
+    /// The neighbour.
+    pub left: u64,
+    /// The first key of the group that goes.
+    #[serde(with = "text")]
+    pub at: Bytes,
+    /// Since when the neighbour may have been asked for it, in milliseconds since 1970; 0 if it was
+    /// not.
+    #[serde(default)]
+    pub asked_ms: u64,
+    /// Cuts that are to go afterwards, in this order, as texts ([`text`]).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rest: Vec<String>,
+    /// The operator that went on with them; 0 if none did.
+    #[serde(default)]
+    pub next: u64,
+}
+
 impl Operator {
     /// What `why` ends with when the operator was taken back.
     pub const CANCELLED: &str = " (taken back)";
@@ -510,17 +536,44 @@ impl Operator {
     /// The same, given up where it stands.
     #[must_use]
     pub fn given_up(&self, now_ms: u64) -> Operator {
+        let alone = |merge: &Merge| Merge { rest: Vec::new(), ..merge.clone() };
         Operator {
-            why: format!("{}{}", self.why, Operator::CANCELLED),
+            why: self.why_back(),
+            merge: self.merge.as_ref().map(alone),
             state: OperatorState::Cancelled,
             ended_ms: now_ms,
             ..self.clone()
         }
     }
 
-    /// Is it about the keys of the group, not about where it is?
+    /// What it is for, in words, when it is taken back.
+    pub(crate) fn why_back(&self) -> String {
+        match self.cancelled() {
+            true => self.why.clone(),
+            false => format!("{}{}", self.why, Operator::CANCELLED),
+        }
+    }
+
+    /// Does it cut the group's keys, and leave the group where it is?
     pub fn is_split(&self) -> bool {
         !self.cuts.is_empty()
+    }
+
+    /// Is it about keys, by a cut or by a merge?
+    pub fn is_on_keys(&self) -> bool {
+        self.is_split() || self.merge.is_some()
+    }
+
+    /// May a group's log have been asked for something by it whose fate is to be seen first?
+    pub fn has_asked(&self) -> bool {
+        self.is_split() || self.merge.as_ref().is_some_and(|merge| merge.asked_ms > 0)
+    }
+
+    /// Does nothing else work on the group while it runs? One that merges has both groups, until it
+    /// is taken back and only puts the one in order that it has moved.
+    pub fn holds(&self, group: u64) -> bool {
+        let is_left = self.merge.as_ref().is_some_and(|merge| merge.left == group);
+        self.group == group || (is_left && (!self.cancelled() || self.has_asked()))
     }
 
     /// Was it taken back?
@@ -918,7 +971,7 @@ mod tests {
         else {
             panic!("an operator")
         };
-        assert!(!operator.is_split());
+        assert!(!operator.is_split() && operator.merge.is_none());
     }
 
     #[test]
@@ -947,7 +1000,7 @@ mod tests {
     #[test]
     fn what_a_newer_program_wrote_is_not_taken_for_something_else() {
         assert_eq!(Record::decode("atoll/hat/1", b"{}").expect("not ours"), None);
-        let newer = br#"{"format":3,"cluster":"1","next_tenant":1,"next_group":1,"next_operator":1,"replicas":3,"default_tenant":1}"#;
+        let newer = br#"{"format":4,"cluster":"1","next_tenant":1,"next_group":1,"next_operator":1,"replicas":3,"default_tenant":1}"#;
         assert!(Record::decode(META_KEY, newer).is_err());
         assert!(Record::decode("atoll/node/1", b"{").is_err());
     }

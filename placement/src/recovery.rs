@@ -95,7 +95,8 @@ pub fn recover(ledger: &Ledger, inventory: &Inventory, wish: &Wish<'_>, now_ms: 
     let ordered = Group { recovery: Some(recovery), ..Group::clone(group) };
     let mut change = Change::default();
     if let Some(holder) = holder(ledger, group.id) {
-        change = change.put(Record::Operator(holder.given_up(now_ms)));
+        let aside = operators::set_aside(ledger, holder, group.id, now_ms);
+        change = change.put(Record::Operator(aside));
     }
     let change = change
         .put(Record::Operator(operator.clone()))

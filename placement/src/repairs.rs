@@ -21,9 +21,8 @@
 use crate::health::{Health, Loss};
 use crate::inventory::Inventory;
 use crate::ledger::{Change, Ledger};
-use crate::operators::{self, RUNNING_MAX, begin, holder, one_more, ongoing, voters};
+use crate::operators::{self, Displaced, RUNNING_MAX, begin, holder, one_more, ongoing, voters};
 use crate::record::{Group, Meta, NodeState, Operator, Priority, Record, Replica, node_key};
-use crate::splits;
 
 /// What is to begin, and what is to be given up; `None` when that is nothing.
 pub fn plan(ledger: &Ledger, inventory: &Inventory, now_ms: u64) -> Option<Change> {
@@ -50,27 +49,29 @@ pub fn plan(ledger: &Ledger, inventory: &Inventory, now_ms: u64) -> Option<Chang
     let under_way = ongoing(ledger).filter(|operator| operator.priority == Priority::Repair);
     let mut room = RUNNING_MAX.saturating_sub(under_way.count());
     let mut begun = false;
+    let mut ended = Displaced::default();
     for (_, group) in groups {
-        if let Some(split) = holder(ledger, group.id).filter(|holder| holder.is_split()) {
-            // It has to see first what has become of its cut: it does not ask any more.
-            if !split.cancelled() && lost(&health, group).next().is_some() {
-                change = change.put(Record::Operator(splits::taken_back(split, now_ms)));
+        let on_keys = |it: &&Operator| it.has_asked() || it.group != group.id;
+        if let Some(holder) = holder(ledger, group.id).filter(on_keys) {
+            // It has to see first what has become of what it asked for, or, if it was to merge another
+            // group into this one, to put that one in order: it does not ask any more.
+            if !holder.cancelled() && lost(&health, group).next().is_some() {
+                ended.add(Some(operators::take_back(ledger, holder, now_ms)));
             }
         } else if let Some(given_up) = plan.hopeless(group) {
-            change = change.put(Record::Operator(given_up));
+            ended.add(Some(given_up));
         } else if let Some(better) = plan.elsewhere(group).or_else(|| plan.another(group)) {
             change = change.put(Record::Operator(better));
         } else if let Some(operator) =
             plan.replace(group).or_else(|| plan.grow(group)).filter(|_| room > 0)
         {
-            if let Some(holder) = holder(ledger, group.id) {
-                change = change.put(Record::Operator(holder.given_up(now_ms)));
-            }
+            ended.add(holder(ledger, group.id).map(|holder| holder.given_up(now_ms)));
             change = change.put(Record::Operator(operator));
             room -= 1;
             begun = true;
         }
     }
+    change = ended.put(change);
     if begun {
         change = change.put(Record::Meta(plan.meta));
     }
@@ -144,7 +145,7 @@ impl Plan<'_> {
             return None;
         }
         self.missing(group, operator)?;
-        Some(operators::taken_back(self.ledger, operator))
+        Some(operators::take_back(self.ledger, operator, self.now_ms))
     }
 
     /// A repair whose target is lost as well takes another one.
@@ -266,7 +267,7 @@ mod tests {
     use crate::operators::tests::carry_out;
     use crate::operators::{Step, finish, next_step, removals, running};
     use crate::record::OperatorState;
-    use crate::{nodes, tenants};
+    use crate::{merges, nodes, splits, tenants};
 
     const REPAIR_MS: u64 = 60_000;
 
@@ -314,7 +315,10 @@ mod tests {
                     | Step::Lead(_)
                     | Step::Recover(_)
                     | Step::Cut(_)
-                    | Step::Settle(_) => {
+                    | Step::Settle(_)
+                    | Step::Merge(_)
+                    | Step::SettleMerge(_)
+                    | Step::Withdraw => {
                         panic!("nobody wants {step:?} here")
                     }
                     Step::Add(node) => {
@@ -530,5 +534,53 @@ mod tests {
             }
         }
         assert!(replaced > 300, "only {replaced} replicas were replaced");
+    }
+
+    /// The etcd cut at "m", its groups, and an operator that merges them; if `asked`, it has.
+    fn merging(asked: bool) -> (World, [u64; 2], u64) {
+        let (mut world, left) = world();
+        let mut truth = splits::tests::Truth::of(&world.ledger);
+        splits::tests::begun(&mut world, &["m"], &[]);
+        splits::tests::execute(&mut world.ledger, &mut truth);
+        let right = *world.ledger.groups.keys().last().unwrap();
+        let wish = merges::Wish { name: "acme", at: Some("m"), all: false };
+        let planned = merges::merge(&world.ledger, &world.inventory(), &wish, now_ms());
+        world.ledger = planned.expect("it is allowed").0.applied_to(&world.ledger);
+        let id = *world.ledger.operators.keys().last().unwrap();
+        if asked {
+            let noted = merges::note_asked(&world.ledger, id, now_ms());
+            world.ledger = noted.expect("they are on the same nodes").applied_to(&world.ledger);
+        }
+        (world, [left, right], id)
+    }
+
+    #[test]
+    fn a_merge_makes_way_when_a_replica_of_either_group_is_lost() {
+        for asked in [false, true] {
+            for which in [0, 1] {
+                let (mut world, groups, id) = merging(asked);
+                let node = world.ledger.groups[&groups[which]].replicas[0].node;
+                world.quarantine(groups[which], node);
+                let planned = plan(&world.ledger, &world.inventory(), now_ms());
+                world.ledger = planned.expect("there is a loss").applied_to(&world.ledger);
+                let merge = world.ledger.operators[&id].clone();
+                assert!(merge.cancelled(), "{merge:?}");
+                let of = |group: u64| holder(&world.ledger, group).map(|it| it.priority);
+                if asked {
+                    // It sees first what became of what it asked for.
+                    assert!(matches!(next_step(&world.ledger, &merge), Step::SettleMerge(_)));
+                    assert_eq!(groups.map(of), [Some(Priority::User); 2]);
+                    assert!(plan(&world.ledger, &world.inventory(), now_ms()).is_none());
+                    let ended = finish(&world.ledger, id, false, 7).expect("it ran");
+                    world.ledger = ended.applied_to(&world.ledger);
+                }
+                settle(&mut world);
+                let repairs = world.ledger.operators.values();
+                let repairs = repairs.filter(|it| it.priority == Priority::Repair);
+                assert_eq!(repairs.map(|it| it.group).collect::<Vec<_>>(), [groups[which]]);
+                assert_eq!(world.ledger.operators[&id].state, OperatorState::Cancelled);
+                assert!(groups.iter().all(|group| holder(&world.ledger, *group).is_none()));
+            }
+        }
     }
 }

@@ -17,6 +17,8 @@
 //! applied: then what was asked for would have been applied before it. What nevertheless comes later,
 //! out of a network that held it back, is learned from the group's report.
 //!
+//! The way back is in `merges.rs`. What groups report of either is learned here.
+//!
 //! Cuts of one group are made from the highest down, each the end of what is left: so a stretch in
 //! the middle becomes a group of its own by two cuts of the group that it was in.
 //!
@@ -36,10 +38,11 @@ use crate::command::{Answer, Refusal, refused};
 use crate::health::Health;
 use crate::inventory::Inventory;
 use crate::ledger::{Change, Ledger};
+use crate::merges;
 use crate::operators::{self, Step, holder, voters};
 use crate::record::{
-    Cause, Cut, FORMAT, Group, Meta, Namespace, NamespaceKind, Operator, OperatorState, Place,
-    Priority, Record, Replica, Tenant, TenantState, keys_of, text,
+    Cause, Cut, Group, Meta, Namespace, NamespaceKind, Operator, OperatorState, Place, Priority,
+    Record, Replica, SPLIT_FORMAT, Tenant, TenantState, keys_of, text,
 };
 use crate::tenants::Planned;
 
@@ -85,7 +88,9 @@ impl From<RangePlace> for Said {
 pub fn split(ledger: &Ledger, inventory: &Inventory, wish: &Wish<'_>, now_ms: u64) -> Planned {
     let mut meta = ledger.meta.clone().ok_or(refused("the service is not set up yet"))?;
     let name = wish.name;
-    let (tenant, namespace) = etcd(ledger, name)?;
+    let (tenant, namespace) = etcd(ledger, name, |of, _, prefix| {
+        format!("atoll tenant split {of} --at-prefix {prefix} gives it a group of its own")
+    })?;
     let places = namespace.places();
     let mut cuts = cuts(wish)?;
     for place in places.iter() {
@@ -190,7 +195,7 @@ pub(crate) fn begin(
         operator.cuts.push(Cut { at, child, cause: *cause, seen: seen.clone() });
     }
     // Programs that know nothing of places would write them away.
-    meta.format = meta.format.max(FORMAT);
+    meta.format = meta.format.max(SPLIT_FORMAT);
     operator
 }
 
@@ -208,15 +213,19 @@ pub(crate) fn known<'a>(
     Ok((tenant, namespace))
 }
 
-/// An etcd that clients use.
-fn etcd<'a>(ledger: &'a Ledger, name: &str) -> Result<(&'a Tenant, &'a Namespace), Refusal> {
+/// An etcd that clients use. Of a stretch of a tenant's keys it is said what to do instead, from
+/// the tenant's name, its own and the prefix.
+pub(crate) fn etcd<'a>(
+    ledger: &'a Ledger,
+    name: &str,
+    instead: impl Fn(&str, &str, &str) -> String,
+) -> Result<(&'a Tenant, &'a Namespace), Refusal> {
     let (tenant, namespace) = known(ledger, name)?;
     let of = &tenant.name;
     if let NamespaceKind::Shared { prefix } = &namespace.kind {
-        return Err(refused(format!(
-            "\"{name}\" is a stretch of the keys of \"{of}\": atoll tenant split {of} --at-prefix \
-             {prefix} gives it a group of its own"
-        )));
+        let instead = instead(of, &namespace.name, prefix);
+        let why = format!("\"{name}\" is a stretch of the keys of \"{of}\": {instead}");
+        return Err(refused(why));
     }
     match tenant.state_of(namespace) {
         TenantState::Open => Ok((tenant, namespace)),
@@ -225,12 +234,34 @@ fn etcd<'a>(ledger: &'a Ledger, name: &str) -> Result<(&'a Tenant, &'a Namespace
     }
 }
 
+/// A key that somebody has written.
+pub(crate) fn read_key(said: &str) -> Result<Bytes, Refusal> {
+    text::read(said).ok_or_else(|| {
+        refused(format!("\"{said}\" is no key: a backslash stands as \\\\, a byte as \\xNN"))
+    })
+}
+
+/// The rule of a tenant that asks for a cut of one of its etcds at a key.
+pub(crate) fn rule_at<'a>(
+    tenant: &'a Tenant,
+    namespace: &Namespace,
+    key: &[u8],
+) -> Option<&'a Namespace> {
+    // Stretches are of the tenant's default etcd.
+    let rules = tenant.namespaces.iter().filter(|_| namespace.name.is_empty());
+    rules.into_iter().find(|rule| match &rule.kind {
+        NamespaceKind::Shared { prefix } => {
+            let prefix = prefix.as_bytes();
+            key == prefix || behind(prefix).is_some_and(|end| key == end)
+        }
+        NamespaceKind::Separate { .. } => false,
+    })
+}
+
 /// The keys that are to be the first of a group.
 fn cuts(wish: &Wish<'_>) -> Result<BTreeSet<Bytes>, Refusal> {
     let read = |said: &String| {
-        let key = text::read(said).ok_or_else(|| {
-            refused(format!("\"{said}\" is no key: a backslash stands as \\\\, a byte as \\xNN"))
-        })?;
+        let key = read_key(said)?;
         if key.is_empty() {
             return Err(refused("an empty key is below all keys: nothing can be cut there"));
         }
@@ -271,7 +302,7 @@ fn asked_before(ledger: &Ledger, group: u64, at: &Bytes) -> Option<u64> {
     cuts.find(same).map(|cut| cut.child)
 }
 
-/// A group that can be cut now.
+/// A group whose keys can be cut, or go together with others, now.
 pub(crate) fn fit<'a>(
     ledger: &'a Ledger,
     inventory: &Inventory,
@@ -296,7 +327,8 @@ pub(crate) fn fit<'a>(
     let (well, all) = health.count(group);
     if well < all || group.wanted > 0 || group.recovering().is_some() {
         return Err(refused(format!(
-            "{well} of {all} replicas of group {id} are well: it is cut when all it is to have are"
+            "{well} of {all} replicas of group {id} are well: its keys are changed when all it is to \
+             have are"
         )));
     }
     if group.membership_version == 0 {
@@ -343,46 +375,77 @@ pub(crate) fn is_settled(operator: &Operator, now_ms: u64) -> bool {
 }
 
 /// What a group says of its keys, against what the ledger says; `None` when that is not newer, or
-/// is nothing that somebody asked for.
+/// is nothing that can have come of what somebody asked for.
 pub fn learn(ledger: &Ledger, id: u64, said: &Said, now_ms: u64) -> Option<Change> {
     let group = ledger.groups.get(&id).filter(|group| !group.dead)?;
     let tenant = ledger.tenants.get(&group.tenant)?;
     let (namespace, at) = tenant.place_of(id)?;
     let mut places = namespace.places().into_owned();
     let known = keys_of(&places, at);
-    let place = places.get_mut(at)?;
-    if said.version <= place.version || said.keys.start != known.start {
+    if said.version <= places.get(at)?.version || said.keys.start != known.start {
         return None;
     }
-    let next_version = place.version + 1;
-    place.version = said.version;
+    let is_more = match (&said.keys.end, &known.end) {
+        (None, Some(_)) => true,
+        (Some(said), Some(known)) => said > known,
+        (_, None) => false,
+    };
     let mut change = Change::default();
-    if said.keys.end != known.end {
-        let end = said.keys.end.as_ref().filter(|end| known.contains(end))?;
-        let is_new = |cut: &&Cut| cut.at == *end && !ledger.groups.contains_key(&cut.child);
-        let mut asked = ledger.operators.values().rev().filter(|operator| operator.group == id);
-        let (operator, cut) =
-            asked.find_map(|operator| Some((operator, operator.cuts.iter().find(is_new)?)))?;
-        let by = format!("by operator {}", operator.id);
-        let place = Place {
-            start: cut.at.clone(),
-            group: cut.child,
-            version: next_version,
-            why: if cut.seen.is_empty() { by } else { format!("{by}: {}", cut.seen) },
-            cause: cut.cause,
-        };
-        places.insert(at + 1, place);
-        change = change.put(Record::Group(newborn(group, cut.child)));
-        if let Some(after) = after_cut(ledger, operator, cut, now_ms) {
-            change = change.put(Record::Operator(after));
-        }
+    if is_more {
+        change = merges::absorbed(ledger, &mut places, at, said, now_ms)?;
+    } else if let Some(end) = &said.keys.end
+        && said.keys.end != known.end
+    {
+        let CutOff { child, operator } = cut_off(ledger, &mut places, at, end, now_ms)?;
+        let after = operator.map(Record::Operator);
+        change = after.into_iter().fold(change.put(Record::Group(child)), Change::put);
     }
+    places.get_mut(at)?.version = said.version;
     let mut tenant = Tenant::clone(tenant);
     let namespace = tenant.namespaces.iter_mut().find(|it| it.id == group.namespace)?;
     if let NamespaceKind::Separate { places: stored, .. } = &mut namespace.kind {
         *stored = places;
     }
     Some(change.put(Record::Tenant(tenant)))
+}
+
+/// A cut that was made.
+pub(crate) struct CutOff {
+    /// The new group.
+    pub(crate) child: Group,
+    /// The operator that asked for it, as it is afterwards, if that is something else.
+    pub(crate) operator: Option<Operator>,
+}
+
+/// The keys of one of the places end earlier than was known: the cut that somebody asked for there was
+/// made. `None` if nobody did.
+pub(crate) fn cut_off(
+    ledger: &Ledger,
+    places: &mut Vec<Place>,
+    at: usize,
+    end: &Bytes,
+    now_ms: u64,
+) -> Option<CutOff> {
+    let parent = places.get(at)?;
+    let keys = keys_of(places, at);
+    if *end <= keys.start || !keys.contains(end) {
+        return None;
+    }
+    let is_new = |cut: &&Cut| cut.at == *end && !ledger.groups.contains_key(&cut.child);
+    let mut asked = ledger.operators.values().rev().filter(|it| it.group == parent.group);
+    let (operator, cut) = asked.find_map(|it| Some((it, it.cuts.iter().find(is_new)?)))?;
+    let by = format!("by operator {}", operator.id);
+    let place = Place {
+        start: cut.at.clone(),
+        group: cut.child,
+        // It was asked for, and made, under the version that was known.
+        version: parent.version + 1,
+        why: if cut.seen.is_empty() { by } else { format!("{by}: {}", cut.seen) },
+        cause: cut.cause,
+    };
+    let child = newborn(ledger.groups.get(&parent.group)?, cut.child);
+    places.insert(at + 1, place);
+    Some(CutOff { child, operator: after_cut(ledger, operator, cut, now_ms) })
 }
 
 /// The new group beside the one that it was cut from, as far as that can be known: the leader tells
@@ -429,7 +492,7 @@ pub(crate) fn unborn(ledger: &Ledger, group: &Group) -> BTreeMap<u64, Group> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::check::check;
     use crate::health::tests::{World, now_ms};
@@ -441,16 +504,16 @@ mod tests {
 
     /// What groups truly are: their logs.
     #[derive(Clone, Debug, Default)]
-    struct Truth(BTreeMap<u64, Said>);
+    pub(crate) struct Truth(pub(crate) BTreeMap<u64, Said>);
 
     impl Truth {
-        fn of(ledger: &Ledger) -> Truth {
+        pub(crate) fn of(ledger: &Ledger) -> Truth {
             let whole = |id: &u64| (*id, Said { keys: KeyRange::all(), version: 1 });
             Truth(ledger.groups.keys().map(whole).collect())
         }
 
         /// As the node answers it; `None` when it is refused.
-        fn asked(&mut self, group: u64, version: u64, cut: &Cut) -> Option<Said> {
+        pub(crate) fn asked(&mut self, group: u64, version: u64, cut: &Cut) -> Option<Said> {
             let own = self.0.get_mut(&group).expect("it is a group");
             if own.version != version {
                 return None;
@@ -470,34 +533,34 @@ mod tests {
         }
     }
 
-    fn acme() -> World {
+    pub(crate) fn acme() -> World {
         let mut world = World::new();
         world.ledger =
             tenants::create(&world.ledger, "acme", 0, 0).unwrap().0.applied_to(&world.ledger);
         world
     }
 
-    fn texts(list: &[&str]) -> Vec<String> {
+    pub(crate) fn texts(list: &[&str]) -> Vec<String> {
         list.iter().map(|text| (*text).to_owned()).collect()
     }
 
-    fn begin(world: &World, at: &[&str], prefixes: &[&str]) -> Planned {
+    pub(crate) fn begin(world: &World, at: &[&str], prefixes: &[&str]) -> Planned {
         let (at, prefixes) = (texts(at), texts(prefixes));
         let wish = Wish { name: "acme", at: &at, prefixes: &prefixes };
         split(&world.ledger, &world.inventory(), &wish, now_ms())
     }
 
-    fn begun(world: &mut World, at: &[&str], prefixes: &[&str]) {
+    pub(crate) fn begun(world: &mut World, at: &[&str], prefixes: &[&str]) {
         let (change, _) = begin(world, at, prefixes).expect("it is allowed");
         world.ledger = change.applied_to(&world.ledger);
     }
 
-    fn why(planned: Planned) -> String {
+    pub(crate) fn why(planned: Planned) -> String {
         planned.expect_err("it is refused").to_string()
     }
 
     /// Carries operators out to their end, as the executor does.
-    fn execute(ledger: &mut Ledger, truth: &mut Truth) {
+    pub(crate) fn execute(ledger: &mut Ledger, truth: &mut Truth) {
         for _ in 0..100 {
             let Some(operator) = running(ledger).first().map(|o| (*o).clone()) else { return };
             step(ledger, truth, &operator, now_ms() + SETTLED_MS);
@@ -531,7 +594,7 @@ mod tests {
     }
 
     /// The leaders of new groups tell their members.
-    fn told(ledger: &mut Ledger, truth: &Truth) {
+    pub(crate) fn told(ledger: &mut Ledger, truth: &Truth) {
         for id in truth.0.keys() {
             let Some(group) = ledger.groups.get(id) else { continue };
             let replicas = group.replicas.clone();
@@ -552,7 +615,7 @@ mod tests {
         })
     }
 
-    fn starts(ledger: &Ledger) -> Vec<(String, u64, u64)> {
+    pub(crate) fn starts(ledger: &Ledger) -> Vec<(String, u64, u64)> {
         let etcd = &ledger.tenant("acme").expect("it is there").namespaces[0];
         let place = |p: &Place| (text::of(&p.start), p.group, p.version);
         etcd.places().iter().map(place).collect()
@@ -851,7 +914,7 @@ mod tests {
         let mut world = acme();
         assert_eq!(world.ledger.meta.as_ref().unwrap().format, 1);
         begun(&mut world, &["m"], &[]);
-        assert_eq!(world.ledger.meta.as_ref().unwrap().format, FORMAT);
+        assert_eq!(world.ledger.meta.as_ref().unwrap().format, SPLIT_FORMAT);
         let mut truth = Truth::of(&world.ledger);
         execute(&mut world.ledger, &mut truth);
         world.ledger.operators.clear();

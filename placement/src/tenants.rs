@@ -468,20 +468,11 @@ pub(crate) fn place_views(
     namespace: &Namespace,
 ) -> Vec<PlaceView> {
     let places = namespace.places();
-    // Of the tenant's default etcd.
-    let rules = tenant.namespaces.iter().filter(|_| namespace.id == DEFAULT_NAMESPACE);
-    let ends_at = |place: &Place, rule: &Namespace| match &rule.kind {
-        NamespaceKind::Shared { prefix } => {
-            let prefix = prefix.as_bytes();
-            place.start == prefix || splits::behind(prefix).is_some_and(|end| place.start == end)
-        }
-        NamespaceKind::Separate { .. } => false,
-    };
     let cause = |at: usize, place: &Place| match place.cause {
         _ if at == 0 => (String::new(), String::new()),
         Cause::Load => ("load".to_owned(), String::new()),
         Cause::Size => ("size".to_owned(), String::new()),
-        Cause::User => match rules.clone().find(|rule| ends_at(place, rule)) {
+        Cause::User => match splits::rule_at(tenant, namespace, &place.start) {
             Some(rule) => ("rule".to_owned(), format!(" {}", rule.name)),
             None => ("user".to_owned(), String::new()),
         },

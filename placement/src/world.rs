@@ -9,8 +9,8 @@ use crate::operators;
 use crate::plans;
 use crate::policy::{SplitMode, SplitPolicy};
 use crate::record::{
-    FIRST_VERSION, FORMAT, Group, Meta, Namespace, NamespaceKind, Node, NodeState, OperatorState,
-    Record, Replica, Tenant, TenantState, repair_after_ms,
+    FIRST_VERSION, FORMAT, Group, Meta, Namespace, NamespaceKind, Node, NodeState, Operator,
+    OperatorState, Record, Replica, Tenant, TenantState, repair_after_ms,
 };
 
 /// What is true of a group.
@@ -221,7 +221,12 @@ impl World {
             }
         }
         let held = self.ledger.operators.values().filter(|o| o.state == OperatorState::Running);
-        let held: Vec<u64> = held.map(|operator| operator.group).collect();
+        let of = |operator: &Operator| {
+            let left = operator.merge.as_ref().map(|merge| merge.left);
+            let groups: Vec<u64> = [Some(operator.group), left].into_iter().flatten().collect();
+            groups.into_iter().filter(|group| operator.holds(*group)).collect::<Vec<_>>()
+        };
+        let held: Vec<u64> = held.flat_map(of).collect();
         let once: BTreeSet<u64> = held.iter().copied().collect();
         assert_eq!(held.len(), once.len(), "two operators hold a group");
     }

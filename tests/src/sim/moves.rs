@@ -101,6 +101,7 @@ impl Moves {
             priority: Priority::User,
             why: "move".to_owned(),
             cuts: Vec::new(),
+            merge: None,
             given_up_ms: 0,
             state: OperatorState::Running,
             begun_ms: 1,

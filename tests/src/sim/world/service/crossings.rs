@@ -19,6 +19,9 @@ fn word(step: &Step) -> &'static str {
         Step::Recover(_) => "recover",
         Step::Cut(_) => "cut",
         Step::Settle(_) => "settle",
+        Step::Merge(_) => "merge",
+        Step::SettleMerge(_) => "settle merge",
+        Step::Withdraw => "withdraw",
         Step::Done => "done",
         Step::Void => "void",
     }
@@ -28,6 +31,7 @@ fn word(step: &Step) -> &'static str {
 fn errand_of(operator: &Operator) -> &'static str {
     match operator.priority {
         _ if operator.is_split() => "split",
+        _ if operator.merge.is_some() => "merge",
         Priority::Repair => "repair",
         Priority::Drain => "drain",
         Priority::User => "move",
