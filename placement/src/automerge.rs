@@ -520,7 +520,8 @@ mod tests {
             sim.play.set(wish);
             sim.play.world.noise = 20.0;
             sim.size_bytes = [1.0, 1.0e5, 2.0e6][roll(32, 3) as usize];
-            (sim.splits.clear(), sim.merges.clear());
+            sim.splits.clear();
+            sim.merges.clear();
             sim.hours(6, [0.0, 3.0, 40.0, 700.0][roll(33, 4) as usize]);
             let last = sim.splits.iter().chain(&sim.merges).map(|(tick, _)| *tick).max();
             assert!(

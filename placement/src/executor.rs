@@ -282,7 +282,7 @@ impl Office {
     async fn ask_to_merge(&self, ledger: &Ledger, operator: &Operator, merge: &Merge, now_ms: u64) {
         let Some(left) = ledger.groups.get(&merge.left) else { return };
         let right = operator.group;
-        let ask = MergeRange { merge: operator.id, right, at: merge.at.clone() };
+        let ask = MergeRange { right, at: merge.at.clone() };
         let request = GroupRequest {
             timeout_ms: MERGE_MS,
             ..request_of(ledger, left, Request::MergeRange(ask))

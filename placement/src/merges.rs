@@ -15,8 +15,7 @@
 //! same after a while; a merge that comes true later is learned from the report of the left group.
 //!
 //! With several cuts to go, one goes after the other: each operator knows the rest, and whoever leads
-//! placement begins the next one when it is done. So each merge has an operator of its own, whose number
-//! names it in the logs of the groups.
+//! placement begins the next one when it is done. So each merge has an operator of its own.
 //!
 //! Invariants:
 //! * an operator holds both groups, from its beginning to its end, or until it is taken back with
