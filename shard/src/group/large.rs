@@ -21,9 +21,9 @@ use std::collections::BTreeMap;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::Message;
 use proto::cluster::group::{Batch, command};
-use proto::etcd::request_op::Request as Op;
 use proto::cluster::split::entry;
 use proto::etcd::TxnRequest;
+use proto::etcd::request_op::Request as Op;
 
 use crate::extents::{ExtentError, Extents, POINTER_BYTES, Pointer};
 use crate::log::{Entry, Record, ReplicaKey};
