@@ -126,6 +126,20 @@ acme put /registry/events/new x >/dev/null
 [ "$(field '.kvs[0].mod_revision' /registry/events/new)" -gt "$NOW" ] || die "a revision was given twice"
 passed "and revisions go on above"
 like "still split" "split over 3 groups" "$(atoll tenant show acme)"
+
+# --- killed in the middle of a merge, which goes on afterwards
+BEFORE=$(before)
+eventually 20 "it can be merged" atoll tenant merge acme --all
+kill -KILL "$PLAYGROUND"
+wait "$PLAYGROUND" 2>/dev/null || true
+play
+eventually 30 "it answers again" acme get / -w json
+same "after kill -9 everything is there" "$BEFORE" "$(before)"
+eventually 60 "it is on one group" is_whole
+same "and there still" "$BEFORE" "$(before)"
+NOW=$(field .header.revision /)
+acme put /registry/events/last x >/dev/null
+same "revisions have no gap from then on" "$((NOW + 1))" "$(field .header.revision /)"
 kill -TERM "$PLAYGROUND"
 wait "$PLAYGROUND" || die "the playground failed: $(tail -n 3 "$TMP/play.err")"
 passed "it ends when it is told to"
