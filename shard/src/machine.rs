@@ -82,6 +82,8 @@ struct PublishedCharter {
     version: AtomicU64,
 }
 
+/// Format of a batch with a recovery.
+pub const RECOVERY_FORMAT: u32 = 3;
 /// Format of batches whose commands are a split tenant's entries: they have fences of their own.
 pub const SPLIT_FORMAT: u32 = 4;
 
@@ -404,7 +406,8 @@ impl Machine {
         placed: Placed,
     ) -> Result<Option<Applied>, EngineError> {
         self.placed = placed;
-        let has_fences = batch.format >= SPLIT_FORMAT;
+        // A recovery goes by the version of the members.
+        let has_fences = batch.format >= RECOVERY_FORMAT;
         let current = has_fences || batch.range_version == self.state.range_version;
         let mut applied = Applied::default();
         if current {

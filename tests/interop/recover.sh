@@ -2,7 +2,8 @@
 # Groups that lost most of their replicas for good: what is left is told beforehand, one of them goes
 # on when its operator accepts the loss, no revision is given twice, and who comes back late is left
 # behind. First two of three nodes of a tenant die, then two of its three replicas are damaged, then
-# placement's own group loses most of its nodes. Starts its own nodes:
+# two of three nodes of a tenant that is split, then placement's own group loses most of its nodes.
+# Starts its own nodes:
 #
 #   ATOLL_BIN=target/release/atoll tests/interop/recover.sh
 set -euo pipefail
@@ -158,6 +159,46 @@ holds "revisions have jumped again" test "$(revision)" -gt $((SECOND + 999999999
 same "nothing is lost" "$MARK" "$(at 1 get "${MARK}20" --print-value-only)"
 eventually 60 "repairs bring it up to three" has_voters 3
 eventually 40 "all is well" says '^All well'
+
+# === two of three nodes of a tenant die that is split
+
+eventually 20 "it can be split" atoll tenant split acme --at before3
+groups_are() { [ "$(atoll tenant show acme -w json | jq '.tenants[0].groups')" = "$1" ]; }
+eventually 30 "it is on two groups" groups_are 2
+eventually 20 "all is well" says '^All well'
+OTHER=$(atoll tenant show acme -w json | jq '.tenants[0].places[1].group')
+at 1 put before1 two >/dev/null
+at 1 put before5 two >/dev/null
+SPLIT=$(revision)
+for i in 4 5; do
+  stop "$i"
+  mv "$TMP/n$i.data" "$TMP/n$i.aside"
+done
+refused "it takes no writes" '.' quick 1 put before5 lost
+eventually 120 "home is recovered" atoll group recover "$GROUP" --accept-loss
+eventually 60 "and the other group" atoll group recover "$OTHER" --accept-loss
+both() { at 1 put before1 "$1" && at 1 put before5 "$1"; }
+eventually 30 "keys of both can be written" both three
+holds "revisions have jumped" test "$(revision)" -gt $((SPLIT + 999999999))
+same "all keys are there" 20 "$(at 1 get before --prefix --count-only -w fields | sed -n 's/"Count" : //p')"
+same "of the other group as well" 7 "$(at 1 get before7 --print-value-only)"
+for key in before1 before5; do
+  spawn watch "$ETCDCTL" --endpoints "127.0.0.1:${CLIENTS[0]}" --user root@acme:none watch "$key" --rev "$((SPLIT + 1))"
+  ended "$SPAWNED" "a watch of $key that goes on from before"
+  like "who watched $key is told to begin anew" 'compacted' "$(cat "$TMP/watch.out" "$TMP/watch.err")"
+done
+refused "history of both is gone" 'compacted' at 1 get before --prefix --rev "$SPLIT"
+eventually 60 "repairs bring home up to three" has_voters 3
+for i in 4 5; do
+  mv "$TMP/n$i.aside" "$TMP/n$i.data"
+  start "$i"
+done
+for i in 4 5; do up "n$i" "${PIDS[i]}"; done
+eventually 60 "all is well" says '^All well'
+eventually 20 "it can be merged" atoll tenant merge acme --all
+eventually 60 "it is on one group" groups_are 1
+same "with all keys" 20 "$(at 1 get before --prefix --count-only -w fields | sed -n 's/"Count" : //p')"
+same "and the newest" three "$(at 1 get before5 --print-value-only)"
 
 # === placement's own group loses most of its nodes
 

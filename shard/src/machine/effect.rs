@@ -93,6 +93,8 @@ pub enum Effect {
         /// The last revision in its log.
         revision: i64,
     },
+    /// Revisions have passed of which nobody here knows: who watches is to read what history tells.
+    Passed,
     /// Placement has said something else of the group than before.
     Charter {
         /// What clients could do before.

@@ -5,6 +5,9 @@
 //! back is behind by its version of the members, and told that it is none. All history up to the
 //! new revision is compacted: who watches or reads from before hears so, and lists anew.
 //!
+//! Where the tenant is on several groups home's revisions jump like that; another one waits for home,
+//! which gives up the whole tenant's history up to now when it hears of it.
+//!
 //! It is an entry like any other, behind everything that the replica's log held. The others get it
 //! with the snapshot by which they come.
 
@@ -45,9 +48,19 @@ impl Machine {
         state.conf_state = ConfState { voters: vec![replica], ..Default::default() };
         state.membership_version = recovery.membership_version;
         state.recovered_term = term;
-        state.revision = (state.revision + RECOVERY_REVISIONS).max(recovery.revision);
-        state.compacted = state.revision;
-        effects.push(Effect::Compacted { revision: state.revision });
+        match self.kept.as_mut().filter(|kept| !kept.is_alone()) {
+            None => {
+                state.revision = (state.revision + RECOVERY_REVISIONS).max(recovery.revision);
+                state.compacted = state.revision;
+            }
+            // Its revisions are home's to give (`split/entry.rs`).
+            Some(kept) => {
+                kept.recover(recovery.revision);
+                state.revision = kept.revision;
+                state.compacted = state.compacted.max(kept.compacted);
+            }
+        }
+        effects.push(Effect::Compacted { revision: state.compacted });
         effects.push(Effect::Alone);
         effects.push(Effect::Members);
         Ok(Reply::Done(self.header().unwrap_or_default()))

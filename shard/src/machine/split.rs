@@ -90,13 +90,14 @@ impl Machine {
     ) -> Result<Written, EngineError> {
         let mut kept = self.take_kept();
         let (before, right) = (kept.place.range.clone(), kept.merging.map(|merge| merge.right));
+        let was_lost = kept.lost;
         let verdict = kept.apply(entry, Faults::NONE);
         // The protocol's promise: a replica that goes on would serve something else than others.
         let verdict = verdict.unwrap_or_else(|disorder| panic!("group {}: {disorder}", self.group));
         self.kept = Some(kept);
         let written = match verdict {
             Verdict::Refused => Ok(Written::Refused),
-            Verdict::Kept => Ok(self.keep(entry, effects)),
+            Verdict::Kept => Ok(self.keep(entry, was_lost, effects)),
             Verdict::Make => self.make(entry, &before, right, effects),
         };
         self.follow_kept(entry);
@@ -120,7 +121,7 @@ impl Machine {
     }
 
     /// What an entry does beside what is kept, if it changes no rows of keys.
-    fn keep(&mut self, entry: &Entry, effects: &mut Vec<Effect>) -> Written {
+    fn keep(&mut self, entry: &Entry, was_lost: bool, effects: &mut Vec<Effect>) -> Written {
         let shelf = self.shelf();
         match entry {
             Entry::LeaseGranted { lease, ttl_s } => {
@@ -136,6 +137,9 @@ impl Machine {
             }
             Entry::Compact { revision } if *revision > self.state.compacted => {
                 self.state.compacted = *revision;
+                if was_lost {
+                    effects.push(Effect::Passed);
+                }
                 effects.push(Effect::Compacted { revision: *revision });
             }
             _ => {}

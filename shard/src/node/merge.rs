@@ -289,7 +289,7 @@ impl Node {
         let Some(group) = self.groups.get(&id) else { return };
         let Some(kept) = group.machine.kept() else { return };
         let is_out = group.stopped.is_some() || group.shared.is_withheld() || group.seed_anew;
-        if is_out || kept.frozen != Some((asker.merge.number, asker.left)) {
+        if is_out || kept.lost || kept.frozen != Some((asker.merge.number, asker.left)) {
             return;
         }
         let since = *asker.since.get_or_insert(group.machine.state().applied_index);

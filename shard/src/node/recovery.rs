@@ -26,10 +26,8 @@ use raft::eraftpb::EntryType;
 use super::rounds::read_change;
 use super::{Node, Output};
 use crate::group::{Eager, Group};
-use crate::machine::SPLIT_FORMAT;
+use crate::machine::RECOVERY_FORMAT;
 
-/// Format of a batch with a recovery.
-const RECOVERY_FORMAT: u32 = 3;
 /// Ticks for which the replica stands for election at once.
 const EAGER_TICKS: usize = 50;
 
@@ -128,8 +126,6 @@ fn unfit(group: &Group) -> Option<&'static str> {
     let own = group.core.key().replica;
     let changes = unapplied.iter().filter(|e| e.get_entry_type() != EntryType::EntryNormal);
     let leaves = changes.filter_map(|entry| read_change(entry).ok());
-    let batches = unapplied.iter().filter_map(|entry| Batch::decode(entry.data.clone()).ok());
-    let parts = batches.into_iter().any(|batch| batch.format == SPLIT_FORMAT);
     if group.stopped.is_some() {
         Some("it is quarantined")
     } else if group.shared.is_withheld() {
@@ -138,9 +134,6 @@ fn unfit(group: &Group) -> Option<&'static str> {
         Some("it has no rows")
     } else if group.machine.state().member_of(own).is_none() {
         Some("it is no member")
-    } else if group.machine.is_split() || parts {
-        // Its revisions are home's to give; what the lost ones had was told to other groups.
-        Some("its tenant is split over several groups")
     } else if leaves.into_iter().any(|change| change.removes(own)) {
         Some("it was being removed")
     } else {

@@ -688,6 +688,7 @@ impl Node {
             Effect::Compacted { .. } => drop(self.sweeping.insert(id)),
             Effect::Charter { before } => self.charter_changed(id, before),
             Effect::Alone => self.go_alone(id),
+            Effect::Passed => self.announce(Output::Replaced { group: id }),
             Effect::Split { .. } | Effect::Absorb { .. } => {
                 unreachable!("it was carried out before")
             }

@@ -237,6 +237,10 @@ impl Replica for Applied<'_> {
         self.kept().frozen.is_some()
     }
 
+    fn is_lost(&self) -> bool {
+        self.kept().lost
+    }
+
     fn compacted(&self) -> i64 {
         self.0.state().compacted
     }

@@ -33,7 +33,7 @@ pub(super) struct Driven {
     /// What was said to other nodes.
     pub(super) sent: Vec<(NodeId, PeerMessage)>,
     /// Groups whose watches were told to look at history.
-    replaced: Vec<GroupId>,
+    pub(super) replaced: Vec<GroupId>,
     pub(super) now_ms: u64,
     pub(super) tickets: Ticket,
     pub(super) answers: BTreeMap<Ticket, Result<Answer, GroupError>>,

@@ -17,6 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use proto::etcd::TxnRequest;
+use proto::limits::RECOVERY_REVISIONS;
 use proto::{GroupId, KeyRange};
 
 use super::evaluate::{Change, Prediction};
@@ -218,6 +219,9 @@ pub struct Kept {
     pub decisions: BTreeMap<TxId, Decision>,
     /// Home: the tenant's leases.
     pub leases: BTreeSet<i64>,
+    /// Not home: the group goes on with one of its replicas, and what only the others had is gone. It
+    /// serves nothing before home has given up all history up to now ([`Entry::Compact`]).
+    pub lost: bool,
 }
 
 /// What is to be done for an entry.
@@ -285,6 +289,7 @@ impl Kept {
             limit: 1,
             decisions: BTreeMap::new(),
             leases: BTreeSet::new(),
+            lost: false,
         }
     }
 
@@ -295,6 +300,18 @@ impl Kept {
         let (seal, revision, compacted) = (self.seal, self.revision, self.compacted);
         let limit = 0;
         Kept { home: self.home, seal, revision, compacted, limit, ..Kept::new(group, place) }
+    }
+
+    /// Most of the group's replicas are lost, and one goes on. At home nobody knows up to where
+    /// revisions were granted and shown: it goes on far above, at least at `least`. Another group goes
+    /// on when home has said where.
+    pub fn recover(&mut self, least: i64) {
+        if self.home != self.group {
+            self.lost = true;
+            return;
+        }
+        let beyond = (self.limit.max(self.revision) + RECOVERY_REVISIONS).max(least);
+        (self.limit, self.revision, self.compacted) = (beyond, beyond, beyond);
     }
 
     /// Is the tenant on this group alone? Then the group gives out its revisions itself.
@@ -406,7 +423,13 @@ impl Kept {
             Entry::LeaseGone { lease } => drop(self.leases.remove(lease)),
             // Whoever absorbs it goes by what it was when it was frozen.
             Entry::Compact { .. } if self.frozen.is_some() => return Ok(Verdict::Refused),
-            Entry::Compact { revision } => self.compacted = self.compacted.max(*revision),
+            Entry::Compact { revision } => {
+                self.compacted = self.compacted.max(*revision);
+                if std::mem::take(&mut self.lost) {
+                    // What was lost lies below it.
+                    self.revision = self.revision.max(*revision);
+                }
+            }
         }
         Ok(Verdict::Kept)
     }

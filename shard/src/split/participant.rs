@@ -51,6 +51,8 @@ pub trait Replica: Rows {
     fn place(&self) -> &Place;
     /// Is it frozen, as far as it has applied?
     fn is_frozen(&self) -> bool;
+    /// Has it lost what nobody knows, as far as it has applied?
+    fn is_lost(&self) -> bool;
     /// Below this nothing can be read.
     fn compacted(&self) -> i64;
     /// The live keys inside `range`, as they stand, without values.
@@ -624,11 +626,13 @@ impl Participant {
         if self.phase == Phase::Joining && drained && sealed {
             self.phase = Phase::Registering;
             let (term, number, seal) = (self.term, self.number, replica.seal());
-            let (place, frozen) = (replica.place().clone(), replica.is_frozen());
-            let register = Up::Register { place, term, number, seal, applied, frozen };
+            let place = replica.place().clone();
+            let (frozen, lost) = (replica.is_frozen(), replica.is_lost());
+            let register = Up::Register { place, term, number, seal, applied, frozen, lost };
             self.out.push(Do::Send(register));
         }
-        if matches!(self.phase, Phase::Catching(last) if last <= applied) {
+        let caught_up = matches!(self.phase, Phase::Catching(last) if last <= applied);
+        if caught_up && !replica.is_lost() {
             self.phase = Phase::Live;
         }
         if self.gone {
@@ -922,10 +926,11 @@ mod tests {
     struct Bare {
         seal: u64,
         place: Place,
+        lost: bool,
     }
 
     fn bare(seal: u64) -> Bare {
-        Bare { seal, place: Place { range: KeyRange::all(), version: 1 } }
+        Bare { seal, place: Place { range: KeyRange::all(), version: 1 }, lost: false }
     }
 
     impl Rows for Bare {
@@ -949,6 +954,10 @@ mod tests {
 
         fn is_frozen(&self) -> bool {
             false
+        }
+
+        fn is_lost(&self) -> bool {
+            self.lost
         }
 
         fn compacted(&self) -> i64 {
@@ -991,9 +1000,26 @@ mod tests {
         assert_eq!(participant.take(), Vec::new());
         participant.advance(&bare(5));
         let (place, term, number, seal, applied) = (bare(5).place, 1, 1, 5, 1);
-        let frozen = false;
-        let register = Up::Register { place, term, number, seal, applied, frozen };
+        let (frozen, lost) = (false, false);
+        let register = Up::Register { place, term, number, seal, applied, frozen, lost };
         assert_eq!(participant.take(), vec![Do::Send(register)]);
+    }
+
+    #[test]
+    fn what_is_lost_is_given_up_before_anything_is_served() {
+        let (mut participant, mut replica) = (Participant::new(1, 0, 0, Faults::NONE), bare(0));
+        replica.lost = true;
+        participant.connect(2);
+        participant.advance(&replica);
+        participant.read(7, KeyRange::all());
+        participant.hear(&replica, Down::Registered { branches: Vec::new() });
+        participant.hear(&replica, Down::Compact { revision: 9 });
+        participant.advance(&replica);
+        let given_up = Do::Propose { tag: 0, entry: Entry::Compact { revision: 9 } };
+        assert_eq!(participant.take().pop(), Some(given_up));
+        replica.lost = false;
+        participant.advance(&replica);
+        assert_eq!(participant.take(), vec![Do::Send(Up::Ask { applied: 1 })]);
     }
 
     #[test]

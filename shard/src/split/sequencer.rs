@@ -149,6 +149,9 @@ struct Shard {
     live: bool,
     /// It is about to be absorbed, and votes on nothing until that is over.
     frozen: bool,
+    /// It has lost what nobody knows; and the revision below which all history is given up for that.
+    lost: bool,
+    passed: Option<i64>,
     /// What its log held when it registered.
     registering: Option<i64>,
     /// What waits until no decision that concerns it is undecided.
@@ -165,6 +168,8 @@ impl Shard {
             stream: None,
             live: false,
             frozen: false,
+            lost: false,
+            passed: None,
             registering: None,
             waiting: VecDeque::new(),
         }
@@ -660,7 +665,7 @@ impl Sequencer {
     /// A group's leader said something.
     pub fn hear(&mut self, from: StreamId, word: Up) {
         let stream = (from.term, from.number);
-        if let Up::Register { place, seal, applied, frozen, .. } = &word {
+        if let Up::Register { place, seal, applied, frozen, lost, .. } = &word {
             if *seal > self.epoch && !self.faults.has(Fault::NoSeal) {
                 return self.out.push(Do::StepDown);
             }
@@ -688,9 +693,10 @@ impl Sequencer {
                 self.unplaced.insert(from.group, (from, word));
                 return self.go_on();
             }
-            let (applied, frozen) = (*applied, *frozen);
+            let (applied, frozen, lost) = (*applied, *frozen, *lost);
             let Some(shard) = self.shards.get_mut(&from.group) else { return };
-            shard.frozen = frozen;
+            (shard.frozen, shard.lost) = (frozen, lost);
+            shard.passed = shard.passed.filter(|_| lost);
             shard.part();
             shard.stream = Some(stream);
             shard.registering = Some(applied);
@@ -866,12 +872,14 @@ impl Sequencer {
         if self.concerns_undecided(group) && !self.faults.has(Fault::RegisteredEarly) {
             return;
         }
+        let Some(passed) = self.give_up_history(group) else { return };
         let lacks = |(id, decision): (&TxId, &Decision)| {
             decision.branch(*id, group).filter(|branch| branch.revision > applied)
         };
         let mut branches: Vec<Branch> = self.kept.decisions.iter().filter_map(lacks).collect();
         branches.sort_by_key(|branch| branch.revision);
         let last = branches.last().map_or(applied, |branch| branch.revision.max(applied));
+        let last = last.max(passed);
         if self.faults.has(Fault::RegisteredWithoutBranches) {
             branches.clear();
         }
@@ -896,6 +904,29 @@ impl Sequencer {
             }
             self.send_latch(group, id);
         }
+    }
+
+    /// What a group has lost may have been shown: nothing below a revision that comes after all that is
+    /// to be read or watched any more, in all groups. Gives that revision when home's log says so, and
+    /// 0 for a group that has lost nothing.
+    fn give_up_history(&mut self, group: GroupId) -> Option<i64> {
+        let shard = self.shards.get(&group).filter(|shard| shard.lost);
+        let Some(shard) = shard else { return Some(0) };
+        if let Some(passed) = shard.passed {
+            return Some(passed).filter(|passed| self.kept.compacted >= *passed);
+        }
+        // Who has heard of the last one asks from the next one on, which is below this.
+        let passed = self.next + 1;
+        if passed > self.kept.limit {
+            self.raise_limit();
+            return None;
+        }
+        self.next = passed + 1;
+        if let Some(shard) = self.shards.get_mut(&group) {
+            shard.passed = Some(passed);
+        }
+        self.out.push(Do::Propose(Entry::Compact { revision: passed }));
+        None
     }
 
     // === decisions ===
@@ -1345,6 +1376,37 @@ mod tests {
         let absorb = Entry::Absorb { epoch, merge: 1, place, revision: 5, base };
         kept.apply(&absorb, Faults::NONE).expect("in order");
         assert!(kept.is_alone() && kept.revision == 40 && kept.map.is_empty());
+    }
+
+    /// A group goes on with one of its replicas: nobody knows what only the others had.
+    #[test]
+    fn history_is_given_up_before_a_group_that_has_lost_some_is_served() {
+        let (kept, mut sequencer) = opened();
+        sequencer.take();
+        sequencer.applied(&Entry::Limit { revision: 100 });
+        sequencer.take();
+        let right = GroupId(2);
+        let from = StreamId { group: right, term: 9, number: 1 };
+        let (place, applied) = (kept.map[&right].clone(), 5);
+        let register = |lost| {
+            let (term, number, seal, place) = (9, 1, 3, place.clone());
+            Up::Register { place, term, number, seal, applied, frozen: false, lost }
+        };
+        sequencer.hear(from, register(true));
+        // 41 was the next: who has heard of 40 asks from there.
+        assert_eq!(sequencer.take(), vec![Do::Propose(Entry::Compact { revision: 42 })]);
+        assert_eq!(sequencer.last(), 42);
+        sequencer.applied(&Entry::Compact { revision: 42 });
+        let words: Vec<Down> = sequencer
+            .take()
+            .into_iter()
+            .filter_map(|wish| match wish {
+                Do::Send { word, .. } => Some(word),
+                _ => None,
+            })
+            .collect();
+        let registered = Down::Registered { branches: Vec::new() };
+        assert_eq!(words, [registered, Down::Compact { revision: 42 }]);
     }
 
     #[test]

@@ -90,6 +90,8 @@ pub enum Up {
         applied: i64,
         /// It is about to be absorbed: it votes on nothing.
         frozen: bool,
+        /// What only lost replicas had is gone: all history is to be given up first.
+        lost: bool,
     },
     /// Revisions are wanted, in this order. One such word is under way at a time.
     Want {

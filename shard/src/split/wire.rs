@@ -192,6 +192,7 @@ pub fn kept_out(kept: &Kept) -> wire::Kept {
         compacted: kept.compacted,
         limit: kept.limit,
         decisions: kept.decisions.iter().map(|(id, d)| decision_out(*id, d)).collect(),
+        lost: kept.lost,
     }
 }
 
@@ -211,6 +212,7 @@ pub fn kept_in(kept: wire::Kept) -> Option<Kept> {
         compacted: kept.compacted,
         limit: kept.limit,
         decisions: decisions.collect::<Option<_>>()?,
+        lost: kept.lost,
         ..Kept::new(group, place)
     })
 }
@@ -265,9 +267,9 @@ fn lists_in(lists: wire::LeaseLists) -> Vec<Vec<i64>> {
 pub fn up_out(group: GroupId, word: Up) -> wire::Up {
     use up::Body;
     let (applied, body) = match word {
-        Up::Register { place, seal, applied, frozen, .. } => {
+        Up::Register { place, seal, applied, frozen, lost, .. } => {
             let place = Some(place_out(group, &place));
-            (applied, Body::Register(wire::Register { place, seal, frozen }))
+            (applied, Body::Register(wire::Register { place, seal, frozen, lost }))
         }
         Up::Want { items, applied } => {
             let lists = items.into_iter().map(|item| item.leases).collect();
@@ -292,8 +294,9 @@ pub fn up_in(term: u64, number: u64, word: wire::Up) -> Option<Up> {
     use up::Body;
     let applied = word.applied;
     Some(match word.body? {
-        Body::Register(wire::Register { place, seal, frozen }) => {
-            Up::Register { place: place_in(place?).1, term, number, seal, applied, frozen }
+        Body::Register(wire::Register { place, seal, frozen, lost }) => {
+            let place = place_in(place?).1;
+            Up::Register { place, term, number, seal, applied, frozen, lost }
         }
         Body::Want(lists) => {
             let items = lists_in(lists).into_iter().map(|leases| Wanted { leases }).collect();
@@ -526,7 +529,15 @@ mod tests {
         let place = Place { range: KeyRange::single(&"k".into()), version: 2 };
         let past = vec![(all.clone(), 7, vec![row("b")])];
         let ups = [
-            Up::Register { place, term: 5, number: 6, seal: 7, applied: 8, frozen: true },
+            Up::Register {
+                place,
+                term: 5,
+                number: 6,
+                seal: 7,
+                applied: 8,
+                frozen: true,
+                lost: true,
+            },
             Up::Want { items: vec![Wanted { leases: vec![1, 2] }, Wanted::default()], applied: 8 },
             Up::Ask { applied: 8 },
             Up::AskLeases { leases: vec![vec![], vec![3]] },

@@ -109,6 +109,10 @@ impl Replica for View<'_> {
         self.frozen
     }
 
+    fn is_lost(&self) -> bool {
+        false
+    }
+
     fn compacted(&self) -> i64 {
         0
     }

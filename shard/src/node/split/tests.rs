@@ -15,7 +15,7 @@ use proto::etcd::{
     TxnRequest, TxnResponse,
 };
 use proto::group::{Reply, Request, request_to};
-use proto::{Error, GroupId};
+use proto::{Error, GroupId, limits};
 
 use raft::eraftpb::MessageType;
 
@@ -24,7 +24,7 @@ use crate::access;
 use crate::group::{Then, Ticket};
 use crate::machine::NO_SHELF;
 use crate::node::tests::{Driven, GROUP};
-use crate::node::{Answer, Input, Node, Output};
+use crate::node::{Answer, Input, Node, Output, Recover};
 
 const CHILD: GroupId = GroupId(50);
 
@@ -544,4 +544,61 @@ fn what_is_frozen_keeps_its_rows_whatever_is_said_of_its_death() {
     driven.node.step(driven.now_ms, Input::Deaths(vec![GROUP, CHILD])).unwrap();
     driven.settle();
     assert!(!driven.node.groups.contains_key(&CHILD), "the whole tenant is gone");
+}
+
+// === recoveries ===
+
+impl Driven {
+    fn recover_one(&mut self, group: GroupId, version: u64) {
+        let membership_version = version * limits::RECOVERY_STEP;
+        let wish = Recover { group, replica: 1, membership_version, revision: 0 };
+        self.node.step(self.now_ms, Input::Recover(wish)).unwrap();
+        self.settle();
+        self.pass(3000);
+    }
+
+    fn read_at(&mut self, group: GroupId, key: &'static str, revision: i64) -> Result<i64, Error> {
+        let range = RangeRequest { key: key.into(), revision, ..Default::default() };
+        match self.call(group, Request::Range(range))? {
+            Reply::Range(range) => Ok(range.count),
+            other => panic!("range: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_group_that_has_lost_most_replicas_goes_on_and_old_history_is_given_up() {
+    let mut driven = split();
+    driven.replaced.clear();
+    driven.recover_one(CHILD, 2);
+    // Two revisions are nobody's: whoever has heard of 5 asks from 6 on, and that is given up.
+    assert_eq!(driven.replaced, [CHILD, CHILD], "watches hear that history is gone");
+    for (group, key) in [(GROUP, "a"), (CHILD, "x")] {
+        assert_eq!(driven.read_at(group, key, 6), Err(Error::Compacted));
+        assert_eq!(driven.read_at(group, key, 7), Ok(1));
+    }
+    assert_eq!([driven.set(CHILD, "x", 0), driven.set(GROUP, "a", 0)], [8, 9]);
+    driven = driven.killed(false);
+    driven.pass(2000);
+    assert!(driven.set(CHILD, "x", 0) > 9);
+    assert_eq!(driven.read_at(CHILD, "x", 6), Err(Error::Compacted));
+}
+
+#[test]
+fn a_home_that_has_lost_most_replicas_goes_on_above_all_that_it_may_have_given() {
+    let mut driven = split();
+    driven.recover_one(GROUP, 2);
+    let first = driven.set(CHILD, "x", 0);
+    assert!(first > limits::RECOVERY_REVISIONS);
+    assert_eq!([driven.set(GROUP, "a", 0), driven.set(CHILD, "y", 0)], [first + 1, first + 2]);
+    for (group, key) in [(GROUP, "a"), (CHILD, "x")] {
+        assert_eq!(driven.read_at(group, key, 5), Err(Error::Compacted));
+        assert_eq!(driven.read_at(group, key, first + 2), Ok(1));
+    }
+    // And again: with what was given since.
+    driven.recover_one(CHILD, 2);
+    driven.recover_one(GROUP, 3);
+    assert!(driven.set(CHILD, "x", 0) > first + limits::RECOVERY_REVISIONS);
+    driven.merge(GROUP, CHILD, "m");
+    assert_eq!(driven.list(GROUP, "a", "zz").0, ["a", "b", "x", "y"]);
 }
