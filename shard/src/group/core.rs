@@ -562,6 +562,11 @@ impl Core {
         log.entries(log.applied + 1, None, raft::GetEntriesContext::empty(false)).ok()
     }
 
+    /// Is a change of members in the log that is not applied?
+    pub fn has_pending_change(&self) -> bool {
+        self.raw.raft.has_pending_conf()
+    }
+
     /// Is a handover of leadership under way?
     pub fn is_transferring(&self) -> bool {
         self.raw.raft.lead_transferee.is_some()

@@ -33,6 +33,8 @@ pub enum Purpose {
     Fate {
         /// Number of the merge.
         merge: u64,
+        /// The left group.
+        left: u64,
         /// The right group.
         right: u64,
         /// The node.

@@ -26,7 +26,7 @@ use proto::KeyRange;
 use super::Machine;
 use super::state::{PastChanges, State};
 use crate::engine::EngineError;
-use crate::store::counts;
+use crate::store::counts::{self, Counts};
 use crate::store::layout::{self, Shelf};
 use crate::store::shelves::Past;
 
@@ -67,7 +67,7 @@ impl Machine {
         self.state.size -= size;
         self.publish();
         let mut past = self.state.past.clone();
-        past.push(self.past_here(&right));
+        past.push(past_on(self.state.shelf, self.state.revision, &right));
         // What nobody can watch any more is not looked for.
         past.retain(|past| past.to_revision >= self.state.swept);
         let mut state = State {
@@ -108,15 +108,15 @@ impl Machine {
     ///
     /// Panics if the other one has more of history given up than this one: whoever proposed it has
     /// looked.
-    pub fn absorb(&mut self, right: &Machine) -> Result<(), EngineError> {
+    pub fn absorb(&mut self, right: &State, counts: &Counts) -> Result<(), EngineError> {
         let place = self.kept.as_ref().expect("the log said so").place.clone();
-        let (own, other) = (self.state.range(), right.state.range());
+        let (own, other) = (self.state.range(), right.range());
         let at = other.start.clone();
         assert!(own.end.as_ref() == Some(&at), "the two are neighbours");
-        assert!(right.state.compacted <= self.state.compacted, "history is given up by home");
+        assert!(right.compacted <= self.state.compacted, "history is given up by home");
         let pieces = self.state.versions().clipped(&own);
-        let pieces = pieces.joined(&at, &right.state.versions().clipped(&other));
-        let (from, to) = layout::all_lease_keys_bounds(right.shelf());
+        let pieces = pieces.joined(&at, &right.versions().clipped(&other));
+        let (from, to) = layout::all_lease_keys_bounds(Shelf(right.shelf));
         for (row_key, row) in self.store.rows(&from, &to)? {
             let Some((lease, key)) = layout::split_lease_key(&row_key) else {
                 return Err(EngineError::Failed("a lease's key cannot be read".into()));
@@ -124,37 +124,33 @@ impl Machine {
             self.store.put_raw(layout::lease_key_key(self.shelf(), lease, &key), row);
         }
         let told = self.state.shelf;
-        let past = clipped(&self.state.past, &own, 0);
-        let mut theirs = right.state.past.clone();
-        theirs.push(right.past_here(&other));
-        let theirs = clipped(&theirs, &other, right.state.swept);
+        let mut past = clipped(&self.state.past, &own, 0);
+        if right.swept < self.state.swept {
+            // The sweep begins where the right one's was: what is removed here is removed.
+            let here = past_on(told, self.state.swept, &own);
+            past.extend(clipped(&[here], &own, self.state.swept));
+        }
+        let mut theirs = right.past.clone();
+        theirs.push(past_on(right.shelf, right.revision, &other));
+        let theirs = clipped(&theirs, &other, right.swept);
         // Where this group itself was cut from the other's keys its own shelf tells of them still.
         let theirs = theirs.into_iter().filter(|past| past.shelf != told);
         self.state.set_versions(&pieces);
-        self.state.keys += right.state.keys;
-        self.state.size += right.state.size;
-        let swept = self.state.swept.min(right.state.swept);
+        self.state.keys += right.keys;
+        self.state.size += right.size;
+        let swept = self.state.swept.min(right.swept);
         let all = past.into_iter().chain(theirs);
         self.state.past = all.filter(|past| past.to_revision >= swept).collect();
         self.state.swept = swept;
-        self.state.digest = self.state.digest.wrapping_add(right.state.digest);
+        self.state.digest = self.state.digest.wrapping_add(right.digest);
         self.state.end = place.range.end;
         self.state.range_version = place.version;
-        {
-            let other = right.published.counts().read();
-            self.published.counts().write().join(&at, &other, self.state.revision);
-        }
+        self.published.counts().write().join(&at, counts, self.state.revision);
         // Before the range: whoever sees that looks for what is above what he knew.
         self.published.revision.store(self.state.revision, Ordering::Release);
         self.shelves_changed();
         self.publish();
         Ok(())
-    }
-
-    /// What this group has changed of some of its keys so far.
-    fn past_here(&self, keys: &KeyRange) -> PastChanges {
-        let (shelf, to_revision) = (self.shelf(), self.state.revision);
-        PastChanges::of(&Past { shelf, to_revision, range: keys.clone(), swept: 0 })
     }
 
     /// Live keys of the block that reaches over `at`, below it.
@@ -183,6 +179,11 @@ impl Machine {
         }
         Ok(())
     }
+}
+
+/// What was changed of some keys, up to a revision, and stands on a group's own shelf.
+fn past_on(shelf: u64, to_revision: i64, keys: &KeyRange) -> PastChanges {
+    PastChanges::of(&Past { shelf: Shelf(shelf), to_revision, range: keys.clone(), swept: 0 })
 }
 
 /// What older shelves tell of the keys of `range`, of which everything is swept up to `swept`.

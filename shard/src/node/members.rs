@@ -173,7 +173,9 @@ impl Node {
         let replica = member.replica();
         let context = prost::Message::encode_to_vec(&Change { kind: number, replica, member });
         let Some(group) = self.groups.get_mut(&id) else { return };
-        let change = match group.is_merging() {
+        let role = group.role.as_ref();
+        let wants = role.is_some_and(|role| role.merging.is_some() || role.freezing != 0);
+        let change = match wants || group.is_merging() {
             true => None,
             false => group.core.propose_change(kind(number), replica, context),
         };
@@ -224,7 +226,7 @@ impl Node {
     fn leave(&mut self, id: GroupId, retired: bool) {
         if retired {
             self.outputs.push(Output::Retired { group: id });
-        } else {
+        } else if self.may_die(id, &[]) {
             self.leaving.insert(id);
         }
     }

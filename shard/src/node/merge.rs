@@ -266,7 +266,8 @@ impl Node {
         let Some(group) = self.groups.get_mut(&id) else { return };
         let merge = Merge { number: ask.merge, right: id };
         let busy = group.parting.is_some() || group.is_transferring() || group.is_merging();
-        let busy = busy || group.has_change_under_way();
+        // It would not be said to be frozen before that is done.
+        let busy = busy || group.has_change_under_way() || group.machine.needs_sweep();
         let known = self.askers.get(&id).filter(|it| it.merge == merge);
         let since = known.and_then(|it| it.since);
         self.askers.insert(id, Asker { node: from, merge, left, since });
@@ -326,10 +327,13 @@ impl Node {
     fn ask_fate(&mut self, id: GroupId) {
         let Some(group) = self.groups.get(&id).filter(|group| group.role.is_some()) else { return };
         let Some((merge, left)) = group.machine.kept().and_then(|kept| kept.frozen) else { return };
+        let Some(home) = self.home_of(id) else { return };
         let (mut nodes, right) = (self.nodes_of(left), id.0);
         nodes.extend(self.nodes_of(id));
+        nodes.extend(self.nodes_of(home));
+        let (left, home) = (left.0, home.0);
         for node in nodes {
-            let ask = Fate { merge, left: left.0, right, answer: false, over: false };
+            let ask = Fate { merge, left, right, answer: false, over: false, home };
             self.say(node, Said::Fate(ask));
         }
     }
@@ -338,10 +342,13 @@ impl Node {
         let (left, right) = (GroupId(fate.left), GroupId(fate.right));
         if !fate.answer {
             // Only who leads now knows what is committed.
-            let purpose = Purpose::Fate { merge: fate.merge, right: right.0, node: from.0 };
-            if let Some(group) = self.groups.get_mut(&left).filter(|group| group.serving) {
-                group.reads.push((0, purpose));
-                self.touch(left);
+            let (merge, node) = (fate.merge, from.0);
+            let purpose = Purpose::Fate { merge, left: left.0, right: right.0, node };
+            for id in BTreeSet::from([left, GroupId(fate.home)]) {
+                if let Some(group) = self.groups.get_mut(&id).filter(|group| group.serving) {
+                    group.reads.push((0, purpose));
+                    self.touch(id);
+                }
             }
             return;
         }
@@ -358,16 +365,25 @@ impl Node {
         self.touch(right);
     }
 
-    /// Answers a frozen group: this one leads the left side, and has applied all that is committed.
-    pub(super) fn tell_fate(&mut self, id: GroupId, merge: u64, right: u64, node: u64) {
+    /// Answers a frozen group: this leads the left side, or home, and has applied all that is committed.
+    /// Home knows when the left one is no more: it went, too, and so it had neither a merge under way nor
+    /// one of which anything was left, and home's map lists only who was not absorbed.
+    pub(super) fn tell_fate(&mut self, id: GroupId, purpose: Purpose) {
+        let Purpose::Fate { merge, left, right, node } = purpose else { return };
         let Some(kept) = self.groups.get(&id).and_then(|group| group.machine.kept()) else {
             return;
         };
-        let over = kept.absorbed.contains(&GroupId(right));
-        if kept.merging.is_some_and(|own| own.number == merge) && !over {
+        let (left, right) = (GroupId(left), GroupId(right));
+        let over = id == left && kept.absorbed.contains(&right);
+        let under_way = match id == left {
+            true => kept.merging.is_some_and(|own| own.number == merge),
+            false => kept.map.contains_key(&left) || !kept.map.contains_key(&right),
+        };
+        if under_way && !over {
             return;
         }
-        let fate = Fate { merge, left: id.0, right, answer: true, over };
+        let (left, right, home) = (left.0, right.0, kept.home.0);
+        let fate = Fate { merge, left, right, answer: true, over, home };
         self.say(NodeId(node), Said::Fate(fate));
     }
 
@@ -381,27 +397,30 @@ impl Node {
         right: GroupId,
         revision: i64,
     ) -> Result<bool, NodeError> {
-        let Some(mut neighbour) = self.groups.remove(&right) else {
-            self.quarantine(id, format!("group {} is to be absorbed and is not here", right.0));
-            return Ok(false);
-        };
-        let kept = neighbour.machine.kept();
-        let frozen = kept.filter(|kept| kept.frozen.is_some_and(|(_, left)| left == id));
-        let is_out = neighbour.stopped.is_some() || neighbour.seed_anew;
-        let stands = frozen.is_some_and(|kept| kept.revision == revision) && !is_out;
-        if let (Some(group), true) = (self.groups.get_mut(&id), stands) {
-            group.machine.absorb(&neighbour.machine)?;
-            // Who waits for its keys is to ask there.
-            neighbour.role.iter_mut().for_each(|role| role.participant.leave());
-        }
-        self.groups.insert(right, neighbour);
-        if !stands {
+        let neighbour = self.groups.get(&right).filter(|neighbour| {
+            let kept = neighbour.machine.kept();
+            let frozen = kept.filter(|kept| kept.frozen.is_some_and(|(_, left)| left == id));
+            let is_out = neighbour.stopped.is_some() || neighbour.seed_anew;
+            frozen.is_some_and(|kept| kept.revision == revision) && !is_out
+        });
+        let Some(neighbour) = neighbour else {
             let reason = format!("group {} is to be absorbed and is not frozen here", right.0);
             self.quarantine(id, reason);
             return Ok(false);
+        };
+        let state = neighbour.machine.state().clone();
+        let published = neighbour.machine.published().clone();
+        if let Some(group) = self.groups.get_mut(&id) {
+            group.machine.absorb(&state, &published.counts().read())?;
+        }
+        // Who waits for its keys is to ask there.
+        if let Some(role) = self.role(right) {
+            role.participant.leave();
         }
         self.touch(right);
         self.swallow(right);
+        // It may have been swept further than the other one.
+        self.sweeping.insert(id);
         self.note_sharing(id);
         self.outputs.push(Output::Ranged { group: id, revision });
         Ok(true)
@@ -413,6 +432,8 @@ impl Node {
         if let Some(group) = self.groups.get(&right) {
             group.machine.published().leave();
         }
+        // Watches there end.
+        self.announce(Output::Gone { group: right });
         self.checkpoints.forced = true;
         self.checkpoints.first_write_ms.get_or_insert(self.now_ms);
     }
@@ -450,10 +471,18 @@ impl Node {
     }
 
     /// Is the word that a group is no more to be heard? Not by a frozen replica whose left neighbour is
-    /// here, and goes on: that one lets it go.
+    /// here, and goes on: that one lets it go, unless it came here when all others were gone already.
     pub(super) fn may_die(&self, id: GroupId, dying: &[GroupId]) -> bool {
-        let frozen = self.groups.get(&id).and_then(|group| group.machine.kept()?.frozen);
-        frozen.is_none_or(|(_, left)| !self.groups.contains_key(&left) || dying.contains(&left))
+        let kept = self.groups.get(&id).and_then(|group| group.machine.kept());
+        let Some((kept, (_, left))) = kept.and_then(|kept| Some((kept, kept.frozen?))) else {
+            return true;
+        };
+        let Some(left) = self.groups.get(&left).filter(|_| !dying.contains(&left)) else {
+            return true;
+        };
+        let (state, place) = (left.machine.state(), &kept.place);
+        let covers = place.range.is_within(&state.range()) && state.range_version > place.version;
+        covers && left.machine.kept().is_none_or(|left| !left.absorbed.contains(&id))
     }
 
     /// Has nodes let go of absorbed groups, and asks whether anything is left of them.
@@ -461,7 +490,11 @@ impl Node {
         let Some(group) = self.groups.get(&id).filter(|group| group.serving) else { return };
         let Some(kept) = group.machine.kept() else { return };
         // Home's map has the new range then.
-        if group.role.as_ref().is_some_and(|role| !role.participant.is_live()) {
+        let is_known = match &group.role {
+            Some(role) => role.participant.is_live(),
+            None => !group.machine.is_split(),
+        };
+        if !is_known {
             return;
         }
         let absorbed: Vec<GroupId> = kept.absorbed.iter().copied().collect();
@@ -512,7 +545,10 @@ impl Node {
     pub(super) fn tick_merges(&mut self, asks_rest: bool) {
         self.tell_all_frozen();
         for id in self.merges.clone() {
-            if self.groups.get(&id).is_some_and(|group| group.serving) {
+            let Some(group) = self.groups.get(&id).filter(|group| group.serving) else { continue };
+            let driven = group.role.as_ref().is_some_and(|role| role.merging.is_some());
+            // Who only remembers one rests between two questions.
+            if driven || group.is_merging() || asks_rest {
                 self.touch(id);
                 self.drive_left(id, true);
                 self.ask_fate(id);
@@ -540,6 +576,11 @@ impl Node {
 }
 
 impl Merging {
+    /// Its end is not in the line any more.
+    pub(super) fn wait(&mut self) {
+        self.absorbing = false;
+    }
+
     /// Whose answer waits for it.
     pub(super) fn ticket(&self) -> Ticket {
         self.ticket

@@ -326,7 +326,7 @@ impl Node {
                 }
             },
             Purpose::Round(round) => self.round_done(id, round),
-            Purpose::Fate { merge, right, node } => self.tell_fate(id, merge, right, node),
+            Purpose::Fate { .. } => self.tell_fate(id, purpose),
             Purpose::Leases => {
                 let leases =
                     group.lessor.by_expiry().into_iter().map(|id| LeaseStatus { id }).collect();

@@ -1148,7 +1148,7 @@ impl Node {
 
     // === between nodes ===
 
-    fn home_of(&self, id: GroupId) -> Option<GroupId> {
+    pub(super) fn home_of(&self, id: GroupId) -> Option<GroupId> {
         Some(self.groups.get(&id)?.machine.kept()?.home)
     }
 
@@ -1306,15 +1306,19 @@ impl Node {
                     self.call(home, GroupId(hail.group), Some(from));
                 }
             }
-            Some(Said::Sealed(Sealed { home, group, epoch, last })) => {
+            Some(Said::Sealed(Sealed { home, group, epoch, last, absorbed })) => {
                 let (id, group) = (GroupId(home), GroupId(group));
                 self.touch(id);
                 let Some(role) = self.role(id) else { return };
-                if epoch >= role.term {
-                    role.unsealed.remove(&group);
-                }
-                if let Some(home) = &mut role.sequencer {
-                    home.sealed(group, epoch, last);
+                // Whom it has absorbed it speaks for: nothing is in their logs that is not in its own.
+                let absorbed = absorbed.into_iter().map(GroupId);
+                for group in absorbed.chain([group]) {
+                    if epoch >= role.term {
+                        role.unsealed.remove(&group);
+                    }
+                    if let Some(home) = &mut role.sequencer {
+                        home.sealed(group, epoch, last);
+                    }
                 }
             }
             Some(Said::Broken(broken)) => self.broken(&broken),
@@ -1365,6 +1369,8 @@ impl Node {
     fn connect(&mut self, id: GroupId, node: NodeId, epoch: u64) {
         let Some(role) = self.role(id) else { return };
         let number = role.participant.connect(epoch);
+        role.freezing = 0;
+        role.merging.iter_mut().for_each(Merging::wait);
         let term = role.term;
         role.own = Some(End { node, epoch, term, number, said: 0, heard: 0, arrived: 0, stuck: 0 });
     }
@@ -1458,10 +1464,12 @@ impl Node {
         let Some(group) = self.groups.get_mut(&id) else { return };
         let (Some(kept), Some(role)) = (group.machine.kept(), &mut group.role) else { return };
         let (seal, last, home) = (kept.seal, kept.revision, kept.home.0);
+        let absorbed: Vec<u64> = kept.absorbed.iter().map(|group| group.0).collect();
         let applied = |(_, epoch): &mut (NodeId, u64)| *epoch <= seal;
         let told: Vec<(NodeId, u64)> = role.sealing.extract_if(.., applied).collect();
         for (node, _) in told {
-            let sealed = Sealed { home, group: id.0, epoch: seal, last };
+            let absorbed = absorbed.clone();
+            let sealed = Sealed { home, group: id.0, epoch: seal, last, absorbed };
             self.say(node, Said::Sealed(sealed));
         }
     }
@@ -1481,6 +1489,7 @@ impl Group {
 
     /// Is a change of members under way?
     pub(super) fn has_change_under_way(&self) -> bool {
-        self.machine.state().members.iter().any(|member| member.is_learner)
+        let has_learner = self.machine.state().members.iter().any(|member| member.is_learner);
+        has_learner || self.core.has_pending_change()
     }
 }

@@ -169,6 +169,12 @@ pub enum RangeChange {
     },
 }
 
+impl RangeChange {
+    fn is_of_merge(&self) -> bool {
+        matches!(self, RangeChange::Freeze { .. } | RangeChange::Absorb { .. })
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Stage {
     Waiting,
@@ -423,7 +429,13 @@ impl Participant {
                 *stage = Stage::Waiting;
             }
         }
-        self.line.retain(|_, item| !matches!(item.body, Body::Latch { .. }));
+        // A merge may be over when there is a stream again: who drives it asks again.
+        let goes = |item: &Item| match &item.body {
+            Body::Latch { .. } => true,
+            Body::Range { change, proposed: false } => change.is_of_merge(),
+            _ => false,
+        };
+        self.line.retain(|_, item| !goes(item));
         self.latches.clear();
         let told = std::mem::take(&mut self.told).into_iter().map(|told| told.0);
         self.reads.extend(self.asking.take().into_iter().flatten().chain(told));

@@ -241,7 +241,7 @@ impl World {
         (kept.merging, kept.revision) = (Some(merge), own.state.revision);
         own.kept = Some(Box::new(kept));
         own.state.revision = own.state.revision.max(right.state.revision);
-        own.absorb(&right).unwrap();
+        own.absorb(right.state(), &right.published().counts().read()).unwrap();
         own.kept = None;
         assert_eq!(
             (own.state.size, own.state.keys),
