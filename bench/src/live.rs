@@ -1,8 +1,8 @@
-//! `bench live`: what clients feel while their etcd is split over groups, like a cluster of
-//! Kubernetes would use it.
+//! `bench live`: what clients feel while their etcd is split over groups and merged again, like a
+//! cluster of Kubernetes would use it.
 //!
 //! ```text
-//!   fill | before | atoll tenant split --at-prefix /registry/events/ | after
+//!   fill | before | atoll tenant split --at-prefix /registry/events/ | after | atoll tenant merge --all | again
 //!   pods:    get, then put if nobody has written since, each worker its own pods
 //!   events:  new keys, as fast as they are taken
 //!   lists:   pages of one namespace's pods, whose count is known
@@ -12,7 +12,7 @@
 //! At the end the watcher must have heard every write that was acknowledged, each once, in the order of
 //! revisions, and every answer must have been the right one: an error of any kind fails the command.
 //! Servers and clients share the machine, so more groups cannot be faster here by more than it has
-//! cores to spare; latencies during the split are what this is for.
+//! cores to spare; latencies during the split and the merge are what this is for.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -48,10 +48,10 @@ const EVENT_BYTES: usize = 512;
 const PAGE: i64 = 50;
 /// Between two pages of the lister.
 const LIST_EVERY: Duration = Duration::from_millis(50);
-/// How long a split, or the watcher's way to the end, may take.
+/// How long a split, a merge, or the watcher's way to the end, may take.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// The time of the split counts for at least so long: what it has stirred up is to be in it.
-const SPLIT_AT_LEAST: Duration = Duration::from_secs(2);
+/// The time of a change counts for at least so long: what it has stirred up is to be in it.
+const CHANGE_AT_LEAST: Duration = Duration::from_secs(2);
 /// The least and the greatest latency that can be told apart, in microseconds.
 const LATENCY_US: (u64, u64) = (1, 60_000_000);
 
@@ -64,7 +64,7 @@ pub(crate) struct Args {
     /// Folder for the nodes' data, which must not exist yet; it goes away at the end.
     #[arg(long)]
     data: PathBuf,
-    /// Seconds before and after the split.
+    /// Seconds before, between and after the split and the merge.
     #[arg(long, default_value_t = 10)]
     seconds: u64,
     /// Workers that change pods.
@@ -84,11 +84,18 @@ enum Phase {
     Before,
     Split,
     After,
+    Merge,
+    Again,
     Over,
 }
 
-const PHASES: [(&str, Phase); 3] =
-    [("before", Phase::Before), ("split", Phase::Split), ("after", Phase::After)];
+const PHASES: [(&str, Phase); 5] = [
+    ("before", Phase::Before),
+    ("split", Phase::Split),
+    ("after", Phase::After),
+    ("merge", Phase::Merge),
+    ("again", Phase::Again),
+];
 
 /// What all workers share.
 struct Stage {
@@ -344,25 +351,26 @@ pub(crate) async fn command(args: Args) -> Result<(), Error> {
     workers.spawn(async move { ("lists", lists(connection, pods as i64, over).await) });
     tokio::time::sleep(Duration::from_secs(2)).await;
 
-    let mut lengths = Vec::new();
-    stage.set(Phase::Before);
-    let began = Instant::now();
-    tokio::time::sleep(Duration::from_secs(args.seconds)).await;
-    lengths.push(began.elapsed());
-    stage.set(Phase::Split);
-    let began = Instant::now();
-    split(&cluster).await?;
-    let took = began.elapsed();
-    tokio::time::sleep(SPLIT_AT_LEAST.saturating_sub(took)).await;
-    lengths.push(began.elapsed());
-    stage.set(Phase::After);
-    let began = Instant::now();
-    tokio::time::sleep(Duration::from_secs(args.seconds)).await;
-    lengths.push(began.elapsed());
+    let (mut lengths, mut took) = (Vec::new(), Vec::new());
+    for (name, phase) in PHASES {
+        stage.set(phase);
+        let began = Instant::now();
+        match phase {
+            Phase::Split | Phase::Merge => {
+                change(&cluster, matches!(phase, Phase::Split)).await?;
+                took.push((name, began.elapsed()));
+                tokio::time::sleep(CHANGE_AT_LEAST.saturating_sub(began.elapsed())).await;
+            }
+            _ => tokio::time::sleep(Duration::from_secs(args.seconds)).await,
+        }
+        lengths.push(began.elapsed());
+    }
     stage.set(Phase::Over);
     stage.stopped.store(true, Ordering::Relaxed);
 
-    println!("split at {EVENTS}: {:.2} s from the command to its end", took.as_secs_f64());
+    for (name, took) in took {
+        println!("{name} at {EVENTS}: {:.2} s from the command to its end", took.as_secs_f64());
+    }
     let mut by_kind: BTreeMap<&str, Log> = BTreeMap::new();
     while let Some(done) = workers.join_next().await {
         let (kind, log) = done.expect("workers do not panic");
@@ -422,28 +430,33 @@ fn judge(all: &Log, heard: &[(i64, Bytes)]) -> Result<(), Error> {
     }
 }
 
-/// Splits the default tenant, and waits until it is.
-async fn split(cluster: &Cluster) -> Result<(), Error> {
+/// Splits the default tenant, or merges it, and waits until that is done.
+async fn change(cluster: &Cluster, splits: bool) -> Result<(), Error> {
     let admin = Connection::open(&cluster.admins()[0]).await?;
     let run = |command: String| {
         let mut client = admin.admin();
         async move {
-            let told = client.run(Ask { command }).await.map_err(Error::request("split"))?;
+            let told = client.run(Ask { command }).await.map_err(Error::request("change"))?;
             Ok::<String, Error>(told.into_inner().answer)
         }
     };
     let until = Instant::now() + PATIENCE;
-    let wish = format!(r#"{{"command":"tenant-split","name":"default","prefixes":["{EVENTS}"]}}"#);
+    let wish = match splits {
+        true => format!(r#"{{"command":"tenant-split","name":"default","prefixes":["{EVENTS}"]}}"#),
+        false => r#"{"command":"tenant-merge","name":"default","all":true}"#.to_owned(),
+    };
+    let (list, done) = (r#"{"command":"tenant-list"}"#, if splits { 3 } else { 1 });
+    let done = format!(r#""groups":{done}"#);
     // Right after its start placement has not heard of all nodes.
     while run(wish.clone()).await?.to_lowercase().contains("refused") {
         if Instant::now() > until {
-            return Err(Error::Usage("the split is refused".to_owned()));
+            return Err(Error::Usage("the change is refused".to_owned()));
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    while run(r#"{"command":"operator-list"}"#.to_owned()).await?.contains(r#""state":"running""#) {
+    while !run(list.to_owned()).await?.contains(&done) {
         if Instant::now() > until {
-            return Err(Error::Usage("the split does not end".to_owned()));
+            return Err(Error::Usage("the change does not end".to_owned()));
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Two kube-apiservers on two tenants of one cluster, one of them with its events in a separate
-# namespace and the other split over groups meanwhile, while all of these are moved between the nodes. Starts its own nodes:
+# namespace and the other split over groups meanwhile and brought together again, while all of these
+# are moved between the nodes. Starts its own nodes:
 #
 #   ATOLL_BIN=target/release/atoll tests/interop/tenants-apiserver.sh
 set -euo pipefail
@@ -43,10 +44,14 @@ while running "$ALPHA" || running "$BETA"; do
   done
   if [ "$MOVES" = 9 ]; then
     holds "beta is split" atoll tenant split beta --at-prefix /registry/events/ --at /registry/pods/ --wait
+    like "beta is on several groups" "split over 4 groups" "$(atoll tenant show beta)"
+  fi
+  if [ "$MOVES" = 21 ]; then
+    holds "beta is merged" atoll tenant merge beta --all --wait
+    same "beta is on one group" 1 "$(atoll tenant show beta -w json | jq '.tenants[0].groups')"
   fi
 done
-[ "$MOVES" -gt 9 ] || die "nothing was moved after the split: $MOVES moves"
-like "beta is on several groups" "split over 4 groups" "$(atoll tenant show beta)"
+[ "$MOVES" -gt 21 ] || die "nothing was moved after the merge: $MOVES moves"
 wait "$ALPHA" || die "alpha: $(tail -n 12 "$TMP/alpha.log")"
 wait "$BETA" || die "beta: $(tail -n 12 "$TMP/beta.log")"
 tail -n 1 "$TMP/alpha.log" "$TMP/beta.log"

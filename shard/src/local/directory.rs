@@ -17,7 +17,8 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use proto::{GroupId, NodeId, PlacementMap};
+use proto::cluster::group::GroupRequest;
+use proto::{GroupId, NamespaceId, NodeId, PlacementMap, TenantId};
 
 /// Groups of which something is remembered.
 const HEARD_MAX: usize = 16_384;
@@ -75,6 +76,13 @@ impl Directory {
     /// The nodes that have a replica, as placement says.
     pub(super) fn replicas(&self, group: GroupId) -> Vec<NodeId> {
         self.map.load().replicas(group).to_vec()
+    }
+
+    /// Is the group, by the map, none of the etcd's any more that the request is for?
+    pub(super) fn is_gone(&self, request: &GroupRequest) -> bool {
+        let map = self.map.load();
+        let etcd = map.etcd(TenantId(request.tenant), NamespaceId(request.namespace));
+        etcd.is_some_and(|etcd| etcd.ranges().iter().all(|it| it.target.group.0 != request.group))
     }
 
     /// Version of the group's range. Looks at all ranges, so it is not for every request.
@@ -176,6 +184,9 @@ impl Directory {
 
 #[cfg(test)]
 mod tests {
+    use proto::VirtualEtcd;
+    use proto::map::Target;
+
     use super::*;
 
     const GROUP: GroupId = GroupId(7);
@@ -199,6 +210,21 @@ mod tests {
         assert!(lost(&directory, 13_001));
         directory.has_leader(GROUP, 13_002);
         assert!(!lost(&directory, 13_003));
+    }
+
+    #[test]
+    fn a_group_is_gone_when_the_map_has_its_etcd_without_it() {
+        let directory = directory();
+        let request =
+            |tenant, group| GroupRequest { tenant, namespace: 1, group, ..Default::default() };
+        assert!(!directory.is_gone(&request(3, 7)), "nothing is known");
+        let (tenant, namespace, group) = (TenantId(3), NamespaceId(1), GROUP);
+        let home = Target { tenant, namespace, group, range_version: 1 };
+        let etcd = VirtualEtcd::unsplit("acme", 1, home);
+        directory.locate(Arc::new(PlacementMap::default().with(etcd)));
+        assert!(!directory.is_gone(&request(3, 7)));
+        assert!(directory.is_gone(&request(3, 8)));
+        assert!(!directory.is_gone(&request(0, 8)), "it is not said whose it is");
     }
 
     #[test]

@@ -140,6 +140,10 @@ impl Caller {
                 let Some(pause) = search.pause(self.peers.is_some()) else {
                     return Err(search.damaged.unwrap_or_else(|| nobody(view.as_ref())));
                 };
+                if self.directory.is_gone(&request) {
+                    // It was merged: its keys are another group's, which the router knows.
+                    return Err(GroupError::not_done(Error::StaleRange, None));
+                }
                 tokio::time::sleep(pause).await;
                 continue;
             };

@@ -431,9 +431,10 @@ impl Node {
         self.swallowed.insert(right, Swallowed::Fresh);
         if let Some(group) = self.groups.get(&right) {
             group.machine.published().leave();
+            // Its watches end; requests are still told that they are to go elsewhere.
+            let revision = group.machine.state().revision;
+            self.outputs.push(Output::Ranged { group: right, revision });
         }
-        // Watches there end.
-        self.announce(Output::Gone { group: right });
         self.checkpoints.forced = true;
         self.checkpoints.first_write_ms.get_or_insert(self.now_ms);
     }

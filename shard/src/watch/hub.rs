@@ -125,7 +125,7 @@ impl Hub {
         let id = (sink, spec.key);
         let charter = self.published.charter();
         let owner = charter::check_owner(&charter, spec.group, spec.tenant, spec.namespace);
-        let inside = spec.range.is_within(&self.published.range());
+        let inside = spec.range.is_within(&self.published.range()) && !self.has_left();
         if !inside || owner.and(charter::check_standing(charter.standing())).is_err() {
             return self.refuse(id);
         }
@@ -140,6 +140,11 @@ impl Hub {
             self.unsynced.insert(id);
         }
         self.watchers.insert(id, Watcher { spec, next, synced, idle: true });
+    }
+
+    /// Are the rows another group's, or gone?
+    fn has_left(&self) -> bool {
+        self.published.rows() == NO_SHELF
     }
 
     /// Closes a watch that this group does not serve, or not now.
@@ -256,16 +261,18 @@ impl Hub {
         }
     }
 
-    /// Closes the watches that are not inside the group's range any more. What was fed for them comes
-    /// again where their keys are now.
+    /// Closes the watches that are not inside the group's range any more, or all if its rows are
+    /// another group's. What was fed for them comes again where their keys are now.
     pub fn ranged(&mut self) {
         // Before the range: with the version came a range that is as new.
         let version = self.published.range_version();
-        if std::mem::replace(&mut self.range_version, version) == version {
+        let left = self.has_left() && !self.watchers.is_empty();
+        if std::mem::replace(&mut self.range_version, version) == version && !left {
             return;
         }
         let range = self.published.range();
-        let outside = self.watchers.iter().filter(|(_, it)| !it.spec.range.is_within(&range));
+        let stays = |it: &Watcher| !left && it.spec.range.is_within(&range);
+        let outside = self.watchers.iter().filter(|(_, it)| !stays(it));
         let outside: Vec<WatcherId> = outside.map(|(id, _)| *id).collect();
         for id in outside {
             self.remove(id);
