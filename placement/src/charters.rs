@@ -22,7 +22,7 @@ pub fn untold(ledger: &Ledger) -> impl Iterator<Item = (&Group, Charter)> {
 }
 
 /// What the ledger says of a group; `None` for one that is nobody's.
-pub(crate) fn of(ledger: &Ledger, group: &Group) -> Option<Charter> {
+pub fn of(ledger: &Ledger, group: &Group) -> Option<Charter> {
     let tenant = ledger.tenants.get(&group.tenant)?;
     let namespace = tenant.namespaces.iter().find(|found| found.id == group.namespace)?;
     Some(charter(tenant, namespace))

@@ -369,7 +369,8 @@ impl Office {
     }
 }
 
-fn request_of(ledger: &Ledger, group: &Group, body: Request) -> GroupRequest {
+/// A question to a group, as the ledger knows it.
+pub fn request_of(ledger: &Ledger, group: &Group, body: Request) -> GroupRequest {
     GroupRequest {
         tenant: group.tenant,
         namespace: group.namespace,

@@ -371,7 +371,7 @@ fn stands(ledger: &Ledger, right: &Group, operator: &Operator, merge: &Merge) ->
 }
 
 /// Writes down that the left group is asked from now on, if that is what is next.
-pub(crate) fn note_asked(ledger: &Ledger, id: u64, now_ms: u64) -> Option<Change> {
+pub fn note_asked(ledger: &Ledger, id: u64, now_ms: u64) -> Option<Change> {
     let operator = running(ledger, id)?;
     let Step::Merge(merge) = operators::next_step(ledger, operator) else { return None };
     let asked = Merge { asked_ms: now_ms.max(1), ..merge };
@@ -400,7 +400,7 @@ pub(crate) fn taken_back(ledger: &Ledger, operator: &Operator, now_ms: u64) -> O
 
 /// An operator that has tried for too long, or whose groups are others now, is taken back; `None` if
 /// there is nothing to be changed.
-pub(crate) fn give_up(ledger: &Ledger, id: u64, now_ms: u64) -> Option<Change> {
+pub fn give_up(ledger: &Ledger, id: u64, now_ms: u64) -> Option<Change> {
     let operator = running(ledger, id).filter(|operator| !operator.cancelled())?;
     let is_late = match operator.merge.as_ref().map_or(0, |merge| merge.asked_ms) {
         0 => now_ms >= operator.begun_ms + MOVING_MS,
@@ -424,12 +424,12 @@ pub(crate) fn stopped(
 }
 
 /// Has whatever the operator asked for been answered, or lost?
-pub(crate) fn is_settled(operator: &Operator, now_ms: u64) -> bool {
+pub fn is_settled(operator: &Operator, now_ms: u64) -> bool {
     operator.cancelled() && now_ms >= operator.given_up_ms + SETTLED_MS
 }
 
 /// Has it been tried for too long to find out what became of what the operator asked for?
-pub(crate) fn is_forlorn(operator: &Operator, now_ms: u64) -> bool {
+pub fn is_forlorn(operator: &Operator, now_ms: u64) -> bool {
     operator.cancelled() && now_ms >= operator.given_up_ms + PATIENCE_MS
 }
 

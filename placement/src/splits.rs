@@ -361,7 +361,7 @@ pub(crate) fn taken_back(operator: &Operator, now_ms: u64) -> Operator {
 }
 
 /// An operator that has tried for too long is taken back; `None` if there is nothing to be changed.
-pub(crate) fn give_up(ledger: &Ledger, id: u64, now_ms: u64) -> Option<Change> {
+pub fn give_up(ledger: &Ledger, id: u64, now_ms: u64) -> Option<Change> {
     let operator = ledger.operators.get(&id)?;
     let late = now_ms >= operator.begun_ms + PATIENCE_MS;
     let under_way = operator.state == OperatorState::Running && !operator.cancelled();
@@ -370,7 +370,7 @@ pub(crate) fn give_up(ledger: &Ledger, id: u64, now_ms: u64) -> Option<Change> {
 }
 
 /// Has whatever the operator asked for been answered, or lost?
-pub(crate) fn is_settled(operator: &Operator, now_ms: u64) -> bool {
+pub fn is_settled(operator: &Operator, now_ms: u64) -> bool {
     operator.cancelled() && now_ms >= operator.given_up_ms + SETTLED_MS
 }
 

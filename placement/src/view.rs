@@ -200,8 +200,9 @@ pub fn is_gone(group: &Group, node: NodeId, replica: u64, version: u64) -> bool 
     let listed = group.replicas.iter().any(|known| known.node == node.0);
     let outdated = match version {
         // It was begun because a ledger listed it. But one that has its node's number was added by
-        // a user with etcd's command: its leader may not have reported it yet.
-        0 => replica != node.0,
+        // a user with etcd's command: its leader may not have reported it yet. Not in a group that
+        // was cut off another one, where the first replicas have these numbers.
+        0 => replica != node.0 || group.founders.is_empty(),
         version => version < group.membership_version,
     };
     !listed && outdated
@@ -279,7 +280,7 @@ mod tests {
             tenant: 1,
             namespace: 1,
             cluster_id: 7,
-            founders: Vec::new(),
+            founders: vec![Founder { node: 1, name: "n1".to_owned(), peer_urls: Vec::new() }],
             replicas: vec![replica(1), replica(2)],
             membership_version: 4,
             dead: false,
@@ -291,6 +292,9 @@ mod tests {
         assert!(gone(5, 4, 0) && gone(5, 4, 3));
         // Newer than the report; added by a user's command; listed.
         assert!(!gone(5, 4, 4) && !gone(5, 5, 0) && !gone(2, 2, 3));
+        // Of a group that was cut off another one the first replicas have their nodes' numbers.
+        let cut_off = Group { founders: Vec::new(), ..group.clone() };
+        assert!(is_gone(&cut_off, NodeId(5), 5, 0) && !is_gone(&cut_off, NodeId(2), 2, 0));
         let news =
             |leader: Option<u64>, version| has_news(&group, NodeId(1), leader.map(NodeId), version);
         assert!(news(Some(1), 5) && news(None, 5), "it leads, or nobody does");

@@ -23,9 +23,11 @@ use shard::node::{Answer, Input, Output, Persist, Reading};
 use shard::store::checkpoint::NodeRow;
 use shard::store::layout;
 
+mod routes;
 mod service;
 mod splits;
 
+use self::routes::Route;
 use super::client::Client;
 use super::fault::Fault;
 use super::host::{self, ELECTION_TICKS, Host, Sink, TICK_MS};
@@ -162,8 +164,17 @@ enum Event {
     Operator,
     Placement,
     Split,
-    Read { host: usize, life: u64, client: usize, op: OpId, shared: Arc<Shared> },
+    Read { host: usize, life: u64, late: Late },
     Service(service::Event),
+}
+
+/// A read that comes to its rows some time after it was allowed to.
+struct Late {
+    client: usize,
+    op: OpId,
+    request: GroupRequest,
+    reading: Reading,
+    shared: Arc<Shared>,
 }
 
 /// What a ticket was for.
@@ -217,12 +228,14 @@ enum Waiting {
     Stranger,
 }
 
-/// A tenant, as its clients see it: one group, one history.
+/// A tenant, as its clients see it: one history. It begins with one group.
 struct Tenant {
     id: u64,
     namespace: u64,
     group: GroupId,
     history: History,
+    /// What its groups have committed, if it may be on several.
+    commits: Option<routes::Commits>,
     /// Since when it is deleted for good.
     over: Option<u64>,
 }
@@ -264,6 +277,7 @@ struct World {
     moves: Moves,
     service: Option<service::Service>,
     splits: Option<splits::Splits>,
+    gathers: routes::Gathers,
     /// Nothing fails in this world.
     peaceful: bool,
     faults: u64,
@@ -314,13 +328,15 @@ pub struct Trial {
     pub crowded: bool,
     /// In a scene with splits: neighbours become one again. They came later still.
     pub merges: bool,
+    /// In a scene with a service: tenants are cut over groups, and merged. That came last.
+    pub cuts: bool,
 }
 
 impl Trial {
     /// A seed's own.
     pub fn of(seed: u64) -> Trial {
         let (scene, large_bytes) = (Scene::of(seed), large_bytes(seed));
-        Trial { scene, large_bytes, fault: None, crowded: true, merges: true }
+        Trial { scene, large_bytes, fault: None, crowded: true, merges: true, cuts: true }
     }
 }
 
@@ -331,7 +347,7 @@ pub fn run(seed: u64, tell: bool) -> Outcome {
 
 /// Runs one seed in another way than its own.
 pub fn run_trial(seed: u64, tell: bool, trial: &Trial) -> Outcome {
-    let Trial { scene, large_bytes, fault, crowded, merges } = *trial;
+    let Trial { scene, large_bytes, fault, crowded, merges, cuts } = *trial;
     let mut random = Random::new(seed);
     // What was added later is drawn apart, so that kept seeds still tell their old story.
     let mut spice = Random::new(!seed);
@@ -341,7 +357,8 @@ pub fn run_trial(seed: u64, tell: bool, trial: &Trial) -> Outcome {
         weather.hosts = FOUNDERS;
         weather.grows = false;
     }
-    if scene == Scene::Split {
+    let cuts = cuts && scene == Scene::Service;
+    if scene == Scene::Split || cuts {
         weather.grows = false;
         weather.forgetful = None;
         weather.ordered = true;
@@ -353,7 +370,7 @@ pub fn run_trial(seed: u64, tell: bool, trial: &Trial) -> Outcome {
     if weather.moves {
         hosts.push(Host::spare(hosts.len()));
     }
-    let service = (scene == Scene::Service).then(|| service::Service::new(seed, &mut hosts));
+    let service = (scene == Scene::Service).then(|| service::Service::new(seed, cuts, &mut hosts));
     let clients = weather.clients;
     let mut world = World {
         random,
@@ -373,11 +390,12 @@ pub fn run_trial(seed: u64, tell: bool, trial: &Trial) -> Outcome {
         tickets: BTreeMap::new(),
         next_ticket: 0,
         cuts: Vec::new(),
-        tenants: vec![Tenant::first()],
+        tenants: vec![Tenant::first(scene == Scene::Split || cuts)],
         watchers: Vec::new(),
         moves: Moves::new(weather.hosts as u64),
         service,
         peaceful: weather.is_peaceful(),
+        gathers: routes::Gathers::default(),
         splits: (scene == Scene::Split).then(|| splits::Splits::new(seed, crowded, merges)),
         faults: 0,
         marks: BTreeMap::new(),
@@ -396,12 +414,13 @@ pub fn run_trial(seed: u64, tell: bool, trial: &Trial) -> Outcome {
 
 impl Tenant {
     /// The one that every service begins with.
-    fn first() -> Tenant {
+    fn first(is_wide: bool) -> Tenant {
         Tenant {
             id: id::DEFAULT_TENANT.0,
             namespace: id::DEFAULT_NAMESPACE.0,
             group: id::DEFAULT_GROUP,
             history: History::new(),
+            commits: is_wide.then(routes::Commits::default),
             over: None,
         }
     }
@@ -569,9 +588,7 @@ impl World {
                 self.schedule(at, Event::Placement);
             }
             Event::Split => self.tend_splits(),
-            Event::Read { host, life, client, op, shared } => {
-                self.read_late(host, life, client, op, &shared);
-            }
+            Event::Read { host, life, late } => self.read_late(host, life, late),
             Event::Service(event) => self.serve(event),
             _ if self.calm => {}
             Event::Crash => {
@@ -784,12 +801,23 @@ impl World {
     /// What a replica has applied is committed, also if it dies before it tells anybody.
     fn committed(&mut self, host: usize, output: &Output) {
         let Output::Events { group, events } = output else { return };
-        if let Some(splits) = &mut self.splits {
-            return splits.committed(self.now, events);
-        }
-        let told: Vec<_> = events.events.iter().map(|e| mvccpb::Event::clone(&e.event)).collect();
-        if let Some(tenant) = self.tenants.iter_mut().find(|tenant| tenant.group == *group) {
+        let Some(tenant) = self.owner_of(*group) else { return };
+        let tenant = &mut self.tenants[tenant];
+        if let Some(commits) = &mut tenant.commits {
+            commits.committed(self.now, events);
+        } else {
+            let told: Vec<_> =
+                events.events.iter().map(|e| mvccpb::Event::clone(&e.event)).collect();
             tenant.history.committed(self.hosts[host].id, self.now, events.revision, &told);
+        }
+    }
+
+    /// The tenant that has a group.
+    fn owner_of(&self, group: GroupId) -> Option<usize> {
+        match (&self.splits, &self.service) {
+            (Some(_), _) => Some(0),
+            (None, Some(service)) if service.parent_of(group).is_some() => service.parent_of(group),
+            _ => self.tenants.iter().position(|tenant| tenant.group == group),
         }
     }
 
@@ -1061,9 +1089,9 @@ impl World {
         }
         let (random, spice) = (&mut self.random, &mut self.spice);
         let request = self.clients[client].next(random, spice, self.weather.keys);
-        let request = self.adapt(request);
         let connection = self.clients[client].connection;
         let tenant = self.clients[client].tenant;
+        let request = self.tenants[tenant].adapt(request);
         let op = self.tenants[tenant].history.call(connection, self.now, request);
         self.busy[client] = Some(op);
         self.ops += 1;
@@ -1074,18 +1102,19 @@ impl World {
     fn send(&mut self, client: usize, op: OpId) {
         let host = self.clients[client].host;
         let floor = self.clients[client].floor;
-        let tenant = &self.tenants[self.clients[client].tenant];
-        let body = tenant.history.op(op).request.clone();
-        let route = match &self.splits {
-            Some(splits) => splits.route(body),
-            None => splits::Route::One(tenant.request(body)),
+        let tenant = self.clients[client].tenant;
+        let body = self.tenants[tenant].history.op(op).request.clone();
+        let map = self.map_at(host, tenant);
+        let route = match self.tenants[tenant].is_wide() {
+            true => map.route(body),
+            false => Route::One(map.at_home(body)),
         };
         let Some(process) = &self.hosts[host].process else {
             return self.try_elsewhere(client, op, None);
         };
         let request = match route {
-            splits::Route::One(request) => request,
-            splits::Route::Over(range) => return self.begin_gather(client, op, host, range),
+            Route::One(request) => request,
+            Route::Over(range) => return self.begin_gather((client, op), host, range, &map),
         };
         let Some(body) = request.body.clone() else { return };
         let group = GroupId(request.group);
@@ -1126,21 +1155,17 @@ impl World {
         answer: Result<Answer, GroupError>,
     ) {
         let Some(waiting) = self.tickets.remove(&(host, life, ticket)) else { return };
-        let read = |world: &World, shared: &Shared, request: &GroupRequest, reading: Reading| {
-            let process = world.hosts[host].process.as_ref().expect("it has just answered");
-            let body = request.body.as_ref().expect("it was asked for something");
-            access::read(process.node.store(), shared, body, request.range_version, reading)
-        };
         match waiting {
             Waiting::Client { client, op, request, shared } => {
                 let answer = match (answer, shared) {
                     (Ok(Answer::Reply(reply)), _) => Ok(reply),
                     (Ok(Answer::Readable(reading)), Some(shared)) => {
                         if let Some(late_ms) = self.reads_late() {
-                            let event = Event::Read { host, life, client, op, shared };
+                            let late = Late { client, op, request, reading, shared };
+                            let event = Event::Read { host, life, late };
                             return self.schedule(self.now + late_ms, event);
                         }
-                        read(self, &shared, &request, reading)
+                        self.read(host, &shared, &request, reading)
                     }
                     (Ok(Answer::Readable(_)), None) => unreachable!("a replica answered"),
                     (Err(error), _) => Err(error),
@@ -1203,13 +1228,26 @@ impl World {
     }
 
     /// A reader's own thread comes to it only now.
-    fn read_late(&mut self, host: usize, life: u64, client: usize, op: OpId, shared: &Shared) {
+    fn read_late(&mut self, host: usize, life: u64, late: Late) {
+        let Late { client, op, request, reading, shared } = late;
         let is_here = self.hosts[host].life == life && self.busy[client] == Some(op);
-        let process = self.hosts[host].process.as_ref().filter(|_| is_here);
-        let Some(process) = process else { return };
-        let request = &self.tenants[self.clients[client].tenant].history.op(op).request;
-        let answer = access::read(process.node.store(), shared, request, 1, Reading::Newest);
-        self.heard(client, op, answer);
+        if is_here && self.hosts[host].process.is_some() {
+            let answer = self.read(host, &shared, &request, reading);
+            self.heard(client, op, answer);
+        }
+    }
+
+    /// A read that a replica has allowed.
+    fn read(
+        &self,
+        host: usize,
+        shared: &Shared,
+        request: &GroupRequest,
+        reading: Reading,
+    ) -> Result<Reply, GroupError> {
+        let process = self.hosts[host].process.as_ref().expect("it has just answered");
+        let body = request.body.as_ref().expect("it was asked for something");
+        access::read(process.node.store(), shared, body, request.range_version, reading)
     }
 
     fn heard(&mut self, client: usize, op: OpId, answer: Result<Reply, GroupError>) {
@@ -1249,7 +1287,8 @@ impl World {
             let state = &mut self.clients[client];
             state.floor = state.floor.max(header.revision);
             // A revision at which nothing happened has no number of its own later on.
-            let is_written = self.splits.is_none() || matches!(reply, Reply::Put(_));
+            let is_wide = self.tenants[self.clients[client].tenant].is_wide();
+            let is_written = !is_wide || matches!(reply, Reply::Put(_));
             if self.random.permille(400) && is_written {
                 self.clients[client].known = header.revision;
             }
@@ -1270,10 +1309,10 @@ impl World {
     fn add_watcher(&mut self, tenant: usize, number: u64) {
         let (key, end): (&[u8], &[u8]) =
             [(&b"k"[..], &b"l"[..]), (b"k1", b""), (b"\0", b"\0"), (b"k2", b"k4")][number as usize];
-        let (key, end) = match self.splits {
+        let (key, end) = match self.tenants[tenant].is_wide() {
             // Over several groups routers put them together: not simulated here.
-            Some(_) => ([&b"k1"[..], b"k3", b"k5", b"k7"][number as usize], &b""[..]),
-            None => (key, end),
+            true => ([&b"k1"[..], b"k3", b"k5", b"k7"][number as usize], &b""[..]),
+            false => (key, end),
         };
         let start = if number == 0 { 2 } else { 0 };
         let spec = WatchSpec::new(key, end, start);
@@ -1298,13 +1337,20 @@ impl World {
     }
 
     fn create_watch(&mut self, number: usize, host: usize, now_is: i64) {
+        let tenant = self.watchers[number].tenant;
+        let map = self.tenants[tenant].is_wide().then(|| self.map_at(host, tenant));
+        // Where a service moves groups its home and the group of its keys may have no node in common.
+        let host = match self.service.is_some() && map.is_some() {
+            true => self.part_at(),
+            false => host,
+        };
         let life = self.hosts[host].life;
         let watcher = &mut self.watchers[number];
         if watcher.at.is_some() || watcher.over {
             return;
         }
-        if let Some(splits) = &self.splits {
-            watcher.spec.group = splits.group_of(&watcher.spec.range);
+        if let Some(map) = map {
+            watcher.spec.group = map.group_of(&watcher.spec.range);
             let process = self.hosts[host].process.as_ref();
             if process.is_none_or(|process| !process.hubs.contains_key(&watcher.spec.group)) {
                 // Not here yet.
@@ -1352,11 +1398,7 @@ impl World {
                     if self.hosts[host].process.is_some() {
                         let waiting = Waiting::Watcher { watcher: number };
                         let ask = Request::Linearize(LinearizeRequest {});
-                        let tenant = &self.tenants[self.watchers[number].tenant];
-                        let ask = match &self.splits {
-                            Some(splits) => splits.at_home(ask),
-                            None => tenant.request(ask),
-                        };
+                        let ask = self.map_at(host, self.watchers[number].tenant).at_home(ask);
                         self.request(host, waiting, ask);
                     }
                 }
@@ -1443,7 +1485,6 @@ impl World {
                 }
             }
             self.compare_replicas(&mut violations);
-            let bounds = |bounds| self.lease_bounds(bounds);
             let settled = self.watchers.iter().all(|watcher| watcher.over || watcher.at.is_some());
             self.judge_service(&mut violations);
             if !settled {
@@ -1454,23 +1495,28 @@ impl World {
             }
             let election = ELECTION_TICKS as u64 * TICK_MS;
             let settings = check::Settings {
-                leases: bounds(leases::Bounds {
+                leases: leases::Bounds {
                     second: 1000,
                     // Clock jumps and what passes between the answer and its arrival.
                     early: 1500,
                     late: 4 * election,
                     healthy_since: Some(FAULTS_MS + 6 * election),
                     ended: self.now,
-                }),
+                },
                 settled,
                 linear: Some(linear::Limits { steps: 50_000, ..Default::default() }),
             };
             self.judge_splits(&mut violations);
+            if self.service.is_some() {
+                self.tenants.iter_mut().for_each(|tenant| tenant.rename(false, &mut violations));
+            }
             for number in 0..self.tenants.len() {
                 let stills = self.stills(self.tenants[number].group);
                 let tenant = &mut self.tenants[number];
                 stills.into_iter().for_each(|(from, to)| tenant.history.stand_still(from, to));
                 let tenant = &self.tenants[number];
+                let leases = tenant.lease_bounds(settings.leases);
+                let settings = check::Settings { leases, ..settings };
                 let settings = self.settings_for(tenant, settings);
                 let report = check::run(&tenant.history, &settings);
                 let told = |v: &check::Violation| format!("{:?}: {v}", tenant.group);

@@ -11,7 +11,7 @@
 //!   steward    of each node: founds, registers, has what is wanted here, reports what it leads,
 //!              or what nobody leads
 //!   executor   anywhere: the next step of an operator, or its end
-//!   commander  anywhere: creates, deletes, moves, drains, takes back, freezes, balances
+//!   commander  anywhere: creates, deletes, moves, drains, takes back, freezes, balances, cuts
 //!   stranger   a client of one tenant at the group of another
 //!   caller     leads placement: asks all nodes what they are and have; planners know no more
 //! ```
@@ -25,6 +25,7 @@
 mod balance;
 mod charters;
 mod crossings;
+mod cutting;
 mod rollcall;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -40,16 +41,18 @@ use placement::operators::{self, Step};
 use placement::record::{
     END, Node as Place, NodeState, Operator, OperatorState, PREFIX, Replica, repair_after_ms,
 };
+use placement::splits::Said;
 use placement::view::{self, Wanted};
-use placement::{nodes, plans, repairs, tenants};
+use placement::{merges, nodes, plans, repairs, tenants};
 use proto::cluster::group::{DescribeRequest, Description, GroupRequest, refusal};
 use proto::etcd::{MoveLeaderRequest, RangeRequest};
 use proto::group::{GroupError, Reply, Request, request_to};
-use proto::{GroupId, NodeId, id};
+use proto::{Error, GroupId, NodeId, id};
 use shard::access;
 use shard::node::{Answer, Birth, Input, Reading};
 use shard::store::layout::{self, Shelf};
 
+use super::routes::Commits;
 use super::{Answered, FAULTS_MS, FOUNDERS, Tenant, Waiting, World};
 use crate::check;
 use crate::check::history::{History, OpId};
@@ -105,6 +108,12 @@ pub(super) enum Errand {
     Told { group: GroupId, version: u64 },
     /// A node leads that an operator wants to lead.
     Led { operator: u64, step: Step },
+    /// A group has said what its keys are.
+    Keys { group: GroupId, said: Said },
+    /// The same, to an operator that was taken back under a version of its keys.
+    Settle { operator: u64, group: GroupId, known: u64, said: Said },
+    /// An operator that was taken back has nothing left to hear.
+    Settled { operator: u64 },
     /// The next step of an operator.
     Execute,
     /// A command.
@@ -130,6 +139,12 @@ enum Purpose {
     Charter { version: u64 },
     /// A handover, after which an operator may be at its end.
     Lead { operator: u64, step: Step },
+    /// A group's keys, or a change of them.
+    Keys,
+    /// What became of what an operator asked for.
+    Settle { operator: u64, known: u64 },
+    /// A word behind which nothing of that is done any more.
+    Settled { operator: u64 },
     /// A change of a group's members.
     Step,
 }
@@ -168,6 +183,8 @@ pub(super) struct Service {
     /// What was asked for last, of each operator.
     steps: BTreeMap<u64, &'static str>,
     told: charters::Told,
+    /// Where etcds are cut.
+    cutting: Option<cutting::Cutting>,
     /// What those have heard who lead placement.
     calls: BTreeMap<usize, rollcall::Call>,
     /// The newest ledger that a host's process has seen.
@@ -192,7 +209,7 @@ fn newcomer(index: usize) -> Host {
 
 impl Service {
     /// Gives the first hosts the groups that begin with a service, and adds others.
-    pub(super) fn new(seed: u64, hosts: &mut Vec<Host>) -> Service {
+    pub(super) fn new(seed: u64, cuts: bool, hosts: &mut Vec<Host>) -> Service {
         let mut random = Random::new(seed.rotate_left(48));
         for host in hosts.iter_mut() {
             host.founds = vec![id::SYSTEM_GROUP, id::DEFAULT_GROUP];
@@ -217,6 +234,7 @@ impl Service {
             emptied: Vec::new(),
             steps: BTreeMap::new(),
             told: charters::Told::default(),
+            cutting: cuts.then(|| cutting::Cutting::new(seed)),
             calls: BTreeMap::new(),
             seen: BTreeMap::new(),
             registered: BTreeSet::new(),
@@ -296,6 +314,7 @@ impl World {
             namespace: 0,
             group: id::SYSTEM_GROUP,
             history: History::new(),
+            commits: None,
             over: None,
         });
         for host in 0..self.hosts.len() {
@@ -410,7 +429,7 @@ impl World {
             let asked = Asked { tries, ..asked };
             self.schedule_in(20, super::Event::Service(Event::Again { asked }));
         } else if let Purpose::Ledger { op, .. } | Purpose::Change { op } = asked.purpose {
-            self.end_system(op, Err(GroupError::refused(proto::Error::NoLeader)));
+            self.end_system(op, Err(GroupError::refused(Error::NoLeader)));
         }
     }
 
@@ -452,7 +471,9 @@ impl World {
                 Some(leader) => drop(self.service().leaders.insert(group, leader)),
                 None => drop(self.service().leaders.remove(&group)),
             }
-            if error.outcome == refusal::Outcome::NotDone {
+            let is_answer =
+                matches!(asked.purpose, Purpose::Keys) && error.error == Error::StaleRange;
+            if error.outcome == refusal::Outcome::NotDone && !is_answer {
                 return self.knock_later(asked);
             }
         }
@@ -483,6 +504,18 @@ impl World {
                 Ok(_) => self.run(Errand::Led { operator, step }),
                 Err(error) => self.note(&format!("{group:?} is not handed over: {error:?}")),
             },
+            Purpose::Keys => self.hear_of_keys(group, answer),
+            Purpose::Settle { operator, known } => {
+                if let Ok(Reply::Describe(told)) = answer
+                    && let Some(said) = told.place.map(Said::from)
+                {
+                    self.run(Errand::Settle { operator, group, known, said });
+                }
+            }
+            Purpose::Settled { operator } => match answer {
+                Ok(_) => self.run(Errand::Settled { operator }),
+                Err(error) => self.note(&format!("{group:?} has not settled: {error:?}")),
+            },
             Purpose::Step => {
                 let text = format!("placement hears of n{} about {group:?}: {answer:?}", host + 1);
                 self.note(&text);
@@ -493,7 +526,7 @@ impl World {
     fn read_system(&self, host: usize, op: OpId) -> Result<Reply, GroupError> {
         let process = self.hosts[host].process.as_ref().expect("it has just answered");
         let shared = process.node.shared(id::SYSTEM_GROUP);
-        let gone = GroupError::not_done(proto::Error::NoLeader, None);
+        let gone = GroupError::not_done(Error::NoLeader, None);
         let shared = shared.ok_or(gone)?;
         let request = &self.tenants[1].history.op(op).request;
         access::read(process.node.store(), &shared, request, 1, Reading::Newest)
@@ -518,9 +551,8 @@ impl World {
     /// Tenants come and go for their clients.
     fn follow(&mut self, ledger: &Arc<Ledger>) {
         let now = self.now;
-        let fresh = ledger.groups.values().any(|group| {
-            !group.dead && !self.tenants.iter().any(|tenant| tenant.group.0 == group.id)
-        });
+        let fresh =
+            ledger.groups.values().any(|group| !group.dead && self.tenant_of(group).is_none());
         let findings = placement::check::check(ledger).into_iter();
         let wrong = findings.filter(|finding| finding.gravity == Gravity::Wrong);
         let revision = ledger.revision;
@@ -533,10 +565,13 @@ impl World {
             service.worked_ms = now;
         }
         for group in ledger.groups.values() {
-            let known = self.tenants.iter().position(|tenant| tenant.group.0 == group.id);
-            match known {
+            match self.tenant_of(group) {
                 None if !group.dead => self.welcome(group.tenant, group.namespace, group.id),
-                Some(tenant) if group.dead && self.tenants[tenant].over.is_none() => {
+                Some(tenant)
+                    if group.dead
+                        && self.tenants[tenant].group.0 == group.id
+                        && self.tenants[tenant].over.is_none() =>
+                {
                     self.tenants[tenant].over = Some(now);
                     let watchers = self.watchers.iter_mut().filter(|w| w.tenant == tenant);
                     watchers.for_each(|watcher| watcher.over = true);
@@ -545,12 +580,14 @@ impl World {
                 _ => {}
             }
         }
+        self.expect_children(ledger);
     }
 
     fn welcome(&mut self, id: u64, namespace: u64, group: u64) {
         let tenant = self.tenants.len();
         let (group, history) = (GroupId(group), History::new());
-        self.tenants.push(Tenant { id, namespace, group, history, over: None });
+        let commits = self.may_be_cut().then(Commits::default);
+        self.tenants.push(Tenant { id, namespace, group, history, commits, over: None });
         for _ in 0..self.chance().between(1, 3) {
             let client = self.clients.len();
             self.clients.push(Client { tenant, ..Client::default() });
@@ -600,6 +637,13 @@ impl World {
                     self.write(ledger, ended.unwrap_or_default(), "the right one leads");
                 }
             }
+            Errand::Keys { group, said } => {
+                self.learn_keys(ledger, group, &said);
+            }
+            Errand::Settle { operator, group, known, said } => {
+                self.settled(ledger, operator, group, known, &said);
+            }
+            Errand::Settled { operator } => self.end_settled(ledger, operator),
             Errand::Execute => self.execute(ledger),
             Errand::Command => self.command(ledger),
         }
@@ -654,6 +698,7 @@ impl World {
         let mut births: Vec<Birth> = duties.wanted.into_iter().map(birth).collect();
         // What its replicas have promised is forgotten.
         births.retain(|_| !is_another);
+        births.retain(|birth| self.may_come(host, ledger, birth.group));
         let news = process.node.groups().filter(|(id, group)| {
             let (known, shared) = (ledger.groups.get(&id.0), group.shared());
             let (leader, version) = (shared.leader().map(NodeId), shared.membership_version());
@@ -672,6 +717,7 @@ impl World {
             let asked = Asked { request: request.clone(), purpose: Purpose::Members, tries: TRIES };
             self.request(host, Waiting::Service(asked), request);
         }
+        self.look_at_keys(host, ledger);
     }
 
     // === executors ===
@@ -684,6 +730,7 @@ impl World {
             ("drains", operators::plan_drains(&seen, now_ms)),
             ("balance", plans::tend(&seen, &inventory, now_ms)),
             ("a tenant goes for good", tenants::purge(ledger, self.now * DAYS)),
+            ("merges go on", merges::go_on(&seen, &inventory, now_ms)),
         ];
         for (why, change) in planned {
             if let Some(change) = change.filter(|_| self.chance().permille(700)) {
@@ -706,6 +753,9 @@ impl World {
             self.write(ledger, change.unwrap_or_default(), "an end");
             return self.stepped(operator, &step);
         }
+        if self.change_keys(ledger, operator, &step) {
+            return;
+        }
         let Some(group) = ledger.groups.get(&operator.group) else { return };
         let heir = group.replicas.iter().find(|r| r.node == operator.leader && !r.learner);
         let handover = match (&step, heir) {
@@ -720,7 +770,7 @@ impl World {
         };
         if let Some((target_id, purpose)) = handover {
             let request = Request::MoveLeader(MoveLeaderRequest { target_id });
-            let request = request_to(GroupId(group.id), request);
+            let request = executor::request_of(ledger, group, request);
             self.knock(Asked { request, purpose, tries: 0 });
             return self.stepped(operator, &step);
         }
@@ -734,7 +784,7 @@ impl World {
         let request = executor::change(ledger, group, step);
         self.note(&format!("operator {} asks group {} for {step:?}", operator.id, group.id));
         self.faults += 1;
-        let request = request_to(GroupId(group.id), request);
+        let request = executor::request_of(ledger, group, request);
         self.knock(Asked { request, purpose: Purpose::Step, tries: 0 });
         self.stepped(operator, step);
     }
@@ -762,6 +812,12 @@ impl World {
             let change = thawed.or_else(rest).map(|(change, _)| change).unwrap_or_default();
             return self.write(ledger, change, "what was frozen or in motion is to rest");
         }
+        if let Some(planned) = self.cutting_idea(ledger, &inventory, now_ms) {
+            return match planned {
+                Ok((change, _)) => self.write(ledger, change, "cuts"),
+                Err(refusal) => self.note(&format!("placement refuses: {refusal}")),
+            };
+        }
         let open: Vec<&str> = ledger.tenants.values().map(|tenant| tenant.name.as_str()).collect();
         let all: Vec<&Place> = ledger.nodes.values().collect();
         let kind = self.chance().below(100);
@@ -778,9 +834,11 @@ impl World {
                 charters::idea(ledger, owner, self.chance(), now)
             }
             0..=29 => {
-                let living = ledger.groups.values().filter(|group| !group.dead).count();
-                // The system group is no tenant's.
-                if living > TENANTS_MAX {
+                // The system group is no tenant's, and one that was cut is on several.
+                let living = ledger.groups.values().filter(|group| !group.dead);
+                let homes = living
+                    .filter(|group| ledger.place_of(group.id).is_none_or(|(_, place)| place == 0));
+                if homes.count() > TENANTS_MAX {
                     return;
                 }
                 let single = self.service().may_be_single && self.chance().permille(200);
@@ -1005,6 +1063,9 @@ impl World {
         // For want of other nodes: then only what clients see is judged.
         if stuck {
             return;
+        }
+        if service.cutting.is_some() {
+            self.judge_keys(ledger, violations);
         }
         violations.extend(balance::judge(ledger));
         for operator in operators::running(ledger) {

@@ -123,6 +123,7 @@ impl World {
         let request = GroupRequest {
             tenant: group.tenant,
             namespace: group.namespace,
+            range_version: ledger.range_version(group.id),
             ..request_to(id, set)
         };
         self.knock(Asked { request, purpose: Purpose::Charter { version }, tries: 0 });
@@ -138,6 +139,10 @@ impl World {
 
     /// A replica has applied a revision.
     pub(in super::super) fn has_applied(&mut self, group: GroupId, revision: i64) {
+        // What its other groups had begun before is brought to its end.
+        if self.owner_of(group).is_some_and(|tenant| self.tenants[tenant].is_wide()) {
+            return;
+        }
         let now = self.now;
         let wrong = self.service.as_mut().and_then(|s| s.told.applied(group, revision, now));
         self.broken.extend(wrong);
@@ -149,6 +154,10 @@ impl World {
         let Some(tenant) = self.tenants.get(tenant) else { return };
         let operation = tenant.history.op(op);
         if shard::access::is_serializable(&operation.request) {
+            return;
+        }
+        // Another of its groups may not have heard yet.
+        if tenant.is_wide() {
             return;
         }
         let mut closed = service.told.closed(tenant.group);

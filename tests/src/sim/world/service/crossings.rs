@@ -8,6 +8,7 @@ use placement::record::{NodeState, Operator, OperatorState, Priority};
 use proto::id;
 
 use super::super::World;
+use super::cutting::is_of_split;
 
 /// A step's kind, in a word.
 fn word(step: &Step) -> &'static str {
@@ -75,6 +76,10 @@ impl World {
                     _ => "given up",
                 };
                 self.mark(format!("{how}: {}", errand_of(operator)));
+                let keeps_keys = !operator.is_split() && operator.merge.is_none();
+                if keeps_keys && is_of_split(ledger, operator) {
+                    self.mark(format!("{how}, of a split etcd: {}", errand_of(operator)));
+                }
             }
         }
         for node in ledger.nodes.values().filter(|node| node.state == NodeState::Draining) {
