@@ -127,7 +127,7 @@ impl World {
         (pick < etcds.len()).then(|| etcds.swap_remove(pick))
     }
 
-    /// What somebody thinks of: cuts of an etcd.
+    /// What somebody thinks of: cuts of an etcd, or that there are fewer.
     pub(super) fn cutting_idea(
         &mut self,
         ledger: &Ledger,
@@ -139,6 +139,13 @@ impl World {
         }
         let (name, cuts) = self.some_etcd(ledger)?;
         let random = &mut self.cutting()?.random;
+        if !cuts.is_empty() && random.permille(450) {
+            let pick = random.below(cuts.len() as u64) as usize;
+            let all = random.permille(300);
+            let at = cuts.get(pick).map(String::as_str).filter(|_| !all);
+            let wish = merges::Wish { name: &name, at, all };
+            return Some(merges::merge(ledger, inventory, &wish, now_ms));
+        }
         if cuts.len() + 1 >= GROUPS_MAX {
             return None;
         }
