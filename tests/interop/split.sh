@@ -40,11 +40,11 @@ WATCHES="$WATCHES $!"
 write() {
   local n
   for n in $(seq 1 "$WRITES"); do
-    acme put "/registry/$1/q$n" "$n" >/dev/null || return 1
+    acme put "/registry/$1/$2$n" "$n" >/dev/null || return 1
   done
 }
-write pods & PODS=$!
-write events & EVENTS=$!
+write pods q & PODS=$!
+write events q & EVENTS=$!
 sleep 1
 eventually 20 "it can be split" atoll tenant split acme --at-prefix /registry/events/
 split_is_done() { [ "$(atoll op list -w json | jq '[.. | objects | select(.state? == "done")] | length')" -ge 1 ]; }
@@ -76,14 +76,8 @@ same "in one revision" "$((BEFORE + 1))" "$(field .header.revision /)"
 
 # --- on one group again
 LAST=$(field .header.revision /)
-more() {
-  local n
-  for n in $(seq 1 "$WRITES"); do
-    acme put "/registry/$1/m$n" "$n" >/dev/null || return 1
-  done
-}
-more pods & PODS=$!
-more events & EVENTS=$!
+write pods m & PODS=$!
+write events m & EVENTS=$!
 LEASE=$(acme lease grant 60 | awk '{print $2}')
 acme put /registry/pods/leased x --lease "$LEASE" >/dev/null
 acme put /registry/events/leased x --lease "$LEASE" >/dev/null
