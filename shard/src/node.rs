@@ -467,6 +467,12 @@ struct Checkpoints {
 }
 
 impl Checkpoints {
+    /// The next one is to be taken as soon as it can be.
+    fn force(&mut self, now_ms: u64) {
+        self.forced = true;
+        self.first_write_ms.get_or_insert(now_ms);
+    }
+
     /// Rows wait for the next one.
     fn wrote(&mut self, now_ms: u64) {
         self.first_write_ms.get_or_insert(now_ms);

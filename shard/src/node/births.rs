@@ -102,8 +102,7 @@ impl Node {
     /// of rows is its own from now on.
     pub(super) fn expect(&mut self, key: ReplicaKey, state: State) {
         self.newborns.push(Newborn { key, state, frozen: false, asked: None });
-        self.checkpoints.forced = true;
-        self.checkpoints.first_write_ms.get_or_insert(self.now_ms);
+        self.checkpoints.force(self.now_ms);
     }
 
     /// Drops a replica that was not opened; none below `lowest` is ever to be here again.
@@ -141,8 +140,7 @@ impl Node {
     pub(super) fn deliver(&mut self) -> Result<(), NodeError> {
         let born: Vec<Newborn> = self.newborns.extract_if(.., |newborn| newborn.frozen).collect();
         if !self.newborns.is_empty() {
-            self.checkpoints.forced = true;
-            self.checkpoints.first_write_ms.get_or_insert(self.now_ms);
+            self.checkpoints.force(self.now_ms);
         }
         let resting = self.slow.is_resting(self.now_ms);
         for Newborn { key, state, asked, .. } in born {

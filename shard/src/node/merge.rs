@@ -11,15 +11,17 @@
 //!
 //! Both groups have their replicas on the same nodes, so that rows only change hands. A replica says
 //! that it is frozen when that is on its disk: so the left one, which may have to apply the log
-//! again after a crash, finds it as it was. A replica of the left group
-//! that does not find the right one like that cannot go on, and is brought anew from another node.
+//! again after a crash, finds it as it was. A replica of the left group that does not find the right
+//! one like that cannot go on, and is brought anew from another node.
 //!
 //! Home's map lists the right group until the left one has registered with the keys of both, and
 //! whoever comes to lead home asks all that are listed to seal. So an absorbed group stays, without
-//! rows, until the left one's leader is registered, and tells the nodes to let it go.
+//! rows, until the left one's leader is registered, and tells the nodes to let it go. Its seal, should
+//! it have lost its quorum by then, is told with that of the left one.
 //!
 //! Whoever is frozen for longer asks the left group, which answers after a read round, whether the
-//! merge is under way still. A leader of the left group that did not begin a merge itself aborts it.
+//! merge is under way still; home answers for a left group that is no more. A leader of the left group
+//! that did not begin a merge itself aborts it.
 //! The left group remembers whom it has absorbed until all its nodes say that nothing is left there.
 //!
 //! Invariants:
@@ -105,8 +107,7 @@ impl Node {
         if range.end.as_ref() != Some(&wish.at) || wish.right == 0 {
             return self.answer(ticket, Err(GroupError::not_done(Error::StaleRange, None)));
         }
-        let busy = group.parting.is_some() || group.is_transferring() || group.is_merging();
-        let busy = busy || group.has_change_under_way();
+        let busy = group.is_changing();
         let Some(role) = &mut group.role else {
             let error = group.elsewhere();
             return self.answer(ticket, Err(error));
@@ -139,9 +140,9 @@ impl Node {
         let own = role.merging.as_mut();
         let Some(merge) = kept.merging else {
             // It has not begun yet.
-            let late = own.is_some_and(|own| now_ms > own.until_ms);
-            if late {
-                self.end_merge(id, None);
+            if let Some(own) = own.filter(|own| now_ms > own.until_ms) {
+                let number = own.merge.number;
+                self.end_merge(id, number, None);
                 self.note_merging(id);
             }
             return;
@@ -196,9 +197,10 @@ impl Node {
         }
     }
 
-    /// A merge is over: done, with this range, or not.
-    fn end_merge(&mut self, id: GroupId, done: Option<RangePlace>) {
-        let Some(own) = self.role(id).and_then(|role| role.merging.take()) else { return };
+    /// A merge is over: done, with this range, or not. Nothing happens if this leader does not drive it.
+    fn end_merge(&mut self, id: GroupId, number: u64, done: Option<RangePlace>) {
+        let Some(role) = self.role(id) else { return };
+        let Some(own) = role.merging.take_if(|own| own.merge.number == number) else { return };
         let answer = match done {
             Some(place) => Ok(Reply::Ranges(Ranges { places: vec![place] })),
             None => Err(GroupError::not_done(Error::TooManyRequests, None)),
@@ -212,11 +214,8 @@ impl Node {
             Entry::Begin { .. } => self.drive_left(id, true),
             Entry::Freeze { .. } => self.tell_frozen(id),
             Entry::Absorb { merge, .. } if !refused => {
-                let driven = self.role(id).and_then(|role| role.merging.as_ref());
-                if driven.is_some_and(|driven| driven.merge.number == *merge) {
-                    let place = self.groups.get(&id).map(place_of);
-                    self.end_merge(id, place);
-                }
+                let place = self.groups.get(&id).map(place_of);
+                self.end_merge(id, *merge, place);
             }
             Entry::Absorb { .. } if own => {
                 let Some(role) = self.role(id) else { return };
@@ -227,12 +226,7 @@ impl Node {
                     home.reopen();
                 }
             }
-            Entry::Abort { merge } => {
-                let driven = self.role(id).and_then(|role| role.merging.as_ref());
-                if driven.is_some_and(|driven| driven.merge.number == *merge) {
-                    self.end_merge(id, None);
-                }
-            }
+            Entry::Abort { merge } => self.end_merge(id, *merge, None),
             Entry::Thaw { .. } => {
                 if let Some(role) = self.role(id) {
                     role.participant.ranged(0);
@@ -265,9 +259,8 @@ impl Node {
         let (id, left) = (GroupId(ask.right), GroupId(ask.left));
         let Some(group) = self.groups.get_mut(&id) else { return };
         let merge = Merge { number: ask.merge, right: id };
-        let busy = group.parting.is_some() || group.is_transferring() || group.is_merging();
-        // It would not be said to be frozen before that is done.
-        let busy = busy || group.has_change_under_way() || group.machine.needs_sweep();
+        // It would not be said to be frozen before it is swept.
+        let busy = group.is_changing() || group.machine.needs_sweep();
         let known = self.askers.get(&id).filter(|it| it.merge == merge);
         let since = known.and_then(|it| it.since);
         self.askers.insert(id, Asker { node: from, merge, left, since });
@@ -295,8 +288,7 @@ impl Node {
         }
         let since = *asker.since.get_or_insert(group.machine.state().applied_index);
         if group.checkpointed < since {
-            self.checkpoints.forced = true;
-            self.checkpoints.first_write_ms.get_or_insert(self.now_ms);
+            self.checkpoints.force(self.now_ms);
             return;
         }
         let state = group.machine.state();
@@ -435,8 +427,7 @@ impl Node {
             let revision = group.machine.state().revision;
             self.outputs.push(Output::Ranged { group: right, revision });
         }
-        self.checkpoints.forced = true;
-        self.checkpoints.first_write_ms.get_or_insert(self.now_ms);
+        self.checkpoints.force(self.now_ms);
     }
 
     /// A snapshot was adopted, or the node opened: frozen replicas whose keys it has are of no use.
@@ -463,8 +454,7 @@ impl Node {
             match state {
                 Swallowed::Written => *state = Swallowed::Durable,
                 Swallowed::Fresh => {
-                    self.checkpoints.forced = true;
-                    self.checkpoints.first_write_ms.get_or_insert(self.now_ms);
+                    self.checkpoints.force(self.now_ms);
                 }
                 Swallowed::Durable => {}
             }

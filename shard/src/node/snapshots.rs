@@ -683,8 +683,7 @@ impl Node {
         {
             group.core.applied(restore.index, restore.term);
             self.store.remove(layout::staged_key(group.machine.shelf()));
-            self.checkpoints.forced = true;
-            self.checkpoints.first_write_ms.get_or_insert(self.now_ms);
+            self.checkpoints.force(self.now_ms);
         }
     }
 }

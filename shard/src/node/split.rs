@@ -681,8 +681,7 @@ impl Node {
         if !range.contains(&wish.at) || range.start == wish.at || wish.child == 0 {
             return self.answer(ticket, Err(GroupError::not_done(Error::StaleRange, None)));
         }
-        let busy = group.parting.is_some() || group.is_transferring() || group.is_merging();
-        if busy || group.has_change_under_way() {
+        if group.is_changing() {
             return self.answer(ticket, Err(GroupError::not_done(Error::TooManyRequests, None)));
         }
         if group.machine.is_split() && group.role.is_none() {
@@ -1482,13 +1481,19 @@ impl Group {
         handing || self.core.is_transferring()
     }
 
+    /// Is anything under way beside which its range is not to change?
+    pub(super) fn is_changing(&self) -> bool {
+        let moves = self.is_transferring() || self.has_change_under_way();
+        self.parting.is_some() || self.is_merging() || moves
+    }
+
     /// Only the leader that has proposed the tenant's first split goes on without a gap.
     pub(super) fn is_first_split_under_way(&self) -> bool {
         self.parting.is_some() && self.role.is_none()
     }
 
     /// Is a change of members under way?
-    pub(super) fn has_change_under_way(&self) -> bool {
+    fn has_change_under_way(&self) -> bool {
         let has_learner = self.machine.state().members.iter().any(|member| member.is_learner);
         has_learner || self.core.has_pending_change()
     }
