@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use placement::inventory::Inventory;
 use placement::{Answer, Command, Office};
 use proto::cluster::admin::admin_client::AdminClient;
 use proto::cluster::admin::admin_server::{Admin, AdminServer};
@@ -72,6 +73,15 @@ impl Service {
         tracing::warn!(group = %GroupId(group), "a new group does not answer yet");
         false
     }
+
+    /// Waits until all routers know what was done to a tenant: its name may be used at any of them.
+    async fn await_routers(&self, answer: &Answer, inventory: &Inventory) {
+        if let Answer::Tenants(_) = answer {
+            let ledger = self.office.known();
+            let silent = inventory.silent(&ledger, now_ms());
+            self.roll_call.await_routers(ledger.revision, &silent).await;
+        }
+    }
 }
 
 #[tonic::async_trait]
@@ -95,6 +105,12 @@ impl Admin for Service {
                 let said = "it is created, but its group does not answer yet: see atoll group list";
                 answer = Answer::Refused(said.to_owned());
             }
+        }
+        if !matches!(
+            command,
+            Command::TenantList | Command::TenantShow { .. } | Command::NamespaceList { .. }
+        ) {
+            self.await_routers(&answer, &inventory).await;
         }
         let answer = serde_json::to_string(&answer)
             .map_err(|error| Status::internal(format!("the answer: {error}")))?;

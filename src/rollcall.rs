@@ -22,8 +22,8 @@ use proto::cluster::node::cut_report::Reason;
 use proto::cluster::node::nodes_client::NodesClient;
 use proto::cluster::node::nodes_server::{Nodes, NodesServer};
 use proto::cluster::node::{
-    CutReport, GroupHeat, GroupReport, InventoryAsk, InventoryReport, NodeReport, ReplicaAsk,
-    ReplicaReport, ReportAsk, SplitReport,
+    CutReport, FollowAsk, FollowReport, GroupHeat, GroupReport, InventoryAsk, InventoryReport,
+    NodeReport, ReplicaAsk, ReplicaReport, ReportAsk, SplitReport,
 };
 use proto::group::{Reply, request_to};
 use proto::{GroupId, id};
@@ -63,6 +63,8 @@ pub(crate) struct RollCall {
     urls: Mutex<BTreeMap<u64, String>>,
     /// Ways to them.
     channels: Mutex<HashMap<String, Channel>>,
+    /// Revision of the ledger that the router here goes by.
+    followed: watch::Sender<i64>,
 }
 
 /// What had been counted when this node was asked last.
@@ -123,6 +125,7 @@ impl RollCall {
             before: Mutex::default(),
             urls: Mutex::default(),
             channels: Mutex::default(),
+            followed: watch::Sender::default(),
         }
     }
 
@@ -220,6 +223,31 @@ impl RollCall {
                 heard.later_ms.insert(*node, now_ms());
             }
         }
+    }
+
+    /// The router here goes by the ledger of that revision.
+    pub(crate) fn goes_by(&self, revision: i64) {
+        self.followed.send_replace(revision);
+    }
+
+    /// Waits until the routers of all nodes but these go by the ledger of that revision. A node that
+    /// does not say so in time is not waited for: it will hear of it when it hears of anything.
+    pub(crate) async fn await_routers(&self, revision: i64, but: &BTreeSet<u64>) {
+        let urls = self.urls.lock().clone();
+        let others = urls.into_iter().filter(|(node, _)| *node != self.node && !but.contains(node));
+        let asked = others.map(|(node, url)| async move {
+            let ask = FollowAsk { cluster: self.cluster, node, revision };
+            let answer = self.client(&url)?.follow(ask).await;
+            if let Err(error) = &answer {
+                tracing::debug!(%error, node, "a router may not know of a change yet");
+            }
+            answer.ok()
+        });
+        let here = async {
+            let mut followed = self.followed.subscribe();
+            let _ = tokio::time::timeout(PATIENCE, followed.wait_for(|now| *now >= revision)).await;
+        };
+        tokio::join!(join_all(asked), here);
     }
 
     /// What is known of all nodes: here, or where placement is led. Empty if nobody says that it
@@ -523,6 +551,19 @@ impl Nodes for RollCall {
             return Err(Status::failed_precondition("another node is asked for"));
         }
         Ok(Response::new(RollCall::replica(self, GroupId(ask.group)).await))
+    }
+
+    async fn follow(&self, request: Request<FollowAsk>) -> Result<Response<FollowReport>, Status> {
+        let ask = request.into_inner();
+        if (ask.cluster, ask.node) != (self.cluster, self.node) {
+            return Err(Status::failed_precondition("another node is asked for"));
+        }
+        let mut followed = self.followed.subscribe();
+        let arrived = followed.wait_for(|now| *now >= ask.revision);
+        match tokio::time::timeout(PATIENCE, arrived).await {
+            Ok(Ok(revision)) => Ok(Response::new(FollowReport { revision: *revision })),
+            _ => Err(Status::deadline_exceeded("this node has not heard of it yet")),
+        }
     }
 
     async fn inventory(

@@ -73,6 +73,7 @@ impl Steward {
         let mut ledger = self.office.follow();
         tokio::spawn(self.roll_call.clone().run(ledger.clone()));
         let steward = Arc::new(self);
+        tokio::spawn(steward.clone().spread_word(ledger.clone()));
         tokio::spawn(steward.clone().settle());
         tokio::spawn(steward.clone().release());
         steward.look(&mut ledger).await;
@@ -80,9 +81,7 @@ impl Steward {
 
     async fn look(self: Arc<Self>, ledger: &mut watch::Receiver<Arc<Ledger>>) {
         let mut looks = 0u32;
-        let (mut told, mut copied) = (0, 0);
-        // The groups of split etcds, as the node was told.
-        let mut whereabouts = BTreeMap::new();
+        let mut copied = 0;
         // As of the look that left nothing to be done.
         let mut settled = None;
         let mut working: Option<JoinHandle<()>> = None;
@@ -91,15 +90,6 @@ impl Steward {
             let begun = Instant::now();
             let now = ledger.borrow_and_update().clone();
             if now.meta.is_some() {
-                if now.revision != told {
-                    self.tell(&now);
-                    let split = view::whereabouts(&now);
-                    if split != whereabouts {
-                        self.handle.input(Input::Whereabouts(split.clone()));
-                        whereabouts = split;
-                    }
-                    told = now.revision;
-                }
                 if looks.is_multiple_of(LOOKS_PER_COPY) && now.revision != copied {
                     self.keep_copy(&now);
                     copied = now.revision;
@@ -124,6 +114,29 @@ impl Steward {
                 }
             }
             // While many tenants come one after the other, not each is worth a look at all.
+            tokio::time::sleep((LOOK_REST * begun.elapsed()).min(LOOK)).await;
+        }
+    }
+
+    /// Tells router, connections and node of each change of the ledger, for ever. It waits for nothing
+    /// else: what a look does may take long, and clients may use a new tenant anywhere.
+    async fn spread_word(self: Arc<Self>, mut ledger: watch::Receiver<Arc<Ledger>>) {
+        // The groups of split etcds, as the node was told.
+        let mut whereabouts = BTreeMap::new();
+        while ledger.changed().await.is_ok() {
+            let now = ledger.borrow_and_update().clone();
+            if now.meta.is_none() {
+                continue;
+            }
+            let begun = Instant::now();
+            self.tell(&now);
+            let split = view::whereabouts(&now);
+            if split != whereabouts {
+                self.handle.input(Input::Whereabouts(split.clone()));
+                whereabouts = split;
+            }
+            self.roll_call.goes_by(now.revision);
+            // While many tenants come one after the other, not each is worth a map of them all.
             tokio::time::sleep((LOOK_REST * begun.elapsed()).min(LOOK)).await;
         }
     }

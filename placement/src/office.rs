@@ -134,6 +134,12 @@ impl Office {
         self.read().await
     }
 
+    /// The ledger as it is known here: with all changes that this office made, and perhaps without
+    /// newer ones of others.
+    pub fn known(&self) -> Arc<Ledger> {
+        self.known.lock().clone()
+    }
+
     /// Looks at a ledger that is at least as new as this call.
     pub async fn look<T>(&self, look: impl FnOnce(&Ledger) -> T) -> Result<T, Refusal> {
         self.refresh().await?;

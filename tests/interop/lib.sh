@@ -117,14 +117,25 @@ eventually() {
   passed "$what"
 }
 
-# free_ports N: N ports of 127.0.0.1 that nobody listens on.
+# free_ports N [SPAN]: N ports that nobody listens on, each with SPAN (1) ports from it on free, at
+# 127.0.0.1 to 127.0.0.3. They are below the local ports of connections (32768 and up by default):
+# one of those may be taken by anybody's next connection.
 free_ports() {
-  python3 - "$1" <<'PY'
-import socket, sys
-held = [socket.socket() for _ in range(int(sys.argv[1]))]
-for s in held:
-    s.bind(("127.0.0.1", 0))
-print(*[s.getsockname()[1] for s in held])
+  python3 - "$1" "${2:-1}" <<'PY'
+import random, socket, sys
+count, span = map(int, sys.argv[1:])
+def is_free(port):
+    for host in ("127.0.0.1", "127.0.0.2", "127.0.0.3"):
+        with socket.socket() as s:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                s.bind((host, port))
+            except OSError:
+                return False
+    return True
+slots = random.sample(range(15000, 31000, span), 8 * count)
+free = [port for port in slots if all(map(is_free, range(port, port + span)))]
+print(*free[:count])
 PY
 }
 

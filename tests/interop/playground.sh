@@ -9,8 +9,7 @@ set -euo pipefail
 
 ETCDCTL=${ETCDCTL:-$PEERS/etcdctl}
 # It wants one port, two above it, and two for its tenants, at several addresses.
-read -r PORT <<<"$(free_ports 1)"
-while [ "$PORT" -gt 60000 ]; do read -r PORT <<<"$(free_ports 1)"; done
+read -r PORT <<<"$(free_ports 1 20)"
 export ATOLL_ADMIN=http://127.0.0.1:$((PORT + 2))
 atoll() { "$ATOLL_BIN" "$@"; }
 acme() { "$ETCDCTL" --endpoints "127.0.0.1:$((PORT + 10)),127.0.0.2:$((PORT + 10)),127.0.0.3:$((PORT + 10))" --command-timeout 20s "$@"; }

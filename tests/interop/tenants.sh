@@ -41,6 +41,17 @@ up n1 "$FIRST"
 up n2 "$SECOND"
 up n3 "$SPAWNED"
 
+# === known everywhere
+
+first_put() { "$ETCDCTL" --endpoints "127.0.0.1:$2" --command-timeout 20s --user "root@$1:none" put key x; }
+eventually 20 "a tenant is created" atoll tenant create soon
+for port in "$C3" "$C2" "$C1"; do
+  holds "it is known at each node at once" first_put soon "$port"
+  atoll tenant delete soon >/dev/null
+  refused "that it is deleted is known, too" 'the tenant is deleted' first_put soon "$port"
+  atoll tenant undelete soon >/dev/null
+done
+
 # === apart from each other
 
 eventually 20 "a tenant is created" atoll tenant create acme --port "$ACME"

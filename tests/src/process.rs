@@ -7,7 +7,9 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crate::sim::random::Random;
 
 /// What etcd logs, and Atoll after it, once clients may connect.
 pub(crate) const READY_LINE: &str = "ready to serve client requests";
@@ -16,6 +18,9 @@ pub(crate) const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often the log is looked at while waiting.
 pub(crate) const START_POLL: Duration = Duration::from_millis(5);
 
+/// Where ports are taken from: below the local ports of connections (32768 and up by default), which
+/// anybody's next connection may take.
+const PORTS: (u64, u64) = (15_000, 31_000);
 /// Lines of a log that a report shows.
 const LAST_LINES: usize = 12;
 
@@ -89,10 +94,11 @@ impl Process {
             fs::remove_dir_all(&dir)?;
         }
         fs::create_dir_all(&dir)?;
-        let (port, peer_port) = free_ports()?;
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let ports = free_ports(2, &mut Random::new(since_epoch.subsec_nanos().into()))?;
         let log = File::create(dir.join("log"))?;
         let child = program
-            .command(&dir.join("data"), port, peer_port)
+            .command(&dir.join("data"), ports[0], ports[1])
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -100,7 +106,7 @@ impl Process {
             .map_err(|e| {
                 io::Error::new(e.kind(), format!("start {}: {e}", program.binary().display()))
             })?;
-        let mut process = Self { child, dir, url: format!("http://127.0.0.1:{port}") };
+        let mut process = Self { child, dir, url: format!("http://127.0.0.1:{}", ports[0]) };
         process.wait_ready()?;
         Ok(process)
     }
@@ -156,9 +162,19 @@ pub(crate) fn last_words(log: &Path) -> String {
     panics.chain(last).copied().collect::<Vec<_>>().join("\n")
 }
 
-/// Returns two ports that were free a moment ago.
-fn free_ports() -> io::Result<(u16, u16)> {
-    let first = TcpListener::bind("127.0.0.1:0")?;
-    let second = TcpListener::bind("127.0.0.1:0")?;
-    Ok((first.local_addr()?.port(), second.local_addr()?.port()))
+/// Returns so many ports that were free a moment ago.
+pub(crate) fn free_ports(count: usize, random: &mut Random) -> io::Result<Vec<u16>> {
+    const TRIES: usize = 1000;
+    let mut held = Vec::new();
+    for _ in 0..TRIES {
+        if held.len() == count {
+            break;
+        }
+        let port = u16::try_from(random.between(PORTS.0, PORTS.1)).unwrap_or(u16::MAX);
+        held.extend(TcpListener::bind(("127.0.0.1", port)));
+    }
+    if held.len() < count {
+        return Err(io::Error::other("no free ports"));
+    }
+    held.iter().map(|listener| Ok(listener.local_addr()?.port())).collect()
 }

@@ -13,7 +13,6 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::net::TcpListener;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -23,7 +22,7 @@ use proto::etcd::StatusRequest;
 use proto::etcd::maintenance_client::MaintenanceClient;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::process::{Program, READY_LINE, START_POLL, START_TIMEOUT, last_words};
+use crate::process::{Program, READY_LINE, START_POLL, START_TIMEOUT, free_ports, last_words};
 use crate::sim::random::Random;
 
 /// How long a connection may take: the node is on this machine.
@@ -32,8 +31,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const STATUS_TIMEOUT: Duration = Duration::from_millis(300);
 /// How long a node may take to end after SIGTERM.
 const STOP_TIMEOUT: Duration = Duration::from_secs(15);
-/// Where ports are taken from: below the local ports of connections (32768 and up by default).
-const PORTS: (u64, u64) = (15_000, 31_000);
 /// Commands after which a node writes a checkpoint and lets go of its log: drawn for each node,
 /// so that some come back from the log and some need a snapshot.
 const SNAPSHOT_COUNTS: [u64; 3] = [500, 3_000, 50_000];
@@ -301,21 +298,4 @@ async fn status(url: &str) -> Option<(u64, u64)> {
     let channel = connect(url).await?;
     let answer = MaintenanceClient::new(channel).status(StatusRequest {}).await.ok()?.into_inner();
     Some((answer.header.unwrap_or_default().member_id, answer.leader))
-}
-
-/// Ports that were free a moment ago.
-fn free_ports(count: usize, random: &mut Random) -> io::Result<Vec<u16>> {
-    const TRIES: usize = 1000;
-    let mut held = Vec::new();
-    for _ in 0..TRIES {
-        if held.len() == count {
-            break;
-        }
-        let port = u16::try_from(random.between(PORTS.0, PORTS.1)).unwrap_or(u16::MAX);
-        held.extend(TcpListener::bind(("127.0.0.1", port)));
-    }
-    if held.len() < count {
-        return Err(io::Error::other("no free ports"));
-    }
-    held.iter().map(|listener| Ok(listener.local_addr()?.port())).collect()
 }
