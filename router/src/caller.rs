@@ -11,6 +11,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use futures::{StreamExt, stream::FuturesUnordered};
 use proto::{
     Error, GroupId, VirtualEtcd,
     cluster::group::{GroupRequest, ReadAt, refusal::Outcome},
@@ -223,9 +224,10 @@ impl Caller {
         Some(self.visit().sign(ResponseHeader { revision: 0, ..header.unwrap_or_default() }))
     }
 
-    /// What ends a stream that goes by `group` from outside.
-    pub(crate) fn interruption(&self, group: GroupId) -> Interruption {
-        let leaderless = self.require_leader.then(|| self.door().leadership.follow(group));
+    /// What ends a stream that needs these groups from outside.
+    pub(crate) fn interruption(&self, groups: &[GroupId]) -> Interruption {
+        let minded = groups.iter().filter(|_| self.require_leader);
+        let leaderless = minded.map(|group| self.door().leadership.follow(*group)).collect();
         let course = self.course();
         let closing = self.connection.closing();
         Interruption { leaderless, course, closing, outlives_freeze: false }
@@ -262,7 +264,8 @@ async fn refused(course: &mut watch::Receiver<Course>, outlives_freeze: bool) ->
 
 /// What ends a stream from outside.
 pub(crate) struct Interruption {
-    leaderless: Option<watch::Receiver<bool>>,
+    /// Of the groups whose leaders the client minds.
+    leaderless: Vec<watch::Receiver<bool>>,
     course: watch::Receiver<Course>,
     closing: watch::Receiver<bool>,
     outlives_freeze: bool,
@@ -277,14 +280,17 @@ impl Interruption {
         self
     }
 
-    /// Resolves when the group has had no leader for too long, if the client minds, when the
+    /// Resolves when one of the groups has had no leader for too long, if the client minds, when the
     /// etcd is frozen or gone, or when the listener stops; with the status that ends the
     /// stream. Pin it once for a whole loop: each call joins three queues of waiters.
     pub(crate) async fn wait(mut self) -> Status {
         let no_leader = async {
-            match &mut self.leaderless {
-                Some(signal) => signal.wait_for(|leaderless| *leaderless).await.is_ok(),
-                None => std::future::pending().await,
+            let lost = async |signal: &mut watch::Receiver<bool>| {
+                signal.wait_for(|leaderless| *leaderless).await.is_ok()
+            };
+            let mut lost: FuturesUnordered<_> = self.leaderless.iter_mut().map(lost).collect();
+            if lost.next().await.is_none() {
+                std::future::pending().await
             }
         };
         tokio::select! {

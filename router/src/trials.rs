@@ -354,7 +354,7 @@ async fn a_streamed_range_of_the_future_is_an_error() {
 #[tokio::test]
 async fn who_requires_a_leader_is_refused_without_one() {
     let house = house().await;
-    house.fake.lose_leader();
+    house.fake.lose_leader(proto::id::DEFAULT_GROUP);
     let mut request = tonic::Request::new(get("a", ""));
     request.metadata_mut().insert("hasleader", "true".parse().unwrap());
     let text = "etcdserver: no leader".to_owned();
@@ -372,7 +372,7 @@ async fn a_stream_that_requires_a_leader_ends_when_it_is_lost() {
     let mut does_not = house.watch().await;
     minds.create(watch_of("a")).await;
     does_not.create(watch_of("a")).await;
-    house.fake.lose_leader();
+    house.fake.lose_leader(proto::id::DEFAULT_GROUP);
     let status = minds.end().await;
     assert_eq!((status.code(), status.message()), (Code::Unavailable, "etcdserver: no leader"));
     house.put("a", "1").await;

@@ -16,6 +16,9 @@
 //! - no node ends by itself, panics, refuses a valid request, or fails to start again;
 //! - in health every node answers, and every watch hears of everything, within a time limit.
 //!
+//! With cuts an operator splits the tenant and merges it all the while. Revisions may have holes
+//! then, where a leader died, so the history is numbered anew before it is judged.
+//!
 //! A run is not repeatable: the seed fixes what clients ask and which faults are tried, not when
 //! things happen. So a run that found something keeps its directory: data, logs, and the history
 //! as text. Reads are linearizable; what serializable reads promise one connection is the
@@ -24,6 +27,7 @@
 
 mod client;
 mod cluster;
+mod cuts;
 mod etcdctl;
 mod judge;
 mod record;
@@ -40,14 +44,16 @@ use proto::etcd::maintenance_client::MaintenanceClient;
 use proto::etcd::{HashKvRequest, RangeRequest};
 use proto::group::{Reply, Request};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 
 use crate::check::history::{Outcome, WatchId, WatchSpec};
 use crate::process::Program;
 use crate::sim::random::Random;
+use crate::split::names::Names;
 use client::{Client, ask};
 use cluster::{Cluster, Signal};
+use cuts::{Cuts, Operator};
 use etcdctl::Etcdctl;
 use record::{Record, outcome};
 use watcher::Watcher;
@@ -66,6 +72,8 @@ const STILL: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_millis(50);
 /// Milliseconds between two faults.
 const BETWEEN_MS: (u64, u64) = (50, 600);
+/// The same where there are cuts: a merge needs all replicas of two groups for some tenths of a second.
+const BETWEEN_WITH_CUTS_MS: (u64, u64) = (50, 2_500);
 /// Milliseconds that a killed or stopped node stays down.
 const DOWN_MS: (u64, u64) = (20, 600);
 /// Milliseconds that a node is frozen: over several elections at most.
@@ -86,6 +94,8 @@ pub struct Options {
     pub seed: u64,
     /// The program under test; etcd as a control, in which nothing may be found.
     pub program: Program,
+    /// Split and merge the tenant meanwhile.
+    pub cuts: bool,
     /// A real `etcdctl`, if there is one.
     pub etcdctl: Option<PathBuf>,
     /// Where data and logs go.
@@ -117,6 +127,10 @@ pub struct Summary {
     pub judged: Duration,
     /// How often `etcdctl watch` was started; 0: none was judged.
     pub etcdctl_lives: u64,
+    /// Splits, merges and spreads that were seen to their end, where there were any.
+    pub cuts: Option<[u64; 3]>,
+    /// Revisions that nothing happened at: of a tenant that is split while a leader dies.
+    pub holes: u64,
     /// What is wrong, in sentences.
     pub violations: Vec<String>,
 }
@@ -130,7 +144,8 @@ pub async fn run(options: &Options) -> io::Result<Summary> {
         Cluster::start(program, options.nodes, &options.work_dir, &mut random).await?;
     let record = Arc::new(Record::new());
     let urls = Arc::new(cluster.urls());
-    let crowd = Crowd::start(&record, &urls, options, &mut random)?;
+    let admin_urls = cluster.admin_urls();
+    let crowd = Crowd::start(&record, &urls, admin_urls, options, &mut random)?;
     let mut summary = Summary::default();
     let begun = Instant::now();
     let stormed = storm(&mut cluster, &record, options, &mut random, &mut summary).await;
@@ -140,10 +155,11 @@ pub async fn run(options: &Options) -> io::Result<Summary> {
     let mut settled = false;
     match stormed {
         Ok(()) => {
-            let (watches, lives) = crowd.settle(&record, &urls, &mut random).await;
+            let (watches, lives, cuts) = crowd.settle(&record, &urls, &mut random).await;
             settled = watches.is_some();
             finals = watches.unwrap_or_default();
             summary.etcdctl_lives = lives;
+            summary.cuts = cuts.map(|cuts| [cuts.splits, cuts.merges, cuts.spreads]);
         }
         Err(error) => record.complain(error.to_string()),
     }
@@ -155,10 +171,19 @@ pub async fn run(options: &Options) -> io::Result<Summary> {
     drop(cluster);
 
     let begun = Instant::now();
-    let account = record.close();
+    let mut account = record.close();
+    if options.cuts {
+        summary.holes = Names::new(&account.history.changes.keys().copied().collect()).holes();
+        Names::rename_all(&mut account.history);
+    }
     let history = &account.history;
     summary.violations = account.complaints;
     summary.violations.extend(panics);
+    if let Some([splits, merges, _]) = summary.cuts
+        && (splits == 0 || merges == 0)
+    {
+        summary.violations.push(format!("{splits} splits and {merges} merges: try longer"));
+    }
     if settled {
         summary.violations.extend(judge::judge(history, &finals, end));
     } else {
@@ -199,7 +224,7 @@ async fn storm(
         if enough || options.time.is_some_and(|time| begun.elapsed() >= time) {
             return Ok(());
         }
-        pause(random, BETWEEN_MS).await;
+        pause(random, if options.cuts { BETWEEN_WITH_CUTS_MS } else { BETWEEN_MS }).await;
         for (node, words) in cluster.ended() {
             record.complain(words);
             cluster.kill(node)?;
@@ -241,6 +266,7 @@ async fn storm(
 struct Crowd {
     clients: JoinSet<()>,
     stop: Arc<AtomicBool>,
+    operator: Option<JoinHandle<Cuts>>,
     watchers: JoinSet<()>,
     /// The last revision, once it is known.
     last: watch::Sender<i64>,
@@ -253,6 +279,7 @@ impl Crowd {
     fn start(
         record: &Arc<Record>,
         urls: &Arc<Vec<String>>,
+        admin_urls: Vec<String>,
         options: &Options,
         random: &mut Random,
     ) -> io::Result<Crowd> {
@@ -281,22 +308,31 @@ impl Crowd {
             let client = Client::new(record.clone(), urls.clone(), number, fresh());
             clients.spawn(client.run(stop.clone()));
         }
-        Ok(Crowd { clients, stop, watchers, last, etcdctl })
+        let operator = options.cuts.then(|| {
+            let program = options.program.binary().to_owned();
+            let operator = Operator { program, admin_urls, random: fresh() };
+            tokio::spawn(operator.run(stop.clone()))
+        });
+        Ok(Crowd { clients, stop, operator, watchers, last, etcdctl })
     }
 
     /// Stops the clients, waits until every watch has heard of everything, and lets each node
-    /// tell its own account. Returns these accounts, if the cluster is in health, and how often
-    /// etcdctl was started.
+    /// tell its own account. Returns these accounts, if the cluster is in health, how often etcdctl
+    /// was started, and what the operator did.
     async fn settle(
         mut self,
         record: &Arc<Record>,
         urls: &Arc<Vec<String>>,
         random: &mut Random,
-    ) -> (Option<Vec<WatchId>>, u64) {
+    ) -> (Option<Vec<WatchId>>, u64, Option<Cuts>) {
         self.stop.store(true, Ordering::Relaxed);
         while self.clients.join_next().await.is_some() {}
+        let cuts = match self.operator.take() {
+            Some(operator) => operator.await.ok(),
+            None => None,
+        };
         let lives = self.etcdctl.as_ref().map_or(0, Etcdctl::lives);
-        let Some(last) = last_revision(record, urls).await else { return (None, lives) };
+        let Some(last) = last_revision(record, urls).await else { return (None, lives, cuts) };
         let mut finals = Vec::new();
         for node in 0..urls.len() {
             let fresh = Random::new(random.draw());
@@ -318,7 +354,7 @@ impl Crowd {
         for url in urls.iter() {
             hash(record, url, last).await;
         }
-        (Some(finals), lives)
+        (Some(finals), lives, cuts)
     }
 }
 

@@ -126,7 +126,7 @@ pub(super) async fn observe(
     request: LeaderRequest,
     outlet: Outlet,
 ) -> Result<(), Status> {
-    let mut interruption = pin!(caller.interruption(caller.home()?.group).wait());
+    let mut interruption = pin!(caller.interruption(&[caller.home()?.group]).wait());
     let visitor = caller.clone();
     let prefix = session::prefix(&request.name);
     let mut observer = Observer { caller, prefix, leading: None };

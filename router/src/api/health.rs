@@ -55,5 +55,5 @@ pub(super) async fn watch(
 ) -> Result<(), Status> {
     let status = if request.service.is_empty() { SERVING } else { SERVICE_UNKNOWN };
     outlet.send(grpc::frame(&HealthResponse { status }), 1).await;
-    Err(caller.interruption(caller.home()?.group).wait().await)
+    Err(caller.interruption(&[caller.home()?.group]).wait().await)
 }

@@ -119,7 +119,7 @@ pub(super) async fn keep_alive(
     mut inbound: Inbound<LeaseKeepAliveRequest>,
     outlet: Outlet,
 ) -> Result<(), Status> {
-    let mut interruption = pin!(caller.interruption(caller.home()?.group).wait());
+    let mut interruption = pin!(caller.interruption(&[caller.home()?.group]).wait());
     let mut waiting = FuturesOrdered::new();
     let mut open = true;
     while open || !waiting.is_empty() {

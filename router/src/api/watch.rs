@@ -36,11 +36,10 @@ use std::{
 };
 
 use proto::{
-    Error,
+    Error, GroupId,
     cluster::group::LinearizeRequest,
     etcd::{ResponseHeader, WatchRequest, watch_request::RequestUnion},
     group::{Identity, Reply, Request},
-    map::Target,
 };
 use tokio::time::Sleep;
 use tonic::{Code, Status};
@@ -76,8 +75,8 @@ pub(super) async fn run(
     mut inbound: Inbound<WatchRequest>,
     outlet: Outlet,
 ) -> Result<(), Status> {
-    let mut home = caller.home()?;
-    let mut interruption = pin!(interrupted(&caller, home));
+    let mut needed = vec![caller.home()?.group];
+    let mut interruption = pin!(interrupted(&caller, &needed));
     let _open = OpenStream::new(caller.door().clone());
     let config = &caller.door().config;
     let cluster_id = caller.etcd().cluster_id;
@@ -113,11 +112,13 @@ pub(super) async fn run(
             () = pass(&mut stream.tick) => stream.ticked(),
             status = &mut interruption => return Err(status),
         }
-        if let Ok(now) = caller.home()
-            && now.group != home.group
-        {
-            home = now;
-            interruption.set(interrupted(&caller, home));
+        if let Ok(home) = caller.home() {
+            let others = || stream.upstream.groups().filter(|group| *group != home.group);
+            let now = || std::iter::once(home.group).chain(others());
+            if !now().eq(needed.iter().copied()) {
+                needed = now().collect();
+                interruption.set(interrupted(&caller, &needed));
+            }
         }
         let shown = stream.watchers.shown();
         caller.visit().show(shown);
@@ -130,8 +131,8 @@ pub(super) async fn run(
 
 /// What ends the stream from outside. A freeze does not: nothing happens meanwhile that it could
 /// miss.
-fn interrupted(caller: &Caller, target: Target) -> impl Future<Output = Status> + use<> {
-    caller.interruption(target.group).outliving_freeze().wait()
+fn interrupted(caller: &Caller, needed: &[GroupId]) -> impl Future<Output = Status> + use<> {
+    caller.interruption(needed).outliving_freeze().wait()
 }
 
 /// Waits for an answer, or for ever if none was asked for.

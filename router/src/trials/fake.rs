@@ -11,11 +11,8 @@
 //! should not have been asked of a group is refused as stale, or is a panic.
 
 use std::{
-    collections::BTreeMap,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -84,7 +81,7 @@ pub(super) struct Fake {
     /// What is said of requests that were done.
     doubts: Mutex<Vec<GroupError>>,
     watched: Arc<Mutex<Vec<WatchSpec>>>,
-    leaderless: AtomicBool,
+    leaderless: Mutex<BTreeSet<GroupId>>,
 }
 
 // === impl Fake ===
@@ -174,8 +171,8 @@ impl Fake {
         self.store(GroupId(home)).lock().spans.push(span);
     }
 
-    pub(super) fn lose_leader(&self) {
-        self.leaderless.store(true, Ordering::Relaxed);
+    pub(super) fn lose_leader(&self, group: GroupId) {
+        self.leaderless.lock().insert(group);
     }
 
     /// Answers the next requests with these refusals, the last first.
@@ -274,8 +271,8 @@ impl Groups for Fake {
         Identity { cluster_id: CLUSTER, member_id: MEMBER }
     }
 
-    fn leaderless(&self, _group: GroupId) -> bool {
-        self.leaderless.load(Ordering::Relaxed)
+    fn leaderless(&self, group: GroupId) -> bool {
+        self.leaderless.lock().contains(&group)
     }
 }
 

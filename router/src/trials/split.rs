@@ -596,3 +596,29 @@ async fn locks_and_elections_work_over_groups() {
     second.await.unwrap().unwrap();
     assert_eq!(observed.message().await.unwrap().unwrap().kv.unwrap().key, "e/11");
 }
+
+#[tokio::test]
+async fn a_watch_that_minds_is_ended_when_one_of_its_groups_has_no_leader() {
+    let house = split().await;
+    let mut minding = ACME.to_vec();
+    minding.push(("hasleader", "true"));
+    let mut left = house.watch_with(&minding).await.unwrap();
+    left.create(range_of("a", "t")).await;
+    let mut right = house.watch_with(&minding).await.unwrap();
+    right.create(range_of("t", "z")).await;
+    let mut careless = house.watch_with(ACME).await.unwrap();
+    careless.create(all()).await;
+    house.fake.lose_leader(GroupId(76));
+    let status = right.end().await;
+    assert_eq!((status.code(), status.message()), (Code::Unavailable, "etcdserver: no leader"));
+    // Those that have nothing to do with it, and those that do not mind, go on.
+    let last = put_in(&house, "a", "1").await;
+    assert_eq!(left.hears(last).await, [last]);
+    assert_eq!(careless.hears(last).await, [last]);
+    // A watch that comes later is told as well.
+    assert!(left.create(range_of("u", "v")).await.created);
+    assert_eq!(left.end().await.code(), Code::Unavailable);
+    house.fake.lose_leader(GroupId(HOME));
+    let refused = house.watch_with(&minding).await.map(|_| ());
+    assert_eq!(refused.unwrap_err().code(), Code::Unavailable);
+}

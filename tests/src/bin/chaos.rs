@@ -38,6 +38,9 @@ struct Args {
     /// Treats etcd in the same way, as tests/peers/build.sh built it: nothing may be found.
     #[arg(long, conflicts_with = "atoll_bin")]
     control: bool,
+    /// Splits the tenant and merges it again all the while.
+    #[arg(long, conflicts_with = "control")]
+    cuts: bool,
     /// etcdctl to watch with; by default what tests/peers/build.sh built, if it is there.
     #[arg(long)]
     etcdctl: Option<PathBuf>,
@@ -65,6 +68,7 @@ impl Args {
             } else {
                 Program::Atoll(self.atoll_bin.clone().unwrap_or_else(beside))
             },
+            cuts: self.cuts,
             etcdctl: self.etcdctl.clone().or(peer),
             work_dir: self.work_dir.clone().unwrap_or_else(own_dir),
         }
@@ -117,6 +121,12 @@ fn report(summary: &Summary, took: Duration) {
     match summary.etcdctl_lives {
         0 => println!("no etcdctl watch was judged (tests/peers/build.sh builds etcdctl)"),
         lives => println!("etcdctl watch was started {lives} times"),
+    }
+    if let Some([splits, merges, spreads]) = summary.cuts {
+        let holes = summary.holes;
+        println!(
+            "{splits} splits, {merges} merges, {spreads} spreads; {holes} revisions were skipped"
+        );
     }
     tell("after the kill of a leader a write was acknowledged within", &summary.gaps);
     tell("a node served again within", &summary.starts);

@@ -32,7 +32,7 @@ const KNOCK_AGAIN: Duration = Duration::from_millis(20);
 /// Longest pause between an answer and the next request, in microseconds.
 const PAUSE_MAX_US: u64 = 12_000;
 /// Keys that clients share: few, so that they meet.
-const KEYS: u64 = 10;
+pub(super) const KEYS: u64 = 10;
 /// Size of a large value: some of them make the log roll over.
 const LARGE_VALUE_BYTES: usize = 16 * 1024;
 

@@ -52,6 +52,7 @@ pub(super) struct Member {
     dir: PathBuf,
     args: Vec<String>,
     url: String,
+    admin_url: String,
     child: Option<Child>,
     lives: u32,
 }
@@ -72,8 +73,9 @@ impl Cluster {
         work_dir: &Path,
         random: &mut Random,
     ) -> io::Result<Cluster> {
-        let ports = free_ports(2 * nodes, random)?;
-        let (client_ports, peer_ports) = ports.split_at(nodes);
+        let ports = free_ports(3 * nodes, random)?;
+        let (client_ports, ports) = ports.split_at(nodes);
+        let (peer_ports, admin_ports) = ports.split_at(nodes);
         let url = |port: &u16| format!("http://127.0.0.1:{port}");
         let name = |index: usize| format!("n{}", index + 1);
         let all: Vec<String> = peer_ports
@@ -104,6 +106,7 @@ impl Cluster {
                 dir,
                 args: args.collect(),
                 url: client,
+                admin_url: url(&admin_ports[index]),
                 child: None,
                 lives: 0,
             });
@@ -121,6 +124,11 @@ impl Cluster {
     /// Where clients reach the nodes.
     pub(super) fn urls(&self) -> Vec<String> {
         self.members.iter().map(|member| member.url.clone()).collect()
+    }
+
+    /// Where the nodes take an operator's commands.
+    pub(super) fn admin_urls(&self) -> Vec<String> {
+        self.members.iter().map(|member| member.admin_url.clone()).collect()
     }
 
     /// Starts a node that is down, where it left off, and waits until it serves; says how long
@@ -238,6 +246,7 @@ impl Cluster {
         let child = Command::new(binary)
             .args(verb)
             .args(&member.args)
+            .env("ATOLL_LISTEN_ADMIN_URLS", &member.admin_url)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

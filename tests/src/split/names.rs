@@ -59,6 +59,7 @@ impl Names {
         match request {
             Request::Txn(txn) => self.txn(txn),
             Request::Range(range) => self.set(&mut range.revision),
+            Request::HashKv(hash) => self.set(&mut hash.revision),
             _ => {}
         }
     }
@@ -101,6 +102,11 @@ impl Names {
             Reply::LeaseRevoke(r) => self.header(&mut r.header),
             Reply::LeaseKeepAlive(r) => self.header(&mut r.header),
             Reply::LeaseTimeToLive(r) => self.header(&mut r.header),
+            Reply::HashKv(r) => {
+                self.header(&mut r.header);
+                self.set(&mut r.hash_revision);
+                self.set(&mut r.compact_revision);
+            }
             other => unreachable!("nobody asks for {other:?} here"),
         }
     }
@@ -121,6 +127,23 @@ impl Names {
             Reply::Txn(r) => Answer::ResponseTxn(r),
             other => unreachable!("{other:?} was put in above"),
         });
+    }
+
+    /// Numbers a history anew that already knows what was committed, by what it knows.
+    pub(crate) fn rename_all(history: &mut History) {
+        let names = Names::new(&history.changes.keys().copied().collect());
+        names.rename(history);
+        let renamed = std::mem::take(&mut history.changes).into_iter().map(|(revision, change)| {
+            let mut change = change;
+            change.events.iter_mut().for_each(|event| names.event(event));
+            (names.of(revision), change)
+        });
+        history.changes = renamed.collect();
+        for conflict in &mut history.conflicts {
+            names.set(&mut conflict.revision);
+            let both = conflict.first.1.iter_mut().chain(&mut conflict.second.1);
+            both.for_each(|event| names.event(event));
+        }
     }
 
     /// Numbers what clients asked and heard anew.

@@ -145,6 +145,11 @@ impl Upstream {
         })
     }
 
+    /// The groups that the watches are at, or have been at under the places of now.
+    pub(super) fn groups(&self) -> impl Iterator<Item = GroupId> {
+        self.hubs.keys().copied()
+    }
+
     /// Adds a watch. Keys ascend.
     pub(super) fn create(&mut self, key: u64, wish: Wish) {
         self.merge.create(key, wish, &mut self.outputs);
