@@ -265,7 +265,13 @@ mod tests {
             size: 9,
             verdict: Verdict::Cool,
             said: vec!["it is not hot".to_owned()],
-            cut: Some(CutView { at: "/it's".to_owned(), below: 500, above: 500, across: 0 }),
+            cut: Some(CutView {
+                at: "/it's".to_owned(),
+                below: 500,
+                above: 500,
+                across: 0,
+                watches: 0,
+            }),
         };
         let view = ExplanationView {
             name: "acme".to_owned(),

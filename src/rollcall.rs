@@ -382,10 +382,12 @@ fn with_cuts(report: GroupReport, ask: &ReportAsk, view: &GroupView, now_ms: u64
     let range = || shared.published.shelves().range.clone();
     let by_load = is_asked(report.requests_per_s, ask.cut_requests_per_s)
         || is_asked(report.write_bytes_per_s, ask.cut_write_bytes_per_s);
-    let load_cut = by_load.then(|| cut::by_load(&shared.work.touches(now_ms), &range()));
-    let size_cut = is_asked(report.size_bytes, ask.cut_size_bytes).then(|| {
+    let by_size = is_asked(report.size_bytes, ask.cut_size_bytes);
+    let watched = if by_load || by_size { view.feed.watched() } else { Vec::new() };
+    let load_cut = by_load.then(|| cut::by_load(&shared.work.touches(now_ms), &watched, &range()));
+    let size_cut = by_size.then(|| {
         let stretches = shared.published.counts().read().stretches(STRETCHES);
-        cut::by_size(&stretches, &range())
+        cut::by_size(&stretches, &watched, &range())
     });
     GroupReport {
         load_cut: load_cut.map(cut_to_wire),
@@ -402,11 +404,12 @@ fn cut_to_wire(chosen: Result<Cut, Uncut>) -> CutReport {
         ..CutReport::default()
     };
     match chosen {
-        Ok(Cut { at, below, above, across }) => CutReport {
+        Ok(Cut { at, below, above, across, watches }) => CutReport {
             key: at,
             below: part(below),
             above: part(above),
             across: part(across),
+            watches: watches as u32,
             ..CutReport::default()
         },
         Err(Uncut::TooLittle) => because(Reason::TooLittle, 0),

@@ -109,13 +109,18 @@ fn uncut(idea: &CutIdea) -> String {
 
 /// What a cut would do, in words.
 fn effect(idea: &CutIdea) -> Option<String> {
-    let CutIdea::At { key, below, above, across } = idea else { return None };
+    let CutIdea::At { key, below, above, across, watches } = idea else { return None };
     let key = text::of(key);
     let parts = [*below, *above, *across].map(thousandths);
     let [below, above, across] = parts;
+    let watched = match watches {
+        0 => String::new(),
+        1 => "; watches of 1 stretch of keys would be merged from both".to_owned(),
+        _ => format!("; watches of {watches} stretches of keys would be merged from both"),
+    };
     Some(format!(
         "a cut at {key} would leave {below} of it here, give {above} to a new group, and have \
-         {across} touch both"
+         {across} touch both{watched}"
     ))
 }
 
@@ -412,10 +417,13 @@ pub fn explain(
             said.push(format!("operator {} works on it: {}", operator.id, operator.why));
         }
         let cut = match &judged.idea {
-            Some(CutIdea::At { key, below, above, across }) => {
-                let at = text::of(key);
-                Some(CutView { at, below: *below, above: *above, across: *across })
-            }
+            Some(CutIdea::At { key, below, above, across, watches }) => Some(CutView {
+                at: text::of(key),
+                below: *below,
+                above: *above,
+                across: *across,
+                watches: *watches,
+            }),
             _ => None,
         };
         groups.push(GroupExplained {
@@ -501,7 +509,7 @@ pub(crate) mod tests {
 
     pub(crate) fn at(key: &str) -> CutIdea {
         let key = Bytes::copy_from_slice(key.as_bytes());
-        CutIdea::At { key, below: 500, above: 490, across: 10 }
+        CutIdea::At { key, below: 500, above: 490, across: 10, watches: 0 }
     }
 
     impl Play {

@@ -700,6 +700,9 @@ pub struct CutView {
     pub above: u32,
     /// What reaches over it.
     pub across: u32,
+    /// Different stretches of keys that are watched and reach over it.
+    #[serde(default)]
+    pub watches: u32,
 }
 
 /// A time in words, to the second.

@@ -146,6 +146,8 @@ pub enum CutIdea {
         above: u32,
         /// What reaches over it.
         across: u32,
+        /// Different stretches of keys that are watched and reach over it.
+        watches: u32,
     },
     /// Too little was seen of it to say.
     TooLittle,
@@ -167,9 +169,9 @@ pub enum CutIdea {
 impl CutIdea {
     /// As a node says it; `None` for a reason that this program does not know.
     pub fn read(told: &CutReport) -> Option<CutIdea> {
-        let CutReport { key, below, above, across, share, .. } = told.clone();
+        let CutReport { key, below, above, across, share, watches, .. } = told.clone();
         Some(match Reason::try_from(told.reason).ok()? {
-            Reason::None => CutIdea::At { key, below, above, across },
+            Reason::None => CutIdea::At { key, below, above, across, watches },
             Reason::TooLittle => CutIdea::TooLittle,
             Reason::SingleKey => CutIdea::SingleKey { key, share },
             Reason::AppendFront => CutIdea::AppendFront(share),
@@ -185,8 +187,8 @@ impl CutIdea {
             ..CutReport::default()
         };
         match self.clone() {
-            CutIdea::At { key, below, above, across } => {
-                CutReport { key, below, above, across, ..CutReport::default() }
+            CutIdea::At { key, below, above, across, watches } => {
+                CutReport { key, below, above, across, watches, ..CutReport::default() }
             }
             CutIdea::TooLittle => because(Reason::TooLittle, 0),
             CutIdea::SingleKey { key, share } => {
@@ -262,7 +264,7 @@ mod tests {
     fn a_cut_is_read_as_it_was_written() {
         let key = Bytes::from_static(b"k");
         for idea in [
-            CutIdea::At { key: key.clone(), below: 1, above: 2, across: 3 },
+            CutIdea::At { key: key.clone(), below: 1, above: 2, across: 3, watches: 4 },
             CutIdea::TooLittle,
             CutIdea::SingleKey { key, share: 700 },
             CutIdea::AppendFront(900),

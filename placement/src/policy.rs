@@ -148,7 +148,7 @@ impl Default for SplitPolicy {
             hold_ms: 10_000,
             size_bytes: 1 << 30,
         };
-        SplitPolicy { on: false, first, later, groups_max: PLACES_MAX, rest_ms: 60_000 }
+        SplitPolicy { on: true, first, later, groups_max: PLACES_MAX, rest_ms: 60_000 }
     }
 }
 
@@ -328,6 +328,7 @@ fn changed(meta: &Meta, wish: &PolicyWish) -> Result<SplitPolicy, Refusal> {
     let after = SplitPolicy {
         on: match wish.mode {
             None => before.on,
+            Some(SplitMode::Default) => SplitPolicy::default().on,
             Some(mode) => mode == SplitMode::On,
         },
         first: before.first.changed(wish.first),
@@ -364,12 +365,12 @@ mod tests {
         let ledger = founded();
         assert_eq!(SplitPolicy::of(&ledger), SplitPolicy::default());
         let first = BarWish { requests_per_s: Some(100), ..BarWish::default() };
-        let wish = PolicyWish { mode: Some(SplitMode::On), first, ..PolicyWish::default() };
+        let wish = PolicyWish { mode: Some(SplitMode::Off), first, ..PolicyWish::default() };
         let ledger = after(&ledger, &wish);
         let policy = SplitPolicy::of(&ledger);
         let default = SplitPolicy::default();
         let first = Bar { requests_per_s: 100, ..default.first };
-        assert_eq!(policy, SplitPolicy { on: true, first, ..default });
+        assert_eq!(policy, SplitPolicy { on: false, first, ..default });
         let Answer::Policy(view) = show(&ledger) else { panic!("a policy") };
         assert_eq!((view.split, view.default), (policy, default));
         let command = crate::Command::PolicySet(Box::new(wish));
@@ -377,8 +378,8 @@ mod tests {
         assert_eq!(serde_json::from_str::<crate::Command>(&said).ok(), Some(command));
         let unknown = r#"{"command":"policy-set","frist":{}}"#;
         assert!(serde_json::from_str::<crate::Command>(unknown).is_err());
-        let off = PolicyWish { mode: Some(SplitMode::Default), ..PolicyWish::default() };
-        assert!(!SplitPolicy::of(&after(&ledger, &off)).on, "off is what it is by default");
+        let wish = PolicyWish { mode: Some(SplitMode::Default), ..PolicyWish::default() };
+        assert!(SplitPolicy::of(&after(&ledger, &wish)).on, "on is what it is by default");
     }
 
     #[test]
@@ -393,14 +394,14 @@ mod tests {
         let is_on = |ledger: &Ledger| {
             SplitPolicy::of(ledger).is_on_for(ledger.tenant("acme").expect("it is there"))
         };
-        assert!(!is_on(&ledger));
-        let on = after(&ledger, &of(SplitMode::On));
-        assert!(is_on(&on));
-        let Answer::Policy(view) = show(&on) else { panic!("a policy") };
-        assert_eq!(view.tenants, BTreeMap::from([("acme".to_owned(), SplitMode::On)]));
-        let all = PolicyWish { mode: Some(SplitMode::On), ..PolicyWish::default() };
-        let all = after(&ledger, &all);
-        assert!(is_on(&all) && !is_on(&after(&all, &of(SplitMode::Off))));
+        assert!(is_on(&ledger));
+        let off = after(&ledger, &of(SplitMode::Off));
+        assert!(!is_on(&off));
+        let Answer::Policy(view) = show(&off) else { panic!("a policy") };
+        assert_eq!(view.tenants, BTreeMap::from([("acme".to_owned(), SplitMode::Off)]));
+        let none = PolicyWish { mode: Some(SplitMode::Off), ..PolicyWish::default() };
+        let none = after(&ledger, &none);
+        assert!(!is_on(&none) && is_on(&after(&none, &of(SplitMode::On))));
         let nobody = PolicyWish { tenant: "nobody".to_owned(), ..of(SplitMode::On) };
         assert!(refusal(&ledger, &nobody).contains("no tenant \"nobody\""));
         let bar = PolicyWish { groups_max: Some(3), ..of(SplitMode::On) };
@@ -466,7 +467,7 @@ mod tests {
         let ledger = founded();
         let written = |ledger: &Ledger| String::from_utf8(ledger.save()).expect("text");
         assert!(!written(&ledger).contains("splits"));
-        let wish = PolicyWish { mode: Some(SplitMode::On), ..PolicyWish::default() };
+        let wish = PolicyWish { mode: Some(SplitMode::Off), ..PolicyWish::default() };
         let set = after(&ledger, &wish);
         assert_eq!(Ledger::load(&set.save()).expect("it can be read").meta, set.meta);
     }

@@ -8,9 +8,11 @@
 //! ```
 //!
 //! A cut is as good as the larger side is small; what reaches over it (lists, transactions) is work
-//! on both sides, and makes it worse. Cuts in front of a shallow prefix come first: what
-//! belongs together in Kubernetes, a resource, then a namespace of it, is watched and listed together.
-//! A deeper one is taken only where no shallower one is `GOOD`.
+//! on both sides, and makes it worse. A watch that reaches over a cut has its events merged from both
+//! sides, so of the cuts that are `GOOD` those come first that the fewest stretches of watched
+//! keys reach over; then those in front of a shallow prefix: what belongs together in Kubernetes, a
+//! resource, then a namespace of it, is watched and listed together. A deeper one is taken only where
+//! no shallower one is good. Where watched keys begin and end is as good a place as a prefix.
 //!
 //! Not everything can be cut. A key that has most of the load has it on either side of any cut. Keys
 //! that are only ever added behind (or in front of) all others are hot where they are added, and whoever
@@ -55,6 +57,8 @@ pub struct Cut {
     pub above: u64,
     /// Those that reach over it.
     pub across: u64,
+    /// Stretches of watched keys that reach over it.
+    pub watches: u64,
 }
 
 /// Why a group cannot be cut.
@@ -140,9 +144,17 @@ impl Sums {
 }
 
 /// The keys where a group may be cut, with how deep each is: prefixes that end with a slash by their
-/// number of parts, whole keys behind all of them.
-fn candidates(touches: &[Touch], range: &KeyRange) -> BTreeSet<(usize, Bytes)> {
+/// number of parts, the ends of what is watched behind these, whole keys behind all of them.
+fn candidates(
+    touches: &[Touch],
+    watched: &[KeyRange],
+    range: &KeyRange,
+) -> BTreeSet<(usize, Bytes)> {
     let mut found = BTreeSet::new();
+    for keys in watched {
+        let ends = keys.end.iter().chain([&keys.start]);
+        found.extend(ends.map(|end| (usize::MAX - 1, end.clone())));
+    }
     for Touch { keys, .. } in touches {
         let key = &keys.start;
         let slashes = key.iter().enumerate().filter(|(_, byte)| **byte == b'/');
@@ -155,8 +167,9 @@ fn candidates(touches: &[Touch], range: &KeyRange) -> BTreeSet<(usize, Bytes)> {
     found
 }
 
-/// Where a group with these keys had best be cut for the sake of its load.
-pub fn by_load(touches: &[Touch], range: &KeyRange) -> Result<Cut, Uncut> {
+/// Where a group with these keys had best be cut for the sake of its load. `watched` are stretches of
+/// keys that somebody watches.
+pub fn by_load(touches: &[Touch], watched: &[KeyRange], range: &KeyRange) -> Result<Cut, Uncut> {
     // What came for other keys came before the group was cut last.
     let inside = |touch: &Touch| {
         let keys = touch.keys.common(range)?;
@@ -172,12 +185,16 @@ pub fn by_load(touches: &[Touch], range: &KeyRange) -> Result<Cut, Uncut> {
     {
         return Err(Uncut::SingleKey(key, share));
     }
-    best(&touches, range)
+    best(&touches, watched, range)
 }
 
 /// Where it had best be cut for the sake of its size: `blocks` of keys, by their first ones, have
 /// about so much each. Where in a block its keys are is not known: a cut inside has it on both sides.
-pub fn by_size(blocks: &[(Bytes, u64)], range: &KeyRange) -> Result<Cut, Uncut> {
+pub fn by_size(
+    blocks: &[(Bytes, u64)],
+    watched: &[KeyRange],
+    range: &KeyRange,
+) -> Result<Cut, Uncut> {
     let ends = blocks.iter().skip(1).map(|(first, _)| Some(first.clone()));
     let ends = ends.chain([range.end.clone()]);
     let block = |((first, weight), end): (&(Bytes, u64), Option<Bytes>)| {
@@ -187,17 +204,23 @@ pub fn by_size(blocks: &[(Bytes, u64)], range: &KeyRange) -> Result<Cut, Uncut> 
     let touches: Vec<Touch> = blocks.iter().zip(ends).map(block).collect();
     match touches.len() {
         0 | 1 => Err(Uncut::TooLittle),
-        _ => best(&touches, range),
+        _ => best(&touches, watched, range),
     }
 }
 
-fn best(touches: &[Touch], range: &KeyRange) -> Result<Cut, Uncut> {
+/// Which of two cuts comes first.
+type Rank = (bool, u64, usize, u64);
+
+fn best(touches: &[Touch], watched: &[KeyRange], range: &KeyRange) -> Result<Cut, Uncut> {
     let sums = Sums::of(touches.iter());
+    let stretch = |keys: &KeyRange| Touch { keys: keys.clone(), weight: 1, is_recent: false };
+    let stretches: Vec<Touch> = watched.iter().map(stretch).collect();
+    let watches = Sums::of(stretches.iter());
     let recent = Sums::of(touches.iter().filter(|touch| touch.is_recent));
     let proves = recent.starts.len() >= RECENT_MIN && recent.all > 0;
-    let mut found: Option<((bool, usize, u64), Bytes, Sides)> = None;
+    let mut found: Option<(Rank, Bytes, Sides)> = None;
     let (mut front, mut wide) = (None::<u64>, 1000);
-    for (depth, at) in candidates(touches, range) {
+    for (depth, at) in candidates(touches, watched, range) {
         let sides = sums.cut(&at);
         let worse = sides.worse(sums.all);
         wide = wide.min(worse);
@@ -211,10 +234,10 @@ fn best(touches: &[Touch], range: &KeyRange) -> Result<Cut, Uncut> {
             continue;
         }
         let badness = sides.badness(sums.all);
-        // Among the good ones the shallowest, among others the best.
+        // Among the good ones that with the fewest watches, then the shallowest; among others the best.
         let rank = match badness <= GOOD {
-            true => (false, depth, badness),
-            false => (true, 0, badness),
+            true => (false, watches.cut(&at).across, depth, badness),
+            false => (true, 0, 0, badness),
         };
         if found.as_ref().is_none_or(|(least, ..)| rank < *least) {
             found = Some((rank, at, sides));
@@ -225,7 +248,8 @@ fn best(touches: &[Touch], range: &KeyRange) -> Result<Cut, Uncut> {
     };
     let part = |part| Sides::thousandths(part, sums.all);
     let (below, above, across) = (part(sides.below), part(sides.above), part(sides.across));
-    Ok(Cut { at, below, above, across })
+    let watches = watches.cut(&at).across;
+    Ok(Cut { at, below, above, across, watches })
 }
 
 /// The single key with the most load, and its part of a thousand.
@@ -267,7 +291,7 @@ mod tests {
     }
 
     fn at(touches: &[Touch]) -> String {
-        let cut = by_load(&steady(touches), &KeyRange::all()).expect("it can be cut");
+        let cut = by_load(&steady(touches), &[], &KeyRange::all()).expect("it can be cut");
         String::from_utf8(cut.at.to_vec()).expect("text")
     }
 
@@ -308,14 +332,46 @@ mod tests {
         ];
         assert_eq!(at(&lists), "/registry/secrets/");
         let over_all = [touch("a", Some("z"), 90), touch("b", None, 5), touch("c", None, 5)];
-        let refused = by_load(&steady(&over_all), &KeyRange::all());
+        let refused = by_load(&steady(&over_all), &[], &KeyRange::all());
         assert!(matches!(refused, Err(Uncut::WideRanges(950..))), "{refused:?}");
+    }
+
+    #[test]
+    fn what_is_watched_together_stays_together() {
+        let keys = points(&[
+            ("user:1:a", 26),
+            ("user:1:b", 24),
+            ("user:1:c", 16),
+            ("user:2:a", 17),
+            ("user:2:b", 17),
+        ]);
+        assert_eq!(at(&keys), "user:1:c", "half of the load");
+        let watched = |stretches: &[(&'static str, &'static str)]| -> Vec<KeyRange> {
+            let range = |(from, to): &(&'static str, &'static str)| {
+                KeyRange::parse(
+                    &Bytes::from_static(from.as_bytes()),
+                    &Bytes::from_static(to.as_bytes()),
+                )
+            };
+            stretches.iter().map(range).collect()
+        };
+        let cut = |stretches: &[(&'static str, &'static str)]| {
+            let cut = by_load(&steady(&keys), &watched(stretches), &KeyRange::all());
+            let Cut { at, watches, .. } = cut.expect("it can be cut");
+            (String::from_utf8(at.to_vec()).expect("text"), watches)
+        };
+        assert_eq!(cut(&[("user:1:", "user:1;"), ("user:2:", "user:2;")]), ("user:1;".into(), 0));
+        // Somebody who watches everything is merged in any case.
+        let all = [("user:1:", "user:1;"), ("a", "z"), ("user:2:", "user:2;")];
+        assert_eq!(cut(&all), ("user:1;".into(), 1));
+        // No cut is worse for the sake of a watch.
+        assert_eq!(cut(&[("user:1:a", "user:2:b")]), ("user:1:c".into(), 1));
     }
 
     #[test]
     fn a_key_with_more_than_half_of_the_load_is_named() {
         let hot = points(&[("a", 20), ("hot", 51), ("z", 29)]);
-        let refused = by_load(&steady(&hot), &KeyRange::all());
+        let refused = by_load(&steady(&hot), &[], &KeyRange::all());
         assert_eq!(refused, Err(Uncut::SingleKey(Bytes::from_static(b"hot"), 510)));
         assert_eq!(at(&points(&[("a", 20), ("hot", 50), ("z", 30)])), "z");
     }
@@ -327,13 +383,13 @@ mod tests {
             let touches: Vec<Touch> = (0..320)
                 .map(|n| Touch { is_recent: n >= 256, ..touch(&key(n), None, 1) })
                 .collect();
-            let refused = by_load(&touches, &KeyRange::all());
+            let refused = by_load(&touches, &[], &KeyRange::all());
             assert!(matches!(refused, Err(Uncut::AppendFront(801..))), "{refused:?}");
             // The same keys, but in no order.
             let touches: Vec<Touch> = (0..320)
                 .map(|n| Touch { is_recent: n >= 256, ..touch(&key(n * 7 % 320), None, 1) })
                 .collect();
-            assert!(by_load(&touches, &KeyRange::all()).is_ok());
+            assert!(by_load(&touches, &[], &KeyRange::all()).is_ok());
         }
     }
 
@@ -341,10 +397,10 @@ mod tests {
     fn a_cut_lies_inside_the_groups_own_keys() {
         let all = points(&[("a/1", 1), ("a/2", 1), ("b/1", 1), ("b/2", 1)]);
         let range = KeyRange { start: Bytes::from_static(b"b/"), end: None };
-        let cut = by_load(&steady(&all), &range).expect("it can be cut");
+        let cut = by_load(&steady(&all), &[], &range).expect("it can be cut");
         assert_eq!((cut.at.as_ref(), cut.below, cut.above), (&b"b/2"[..], 500, 500));
         let few = &steady(&all)[..TOUCHES_MIN];
-        assert_eq!(by_load(few, &range), Err(Uncut::TooLittle));
+        assert_eq!(by_load(few, &[], &range), Err(Uncut::TooLittle));
     }
 
     #[test]
@@ -355,7 +411,7 @@ mod tests {
             firsts.iter().map(block).collect()
         };
         let three = blocks(&[("", 250), ("/registry/pods/a/1", 250), ("/registry/pods/x/1", 256)]);
-        let cut = by_size(&three, &KeyRange::all()).expect("it can be cut");
+        let cut = by_size(&three, &[], &KeyRange::all()).expect("it can be cut");
         assert_eq!((cut.at.as_ref(), cut.below), (&b"/registry/pods/x/1"[..], 661));
         let many: Vec<String> = (0..256)
             .map(|n| match n {
@@ -364,12 +420,12 @@ mod tests {
             })
             .collect();
         let many: Vec<(&str, u64)> = many.iter().map(|first| (first.as_str(), 200)).collect();
-        let cut = by_size(&blocks(&many), &KeyRange::all()).expect("it can be cut");
+        let cut = by_size(&blocks(&many), &[], &KeyRange::all()).expect("it can be cut");
         assert_eq!((cut.at.as_ref(), cut.above), (&b"/registry/pods/"[..], 609));
         let range = KeyRange { start: Bytes::from_static(b"/registry/pods/"), end: None };
-        let cut = by_size(&three[1..], &range).expect("it can be cut");
+        let cut = by_size(&three[1..], &[], &range).expect("it can be cut");
         assert_eq!(cut.at.as_ref(), b"/registry/pods/x/1");
-        assert_eq!(by_size(&three[..1], &KeyRange::all()), Err(Uncut::TooLittle));
+        assert_eq!(by_size(&three[..1], &[], &KeyRange::all()), Err(Uncut::TooLittle));
     }
 
     fn any_touch() -> impl Strategy<Value = Touch> {
@@ -395,10 +451,10 @@ mod tests {
         ) {
             let start = start.map_or_else(Bytes::new, |start| Bytes::from_static(start.as_bytes()));
             let range = KeyRange { start, end: Some(Bytes::from_static(b"\xff\xff\xff")) };
-            let chosen = by_load(&touches, &range);
+            let chosen = by_load(&touches, &[], &range);
             let mut turned = touches.clone();
             turned.reverse();
-            prop_assert_eq!(&chosen, &by_load(&turned, &range));
+            prop_assert_eq!(&chosen, &by_load(&turned, &[], &range));
             let inside: Vec<(KeyRange, u64)> = touches
                 .iter()
                 .filter_map(|touch| Some((touch.keys.common(&range)?, touch.weight)))

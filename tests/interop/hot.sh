@@ -39,7 +39,9 @@ atoll tenant create solo >/dev/null
 
 # === the policy
 
-like "splitting by itself is off at first" "mode +off +off" "$(atoll policy show)"
+like "splitting by itself is on at first" "mode +on +on" "$(atoll policy show)"
+atoll policy split --mode off >/dev/null
+like "it can be off" "mode +off +on" "$(atoll policy show)"
 refused "an etcd is on a group at least" "1 to 64 groups" atoll policy split --groups-max 0
 refused "a tenant has no bars of its own" "bars are those of all" atoll policy split --tenant hot --mode on --rest 1s
 atoll policy split --first-requests 40 --first-for 4s --later-requests 1000000 --rest 5s >/dev/null

@@ -127,8 +127,8 @@ pub struct Summary {
     pub judged: Duration,
     /// How often `etcdctl watch` was started; 0: none was judged.
     pub etcdctl_lives: u64,
-    /// Splits, merges and spreads that were seen to their end, where there were any.
-    pub cuts: Option<[u64; 3]>,
+    /// Splits and merges that were seen to their end, where somebody asked for any.
+    pub cuts: Option<(u64, u64)>,
     /// Revisions that nothing happened at: of a tenant that is split while a leader dies.
     pub holes: u64,
     /// What is wrong, in sentences.
@@ -159,7 +159,7 @@ pub async fn run(options: &Options) -> io::Result<Summary> {
             settled = watches.is_some();
             finals = watches.unwrap_or_default();
             summary.etcdctl_lives = lives;
-            summary.cuts = cuts.map(|cuts| [cuts.splits, cuts.merges, cuts.spreads]);
+            summary.cuts = cuts.map(|cuts| (cuts.splits, cuts.merges));
         }
         Err(error) => record.complain(error.to_string()),
     }
@@ -179,7 +179,7 @@ pub async fn run(options: &Options) -> io::Result<Summary> {
     let history = &account.history;
     summary.violations = account.complaints;
     summary.violations.extend(panics);
-    if let Some([splits, merges, _]) = summary.cuts
+    if let Some((splits, merges)) = summary.cuts
         && (splits == 0 || merges == 0)
     {
         summary.violations.push(format!("{splits} splits and {merges} merges: try longer"));

@@ -37,6 +37,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
+use proto::KeyRange;
 use proto::group::{WatchControl, WatchSink, WatchSpec};
 
 use super::hub::{Hub, SinkId};
@@ -47,6 +48,8 @@ use crate::machine::effect::RevisionEvents;
 
 /// What may wait for a hub.
 const DEPTH: usize = 8192;
+/// Stretches of watched keys that are told at most.
+const STRETCHES_MAX: usize = 4096;
 /// What is taken from the queue at a time.
 const BATCH: usize = 64;
 /// How long a turn may take inputs, and then again history, give or take one batch and one
@@ -184,6 +187,14 @@ impl Feed {
         queue.inputs.push_back(Input::Shut);
         self.schedule(queue);
         self.parts.room.notify_all();
+    }
+
+    /// The stretches of keys that are watched here, some of them if there are many; none while the hub
+    /// has its turn: who asks does not wait.
+    pub fn watched(&self) -> Vec<KeyRange> {
+        let driven = self.parts.driven.try_lock();
+        let hub = driven.as_ref().and_then(|driven| driven.hub.as_ref());
+        hub.map_or_else(Vec::new, |hub| hub.watched(STRETCHES_MAX))
     }
 
     /// (all, synced) watchers.

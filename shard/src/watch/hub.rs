@@ -510,6 +510,12 @@ impl Hub {
         self.unsynced.clear();
     }
 
+    /// What synced watches look at, each stretch of keys once, so many at most.
+    pub fn watched(&self, max: usize) -> Vec<KeyRange> {
+        let stretches = self.ranges.keys().filter(|range| !range.is_single());
+        stretches.take(max).cloned().collect()
+    }
+
     /// (all, synced) watchers, for metrics.
     pub fn counts(&self) -> (usize, usize) {
         (self.watchers.len(), self.watchers.len() - self.unsynced.len())

@@ -122,11 +122,8 @@ fn report(summary: &Summary, took: Duration) {
         0 => println!("no etcdctl watch was judged (tests/peers/build.sh builds etcdctl)"),
         lives => println!("etcdctl watch was started {lives} times"),
     }
-    if let Some([splits, merges, spreads]) = summary.cuts {
-        let holes = summary.holes;
-        println!(
-            "{splits} splits, {merges} merges, {spreads} spreads; {holes} revisions were skipped"
-        );
+    if let Some((splits, merges)) = summary.cuts {
+        println!("{splits} splits, {merges} merges; {} revisions were skipped", summary.holes);
     }
     tell("after the kill of a leader a write was acknowledged within", &summary.gaps);
     tell("a node served again within", &summary.starts);

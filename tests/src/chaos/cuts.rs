@@ -35,7 +35,6 @@ pub(super) struct Operator {
 pub(super) struct Cuts {
     pub(super) splits: u64,
     pub(super) merges: u64,
-    pub(super) spreads: u64,
 }
 
 // === impl Operator ===
@@ -48,11 +47,10 @@ impl Operator {
             let pause = self.random.between(BETWEEN_MS.0, BETWEEN_MS.1);
             tokio::time::sleep(Duration::from_millis(pause)).await;
             let at = format!("k{}", self.random.below(KEYS));
-            let (done, words) = match self.random.below(10) {
+            let (done, words) = match self.random.below(9) {
                 0..=4 => (&mut cuts.splits, vec!["split", TENANT, "--at", &at]),
                 5..=6 => (&mut cuts.merges, vec!["merge", TENANT, "--at", &at]),
-                7..=8 => (&mut cuts.merges, vec!["merge", TENANT, "--all"]),
-                _ => (&mut cuts.spreads, vec!["spread", TENANT]),
+                _ => (&mut cuts.merges, vec!["merge", TENANT, "--all"]),
             };
             let drawn = self.random.below(self.admin_urls.len() as u64) as usize;
             let command = Command::new(&self.program)
