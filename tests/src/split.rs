@@ -81,6 +81,9 @@ mod tests {
             Fault::RestartAtMax,
             Fault::NoReadRound,
             Fault::OldStream,
+            Fault::BlocksInAdvance,
+            Fault::NoLatch,
+            Fault::WatchFromEachGroup,
         ];
         for fault in quick {
             let bad = |seed| {

@@ -80,11 +80,17 @@ pub enum Fault {
     ThawOnClock,
     /// A group absorbs its neighbour while its own writes are under way.
     AbsorbNotAlone,
+    /// Groups have revisions of their own in advance, every third or so.
+    BlocksInAdvance,
+    /// A latch holds nobody up and waits for nobody.
+    NoLatch,
+    /// A watch "from now" begins at each group where that group is.
+    WatchFromEachGroup,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Fault; 37] = [
+    pub const ALL: [Fault; 40] = [
         Fault::NoReadRound,
         Fault::RestartAtMax,
         Fault::GrantAboveLimit,
@@ -122,6 +128,9 @@ impl Fault {
         Fault::FrozenServes,
         Fault::ThawOnClock,
         Fault::AbsorbNotAlone,
+        Fault::BlocksInAdvance,
+        Fault::NoLatch,
+        Fault::WatchFromEachGroup,
     ];
 }
 

@@ -762,6 +762,11 @@ impl Participant {
         let lease = || earlier.footprint.shares_lease(&item.footprint);
         match (&earlier.body, &item.body) {
             (Body::Range { .. }, _) | (_, Body::Range { .. }) => true,
+            (Body::Latch { .. }, _) | (_, Body::Latch { .. })
+                if self.faults.has(Fault::NoLatch) =>
+            {
+                false
+            }
             (Body::Latch { .. }, _) => collides || lease(),
             (Body::Write { stage, .. }, Body::Latch { .. }) => {
                 let jumps = self.faults.has(Fault::LatchJumps) && *stage != Stage::Proposed;

@@ -42,6 +42,10 @@ const KEYS: u64 = 2;
 const WINDOW: i64 = 40;
 /// Steps with clients and failures, and after them in calm until everything has come to an end.
 const STEPS: u64 = 2600;
+/// Watches of everything from the beginning.
+const FULL_WATCHES: usize = 2;
+/// Watches that begin later, at most.
+const LATE_WATCHES: usize = 4;
 const CALM: u64 = 12_000;
 
 /// What a run came to.
@@ -153,6 +157,8 @@ impl Watch {
 
 struct World {
     random: Random,
+    /// For watches that begin later.
+    spice: Random,
     faults: Faults,
     failures: bool,
     may_split: bool,
@@ -229,6 +235,7 @@ impl World {
         let groups = if alone { 1 } else { GROUPS };
         let mut world = World {
             random: Random::new(seed),
+            spice: Random::new(!seed),
             faults,
             failures,
             may_split: !seed.is_multiple_of(3),
@@ -254,23 +261,9 @@ impl World {
             outcome: Outcome::default(),
             tell,
         };
-        for client in 0..2 {
+        for _ in 0..FULL_WATCHES {
             let spec = WatchSpec { prev_kv: false, ..WatchSpec::new(b"\0", b"\0", 2) };
-            let watch = world.history.watch(9000 + client, 9000 + client, 0, spec);
-            world.history.hear(watch, 0, Heard::Created(1));
-            world.watches.push(Watch {
-                id: watch,
-                home: None,
-                seen_marks: 0,
-                revision: 1,
-                last: BTreeMap::new(),
-                map: BTreeMap::new(),
-                position: Vec::new(),
-                mark: BTreeMap::new(),
-                waiting: BTreeMap::new(),
-                progress: 1,
-                retired: BTreeSet::new(),
-            });
+            world.begin_watch(0, spec, 1);
         }
         for group in 0..groups {
             world.elect(group, true);
@@ -340,6 +333,7 @@ impl World {
         for now in 1..=STEPS {
             self.now = now;
             self.step();
+            self.drive_late_watches(15);
         }
         self.calm = true;
         self.now += 1;
@@ -361,17 +355,19 @@ impl World {
                 false => self.elect(at.group, false),
             }
             if turn % 20 == 0 {
-                self.watch((turn / 20) as usize % self.watches.len());
+                self.watch((turn / 20) as usize % FULL_WATCHES);
             }
+            self.drive_late_watches(20);
             let open = self.clients.iter().any(|client| client.open);
             if turn > 3000 && turn % 300 == 299 && !open {
                 break;
             }
         }
         for _ in 0..200 {
-            for watch in 0..self.watches.len() {
+            for watch in 0..FULL_WATCHES {
                 self.watch(watch);
             }
+            self.drive_late_watches(1000);
         }
     }
 
@@ -406,7 +402,7 @@ impl World {
                 false => self.split(),
             },
             1120..1500 => {
-                let watch = self.random.below(self.watches.len() as u64) as usize;
+                let watch = self.random.below(FULL_WATCHES as u64) as usize;
                 self.watch(watch);
             }
             _ => {
@@ -1246,6 +1242,7 @@ impl World {
             self.leader(at).taken.retain(|taken| *taken != one.ticket);
             found.sort_by(|a, b| a.key.cmp(&b.key));
             self.answer_range(one.ticket, one.revision, found);
+            self.watch_from_now(one.ticket, one.revision);
         }
     }
 
@@ -1565,6 +1562,51 @@ impl World {
     }
 
     // === watches over all groups ===
+
+    /// A client begins to watch; it is told that the watch begins behind `revision`.
+    fn begin_watch(&mut self, call: u64, spec: WatchSpec, revision: i64) {
+        let client = 9000 + self.watches.len() as u64;
+        let id = self.history.watch(client, client, call, spec);
+        self.history.hear(id, self.now, Heard::Created(revision));
+        // Of what a group's log has up to there nothing is wanted.
+        let first = |group: &Group| match self.faults.has(Fault::WatchFromEachGroup) {
+            true => group.kept.len() - 1,
+            false => group.kept.partition_point(|kept| kept.revision <= revision).max(1) - 1,
+        };
+        self.watches.push(Watch {
+            id,
+            home: None,
+            seen_marks: 0,
+            revision: 1,
+            last: BTreeMap::new(),
+            map: BTreeMap::new(),
+            position: self.groups.iter().map(first).collect(),
+            mark: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            progress: revision,
+            retired: BTreeSet::new(),
+        });
+    }
+
+    /// Some clients go on with a watch "from now" where a list has shown them the revision. They and
+    /// their watches have a chance of their own, so that what else happens is the same without them.
+    fn watch_from_now(&mut self, ticket: Ticket, revision: i64) {
+        if self.watches.len() < FULL_WATCHES + LATE_WATCHES && self.spice.permille(50) {
+            let call = self.history.operations[self.clients[ticket as usize].op.0].call;
+            let spec = WatchSpec { prev_kv: false, ..WatchSpec::new(b"\0", b"\0", 0) };
+            self.begin_watch(call, spec, revision);
+        }
+    }
+
+    fn drive_late_watches(&mut self, permille: u64) {
+        std::mem::swap(&mut self.random, &mut self.spice);
+        for which in FULL_WATCHES..self.watches.len() {
+            if self.chance(permille) {
+                self.watch(which);
+            }
+        }
+        std::mem::swap(&mut self.random, &mut self.spice);
+    }
 
     fn watch(&mut self, which: usize) {
         let lost = match self.watches[which].home {
