@@ -42,6 +42,10 @@ const NODES: usize = 3;
 const PODS: &str = "/registry/pods/";
 const EVENTS: &str = "/registry/events/";
 const NAMESPACES: u64 = 10;
+/// Resources that nobody touches, one in front of the events and one behind.
+const BALLAST: [&str; 2] = ["/registry/configmaps/", "/registry/secrets/"];
+/// Requests of the ballast that are under way at a time.
+const BALLAST_WORKERS: usize = 64;
 const POD_BYTES: usize = 1024;
 const EVENT_BYTES: usize = 512;
 /// Keys of a page.
@@ -76,6 +80,9 @@ pub(crate) struct Args {
     /// Pods of each worker.
     #[arg(long, default_value_t = 50)]
     pods: u64,
+    /// MiB of values that are there before, half of them on either side of the events.
+    #[arg(long, default_value_t = 0)]
+    ballast: u64,
 }
 
 /// The time that a latency counts for.
@@ -304,6 +311,23 @@ fn watch(
     })
 }
 
+/// Puts what nobody touches afterwards.
+async fn load(doors: &[Connection], mib: u64, values: &Values) -> Result<(), Error> {
+    let keys = (mib << 20) / POD_BYTES as u64;
+    let puts = stream::iter(0..keys).map(|number| {
+        let resource = BALLAST[(number % 2) as usize];
+        let key = format!("{resource}ns{}/b{number}", number % NAMESPACES);
+        let value = values.any(&mut Dice::new(number));
+        let mut client = doors[number as usize % doors.len()].kv();
+        async move { client.put(put(key.into(), value)).await }
+    });
+    let mut puts = puts.buffer_unordered(BALLAST_WORKERS);
+    while let Some(told) = puts.next().await {
+        told.map_err(Error::request("fill"))?;
+    }
+    Ok(())
+}
+
 /// Runs `bench live`.
 pub(crate) async fn command(args: Args) -> Result<(), Error> {
     let system =
@@ -315,6 +339,7 @@ pub(crate) async fn command(args: Args) -> Result<(), Error> {
     let pods = args.pod_workers * args.pods;
     let (pod_values, event_values) = (Values::new(POD_BYTES), Values::new(EVENT_BYTES));
     let (mut all, mut first) = (Log::new(), 0);
+    load(&doors, args.ballast, &pod_values).await?;
     let mut dice = Dice::new(7);
     for worker in 0..args.pod_workers {
         for number in 0..args.pods {

@@ -191,7 +191,7 @@ impl Caller {
         }
     }
 
-    /// Asks one group.
+    /// Asks one group; not one without a leader, if the client minds.
     pub(crate) async fn send(
         &self,
         target: Target,
@@ -199,6 +199,9 @@ impl Caller {
         read_at: Option<ReadAt>,
         body: Request,
     ) -> Result<Reply, GroupError> {
+        if self.require_leader && self.door().groups.leaderless(target.group) {
+            return Err(GroupError::not_done(Error::NoLeader, None));
+        }
         let request = GroupRequest {
             tenant: target.tenant.0,
             namespace: target.namespace.0,

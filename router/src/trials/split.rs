@@ -618,6 +618,9 @@ async fn a_watch_that_minds_is_ended_when_one_of_its_groups_has_no_leader() {
     // A watch that comes later is told as well.
     assert!(left.create(range_of("u", "v")).await.created);
     assert_eq!(left.end().await.code(), Code::Unavailable);
+    let put_at = async |key: &str| house.kv().put(with(put(key, "2"), &minding)).await;
+    assert!(put_at("a").await.is_ok());
+    assert_eq!(put_at("z").await.unwrap_err().code(), Code::Unavailable);
     house.fake.lose_leader(GroupId(HOME));
     let refused = house.watch_with(&minding).await.map(|_| ());
     assert_eq!(refused.unwrap_err().code(), Code::Unavailable);
