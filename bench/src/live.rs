@@ -44,8 +44,10 @@ const EVENTS: &str = "/registry/events/";
 const NAMESPACES: u64 = 10;
 /// Resources that nobody touches, one in front of the events and one behind.
 const BALLAST: [&str; 2] = ["/registry/configmaps/", "/registry/secrets/"];
-/// Requests of the ballast that are under way at a time.
-const BALLAST_WORKERS: usize = 64;
+/// Requests of what is there before that are under way at a time.
+const LOADERS: usize = 64;
+/// Events of a lease, and its time in seconds.
+const LEASE: (u64, i64) = (1000, 3600);
 const POD_BYTES: usize = 1024;
 const EVENT_BYTES: usize = 512;
 /// Keys of a page.
@@ -83,6 +85,9 @@ pub(crate) struct Args {
     /// MiB of values that are there before, half of them on either side of the events.
     #[arg(long, default_value_t = 0)]
     ballast: u64,
+    /// Events that are there before, with leases, as those of Kubernetes have them.
+    #[arg(long, default_value_t = 0)]
+    leased: u64,
 }
 
 /// The time that a latency counts for.
@@ -311,21 +316,44 @@ fn watch(
     })
 }
 
-/// Puts what nobody touches afterwards.
-async fn load(doors: &[Connection], mib: u64, values: &Values) -> Result<(), Error> {
-    let keys = (mib << 20) / POD_BYTES as u64;
-    let puts = stream::iter(0..keys).map(|number| {
-        let resource = BALLAST[(number % 2) as usize];
-        let key = format!("{resource}ns{}/b{number}", number % NAMESPACES);
-        let value = values.any(&mut Dice::new(number));
-        let mut client = doors[number as usize % doors.len()].kv();
-        async move { client.put(put(key.into(), value)).await }
+/// Puts what nobody touches afterwards, many at a time.
+async fn load(
+    doors: &[Connection],
+    puts: impl Iterator<Item = etcd::PutRequest>,
+) -> Result<(), Error> {
+    let puts = puts.zip(doors.iter().cycle()).map(|(put, door)| {
+        let mut client = door.kv();
+        async move { client.put(put).await }
     });
-    let mut puts = puts.buffer_unordered(BALLAST_WORKERS);
+    let mut puts = stream::iter(puts).buffer_unordered(LOADERS);
     while let Some(told) = puts.next().await {
         told.map_err(Error::request("fill"))?;
     }
     Ok(())
+}
+
+/// What is there before anybody works.
+async fn furnish(args: &Args, doors: &[Connection], values: &Values) -> Result<(), Error> {
+    let mut dice = Dice::new(8);
+    let ballast = (0..(args.ballast << 20) / POD_BYTES as u64).map(|number| {
+        let resource = BALLAST[(number % 2) as usize];
+        let key = format!("{resource}ns{}/b{number}", number % NAMESPACES);
+        put(key.into(), values.any(&mut dice))
+    });
+    load(doors, ballast).await?;
+    let mut leases = Vec::new();
+    for _ in 0..args.leased.div_ceil(LEASE.0) {
+        let grant = etcd::LeaseGrantRequest { ttl: LEASE.1, id: 0 };
+        let told = doors[0].lease().lease_grant(grant).await;
+        leases.push(told.map_err(Error::request("fill"))?.into_inner().id);
+    }
+    let mut dice = Dice::new(9);
+    let leased = (0..args.leased).map(|number| {
+        let key = format!("{EVENTS}ns{}/old{number}", number % NAMESPACES);
+        let lease = leases[(number / LEASE.0) as usize];
+        etcd::PutRequest { lease, ..put(key.into(), values.any(&mut dice)) }
+    });
+    load(doors, leased).await
 }
 
 /// Runs `bench live`.
@@ -339,7 +367,7 @@ pub(crate) async fn command(args: Args) -> Result<(), Error> {
     let pods = args.pod_workers * args.pods;
     let (pod_values, event_values) = (Values::new(POD_BYTES), Values::new(EVENT_BYTES));
     let (mut all, mut first) = (Log::new(), 0);
-    load(&doors, args.ballast, &pod_values).await?;
+    furnish(&args, &doors, &pod_values).await?;
     let mut dice = Dice::new(7);
     for worker in 0..args.pod_workers {
         for number in 0..args.pods {

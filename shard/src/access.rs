@@ -117,7 +117,7 @@ fn attached(
     lease: i64,
     header: ResponseHeader,
 ) -> Result<Reply, EngineError> {
-    let keys = leases::attached(store, shared.published.shelves().own, lease)?;
+    let keys = leases::attached(store, &shared.published.shelves(), lease)?;
     let header = Some(header);
     let part = LeaseTimeToLiveResponse { header, id: lease, keys, ..Default::default() };
     Ok(Reply::LeaseTimeToLive(part))

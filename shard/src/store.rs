@@ -431,6 +431,80 @@ impl Store {
         Ok(found.len())
     }
 
+    /// Looks at about `limit` keys of leases of a shelf, from row `from` on, and takes those away that
+    /// are in none of the ranges. Says how many went, and where to go on if there are more.
+    pub fn drop_lease_keys(
+        &self,
+        shelf: Shelf,
+        kept: &[KeyRange],
+        from: &[u8],
+        limit: usize,
+    ) -> Result<(usize, Option<Vec<u8>>), EngineError> {
+        let (_, to) = layout::all_lease_keys_bounds(shelf);
+        let (rows, next) = self.first_rows(from, &to, limit)?;
+        let mut dropped = 0;
+        for row_key in rows {
+            let Some((_, key)) = layout::split_lease_key(&row_key) else {
+                return Err(EngineError::Failed("a lease's key cannot be read".into()));
+            };
+            if !kept.iter().any(|range| range.contains(&key)) {
+                self.remove(row_key.to_vec());
+                dropped += 1;
+            }
+        }
+        Ok((dropped, next))
+    }
+
+    /// Is a key of a lease of a shelf in none of the ranges?
+    pub fn has_lease_keys_outside(
+        &self,
+        shelf: Shelf,
+        kept: &[KeyRange],
+        look: usize,
+    ) -> Result<bool, EngineError> {
+        let (from, to) = layout::all_lease_keys_bounds(shelf);
+        let mut from = Some(from);
+        while let Some(begin) = from {
+            let (rows, next) = self.first_rows(&begin, &to, look)?;
+            let mut keys = rows.iter().filter_map(layout::split_lease_key);
+            if keys.any(|(_, key)| !kept.iter().any(|range| range.contains(&key))) {
+                return Ok(true);
+            }
+            from = next;
+        }
+        Ok(false)
+    }
+
+    /// The first rows of an interval of one shelf and kind that has no versions, and where the next
+    /// ones begin if there are any: about `limit` of them, which may be none if many are removed.
+    fn first_rows(
+        &self,
+        from: &[u8],
+        to: &[u8],
+        limit: usize,
+    ) -> Result<(Vec<Bytes>, Option<Vec<u8>>), EngineError> {
+        let mut live = std::collections::BTreeMap::new();
+        // Behind the last row that every source has told of nothing is known.
+        let mut horizon: Option<Bytes> = None;
+        let mut told = |rows: &[(Bytes, bool)]| {
+            if let Some((last, _)) = rows.last().filter(|_| rows.len() >= limit) {
+                horizon =
+                    Some(horizon.take().map_or(last.clone(), |least| least.min(last.clone())));
+            }
+            live.extend(rows.iter().cloned());
+        };
+        let rows = self.engine.scan(from, to).take(limit).map(|row| Ok((row?.0, true)));
+        told(&rows.collect::<Result<Vec<_>, EngineError>>()?);
+        for table in self.tables().list.iter().rev() {
+            let rows = table.range(from, to).take(limit);
+            told(&rows.map(|(key, cell)| (key, cell.encode().is_some())).collect::<Vec<_>>());
+        }
+        let next = horizon.as_ref().map(|last| [last.as_ref(), &[0]].concat());
+        let known = |row: &Bytes| horizon.as_ref().is_none_or(|last| row <= last);
+        let rows = live.into_iter().filter(|(row, is_live)| *is_live && known(row));
+        Ok((rows.map(|(row, _)| row).collect(), next))
+    }
+
     /// Forgets what revisions of a dropped shelf changed, which the next checkpoint would write as
     /// rows. False while one on its way writes some.
     pub fn forget_changes(&self, shelf: Shelf) -> bool {

@@ -189,7 +189,7 @@ impl Machine {
         let revision = changes.begin + 1;
         let newest = changes.view.version(key)?;
         let live = newest.as_ref().filter(|found| !found.row.deleted);
-        let (shelf, versions) = (self.shelf(), self.shelves.pieces.shelf_of(key));
+        let versions = self.shelves.pieces.shelf_of(key);
         let (bytes, value, placed) = match live {
             // An extent has one row: a value that stays is written again.
             Some(found) if request.ignore_value => {
@@ -215,10 +215,10 @@ impl Machine {
         let old_lease = live.map_or(0, |found| found.row.lease);
         if old_lease != row.lease {
             if old_lease != 0 {
-                self.store.remove(layout::lease_key_key(shelf, old_lease, key));
+                self.store.remove(layout::lease_key_key(versions, old_lease, key));
             }
             if row.lease != 0 {
-                self.store.put_raw(layout::lease_key_key(shelf, row.lease, key), Bytes::new());
+                self.store.put_raw(layout::lease_key_key(versions, row.lease, key), Bytes::new());
             }
         }
         // An earlier operation of the same transaction may have written this very row.
@@ -312,7 +312,7 @@ impl Machine {
         let revision = changes.begin + 1;
         let versions = self.shelves.pieces.shelf_of(&key);
         if live.row.lease != 0 {
-            self.store.remove(layout::lease_key_key(self.shelf(), live.row.lease, &key));
+            self.store.remove(layout::lease_key_key(versions, live.row.lease, &key));
         }
         let place = changes.take_place();
         let row = Row { deleted: true, place, ..Default::default() };

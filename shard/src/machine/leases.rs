@@ -13,6 +13,7 @@ use super::{Answer, Machine};
 use crate::engine::EngineError;
 use crate::store::Store;
 use crate::store::layout::{self, Shelf, put_varint, take_varint};
+use crate::store::shelves::Shelves;
 
 /// Reads the leases of a shelf.
 pub(super) fn load(store: &Store, shelf: Shelf) -> Result<BTreeMap<i64, i64>, EngineError> {
@@ -35,11 +36,32 @@ pub fn row(ttl_s: i64) -> Bytes {
     out.into()
 }
 
-/// Keys attached to a lease, ascending.
-pub fn attached(store: &Store, shelf: Shelf, lease: i64) -> Result<Vec<Bytes>, EngineError> {
-    let (from, to) = layout::lease_keys_bounds(shelf, lease);
-    let rows = store.rows(&from, &to)?;
-    Ok(rows.into_iter().map(|(key, _)| key.slice(from.len()..)).collect())
+/// Keys of a group that are attached to a lease, ascending.
+pub fn attached(store: &Store, shelves: &Shelves, lease: i64) -> Result<Vec<Bytes>, EngineError> {
+    let mut keys = Vec::new();
+    for (shelf, range) in shelves.versions() {
+        let (from, to) = layout::lease_keys_bounds(shelf, lease, &range);
+        let rows = store.rows(&from, &to)?;
+        keys.extend(rows.iter().filter_map(|(row, _)| Some(layout::split_lease_key(row)?.1)));
+    }
+    Ok(keys)
+}
+
+/// Before format 3 the keys of leases stood on the group's own shelf: puts them where their versions
+/// are. May be done again.
+pub fn shelve_with_versions(store: &Store, shelves: &Shelves) -> Result<(), EngineError> {
+    let (from, to) = layout::all_lease_keys_bounds(shelves.own);
+    for (row_key, row) in store.rows(&from, &to)? {
+        let Some((lease, key)) = layout::split_lease_key(&row_key) else {
+            return Err(EngineError::Failed("a lease's key cannot be read".into()));
+        };
+        let shelf = shelves.pieces.shelf_of(&key);
+        if shelves.range.contains(&key) && shelf != shelves.own {
+            store.put_raw(layout::lease_key_key(shelf, lease, &key), row);
+            store.remove(row_key.to_vec());
+        }
+    }
+    Ok(())
 }
 
 impl Machine {
@@ -70,10 +92,9 @@ impl Machine {
         if self.leases.remove(&lease).is_none() {
             return Ok(Err(Error::LeaseNotFound));
         }
-        let shelf = self.shelf();
-        self.store.remove(layout::lease_key(shelf, lease));
+        self.store.remove(layout::lease_key(self.shelf(), lease));
         let mut changes = self.begin();
-        for key in attached(&self.store, shelf, lease)? {
+        for key in attached(&self.store, &self.shelves, lease)? {
             if let Some(live) = changes.view.get(&key)? {
                 self.delete(&mut changes, key, live)?;
             }

@@ -1,9 +1,9 @@
 //! A group's range, and how it is cut in two, or joined with its neighbour's, on one node without
 //! moving a row (`store/shelves.rs`).
 //!
-//! The new group has the versions where they are, and its own shelf for everything else. What is
-//! there at once: its counts, which are the blocks above the cut, and the keys that are attached to
-//! leases. What changed before the split it finds on its parent's shelf.
+//! The new group has the versions where they are, and the keys of leases with them, and its own shelf
+//! for everything else. What is there at once: its counts, which are the blocks above the cut. What
+//! changed before the split it finds on its parent's shelf.
 //!
 //! Sizes are not known by key. Each side gets as much of the parent's as it has of the live keys,
 //! which is wrong as far as values differ in length and one side has more history. What is superseded
@@ -11,8 +11,8 @@
 //! fall below 0, where it stays; a replica that is brought by a snapshot measures anew.
 //!
 //! A group that absorbs its right neighbour has its versions where they are, and its older changes on
-//! its shelves. Counts and the keys of leases come to the group's own shelf, because only one may
-//! say how many keys live: that is a row for some hundred keys.
+//! its shelves. Counts come to the group's own shelf, because only one may say how many keys live:
+//! that is a row for some hundred keys.
 
 #[cfg(test)]
 mod tests;
@@ -61,7 +61,6 @@ impl Machine {
         for (first, live) in moved {
             self.store.put_raw(layout::counts_key(shelf, &first), counts::row(live));
         }
-        self.move_lease_keys(at, shelf)?;
         let size = share(self.state.size, keys, self.state.keys);
         self.state.keys -= keys;
         self.state.size -= size;
@@ -116,13 +115,6 @@ impl Machine {
         assert!(right.compacted <= self.state.compacted, "history is given up by home");
         let pieces = self.state.versions().clipped(&own);
         let pieces = pieces.joined(&at, &right.versions().clipped(&other));
-        let (from, to) = layout::all_lease_keys_bounds(Shelf(right.shelf));
-        for (row_key, row) in self.store.rows(&from, &to)? {
-            let Some((lease, key)) = layout::split_lease_key(&row_key) else {
-                return Err(EngineError::Failed("a lease's key cannot be read".into()));
-            };
-            self.store.put_raw(layout::lease_key_key(self.shelf(), lease, &key), row);
-        }
         let told = self.state.shelf;
         let mut past = clipped(&self.state.past, &own, 0);
         if right.swept < self.state.swept {
@@ -163,21 +155,6 @@ impl Machine {
             ControlFlow::Continue(())
         })?;
         Ok(live)
-    }
-
-    /// Attached keys from `at` on stand on `shelf` from now on. Their leases are the home group's.
-    fn move_lease_keys(&self, at: &Bytes, shelf: Shelf) -> Result<(), EngineError> {
-        let (from, to) = layout::all_lease_keys_bounds(self.shelf());
-        for (row_key, row) in self.store.rows(&from, &to)? {
-            let Some((lease, key)) = layout::split_lease_key(&row_key) else {
-                return Err(EngineError::Failed("a lease's key cannot be read".into()));
-            };
-            if key >= *at {
-                self.store.put_raw(layout::lease_key_key(shelf, lease, &key), row);
-                self.store.remove(row_key.to_vec());
-            }
-        }
-        Ok(())
     }
 }
 

@@ -17,12 +17,14 @@ use std::sync::Arc;
 use proto::{GroupId, KeyRange};
 
 use super::{Node, NodeError};
+use crate::engine::EngineError;
 use crate::group::Group;
 use crate::machine::state::State;
+use crate::store::Store;
 use crate::store::layout::{self, Shelf};
 use crate::store::shelves::Shelves;
 
-/// Rows of dropped shelves removed per round, and per checkpoint.
+/// Rows of dropped shelves removed, or looked at, per round, and removed per checkpoint.
 const DROP_ROUND: usize = 256;
 const DROP_CHECKPOINT: usize = 20_000;
 
@@ -33,6 +35,11 @@ pub(super) struct Plan {
     silent: bool,
     /// Intervals of rows, each of one kind.
     rows: Vec<(Vec<u8>, Vec<u8>)>,
+    /// The keys that somebody has: keys of leases are sorted by lease first, so those that nobody
+    /// has are found one by one.
+    kept: Vec<KeyRange>,
+    /// The first row of a lease's key that was not looked at.
+    look_from: Option<Vec<u8>>,
 }
 
 /// What a replica here has.
@@ -69,12 +76,26 @@ impl Plan {
             let here = shelves.versions().filter(|(stands, _)| *stands == shelf);
             ranges.extend(here.map(|(_, keys)| keys));
         }
-        let gaps = gaps(ranges);
+        let gaps = gaps(ranges.clone());
         let mut rows: Vec<_> = gaps.iter().map(|gap| layout::versions_of(shelf, gap)).collect();
         if silent {
             rows.extend(layout::OWN_KINDS.map(|kind| layout::shelf_bounds(kind, shelf)));
         }
-        Plan { shelf, silent, rows }
+        let look_from = (!gaps.is_empty()).then(|| layout::all_lease_keys_bounds(shelf).0);
+        Plan { shelf, silent, rows, kept: ranges, look_from }
+    }
+
+    /// Is there anything to go?
+    fn finds(&self, store: &Store) -> Result<bool, EngineError> {
+        for rows in &self.rows {
+            if store.has_rows(rows)? {
+                return Ok(true);
+            }
+        }
+        match self.look_from {
+            Some(_) => store.has_lease_keys_outside(self.shelf, &self.kept, DROP_ROUND),
+            None => Ok(false),
+        }
     }
 }
 
@@ -152,7 +173,7 @@ impl Node {
         if self.checkpoints.drops >= DROP_CHECKPOINT || self.transfers.reads_shelf(shelf) {
             return Ok(());
         }
-        let plan = match self.dropping.take().filter(|plan| plan.shelf == shelf) {
+        let mut plan = match self.dropping.take().filter(|plan| plan.shelf == shelf) {
             Some(plan) => plan,
             None => Plan::new(shelf, self.stakes()),
         };
@@ -161,6 +182,13 @@ impl Node {
             let dropped = self.store.drop_rows(shelf, rows, DROP_ROUND)?;
             self.checkpoints.drops += dropped;
             any |= dropped > 0;
+        }
+        if let Some(from) = plan.look_from.take() {
+            let (dropped, next) =
+                self.store.drop_lease_keys(shelf, &plan.kept, &from, DROP_ROUND)?;
+            self.checkpoints.drops += dropped;
+            any |= dropped > 0 || next.is_some();
+            plan.look_from = next;
         }
         if any {
             self.dropping = Some(plan);
@@ -184,11 +212,9 @@ impl Node {
             if self.dropped.contains(&shelf) {
                 continue;
             }
-            for rows in Plan::new(shelf, by_shelf.remove(&shelf).unwrap_or_default()).rows {
-                if self.store.has_rows(&rows)? {
-                    self.dropped.insert(shelf);
-                    break;
-                }
+            let plan = Plan::new(shelf, by_shelf.remove(&shelf).unwrap_or_default());
+            if plan.finds(&self.store)? {
+                self.dropped.insert(shelf);
             }
         }
         Ok(())
@@ -202,16 +228,17 @@ mod tests {
 
     use super::*;
 
+    fn range((start, end): &(String, Option<String>)) -> KeyRange {
+        let end = end.clone().map(Bytes::from);
+        KeyRange { start: Bytes::from(start.clone()), end }
+    }
+
     proptest! {
         #[test]
         fn a_key_is_in_a_gap_or_in_a_range(
             ranges in proptest::collection::vec(("[a-d]{0,2}", proptest::option::of("[a-d]{0,2}")), 0..5),
             key in "[a-d]{0,3}",
         ) {
-            let range = |(start, end): &(String, Option<String>)| KeyRange {
-                start: Bytes::from(start.clone()),
-                end: end.clone().map(Bytes::from),
-            };
             let ranges: Vec<_> = ranges.iter().map(range).collect();
             let owned = ranges.iter().any(|range| range.contains(key.as_bytes()));
             let gaps = gaps(ranges);

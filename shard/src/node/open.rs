@@ -48,10 +48,10 @@ use crate::group::storage::{Found, GroupStorage};
 use crate::group::wire;
 use crate::group::{Eager, Group};
 use crate::log::{DamageExtent, IndexTerm, Log, Record, Recovered, RecoveredReplica, ReplicaKey};
-use crate::machine::Machine;
 use crate::machine::state::State;
+use crate::machine::{Machine, leases};
 use crate::store::Store;
-use crate::store::checkpoint::{FORMAT, NodeRow};
+use crate::store::checkpoint::{FORMAT, LEASE_KEYS_WITH_VERSIONS, NodeRow};
 use crate::store::layout::{self, Shelf};
 
 /// Index and term of a group's birth: before the first entry (any constant above 0 serves).
@@ -224,6 +224,11 @@ impl Node {
             config,
         };
         rows.extend(stale.keys().map(|file| (layout::pages_key(*file).into(), None)));
+        if row.format < LEASE_KEYS_WITH_VERSIONS {
+            for state in present.values() {
+                leases::shelve_with_versions(&node.store, &state.shelves())?;
+            }
+        }
         // A staged state that is not the state of a replica will never be.
         let (from, to) = layout::staged_bounds();
         for entry in engine.scan(&from, &to) {

@@ -304,7 +304,7 @@ impl Node {
             Purpose::TimeToLive(lease, keys) => match group.lessor.standing(now_ms, lease) {
                 Standing::Alive { remaining_ms, ttl_s } => {
                     let attached = if keys {
-                        leases::attached(&self.store, group.machine.shelf(), lease)
+                        leases::attached(&self.store, group.machine.shelves(), lease)
                     } else {
                         Ok(Vec::new())
                     };

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use proto::etcd::PutRequest;
+use prost::Message;
+use proto::etcd::{LeaseGrantRequest, PutRequest};
 use proto::group::{Reply, Request};
 use proto::{GroupId, NamespaceId, NodeId, TenantId};
 
@@ -12,11 +13,15 @@ use super::tests::{Driven, GROUP, LARGE_BYTES, OTHER, TICK_MS, birth};
 use super::{Birth, Input, open};
 use crate::engine::Engine;
 use crate::log::ReplicaKey;
+use crate::machine::leases;
 use crate::machine::state::State;
+use crate::store::checkpoint::NodeRow;
 use crate::store::layout::{self, Shelf};
 
 /// It is cut out of one of the others.
 const CHILD: GroupId = GroupId(42);
+/// A lease with keys of both.
+const LEASE: i64 = 7;
 
 impl Driven {
     fn put_at(&mut self, group: GroupId, key: &str, value: &[u8]) {
@@ -71,6 +76,25 @@ impl Driven {
         found
     }
 
+    /// The keys that a group has of the lease.
+    fn leased(&self, group: GroupId) -> Vec<Bytes> {
+        let machine = self.node.group(group).unwrap().machine();
+        leases::attached(self.node.store(), machine.shelves(), LEASE).unwrap()
+    }
+
+    /// Keys of leases in the engine, by shelf.
+    fn leased_on_disk(&self) -> BTreeMap<Shelf, Vec<Bytes>> {
+        let mut found: BTreeMap<Shelf, Vec<Bytes>> = BTreeMap::new();
+        for shelf in (1..self.node.next_shelf).map(Shelf) {
+            let (from, to) = layout::all_lease_keys_bounds(shelf);
+            for row in self.disks.engine.scan(&from, &to) {
+                let (_, key) = layout::split_lease_key(&row.unwrap().0).unwrap();
+                found.entry(shelf).or_default().push(key);
+            }
+        }
+        found
+    }
+
     /// Shelves on which the engine has any row.
     fn used(&self) -> BTreeSet<Shelf> {
         let used = (1..self.node.next_shelf).map(Shelf).filter(|shelf| {
@@ -93,6 +117,13 @@ fn split() -> Driven {
     }
     driven.put_at(GROUP, "b", &large);
     driven.put_at(GROUP, "y", &large);
+    let grant = LeaseGrantRequest { id: LEASE, ttl: 1_000_000 };
+    assert!(driven.ask(GROUP, Request::LeaseGrant(grant)).is_ok());
+    for key in ["a", "c", "x", "z"] {
+        let (key, value) = (key.into(), b"leased".as_slice().into());
+        let put = PutRequest { key, value, lease: LEASE, ..Default::default() };
+        assert!(driven.ask(GROUP, Request::Put(put)).is_ok());
+    }
     driven.cut_off(GROUP, "m", CHILD);
     for (group, key) in [(CHILD, "w"), (GROUP, "d"), (CHILD, "v"), (GROUP, "a")] {
         driven.put_at(group, key, &large);
@@ -109,6 +140,9 @@ fn whoever_leaves_takes_its_rows_and_nobody_elses() {
             let shared =
                 driven.node.group(GROUP).unwrap().machine().shelves().pieces.shelf_of(b"a");
             let kept = driven.keys(stays);
+            let leased = driven.leased(stays);
+            let wanted: &[&str] = if stays == GROUP { &["c"] } else { &["x", "z"] };
+            assert_eq!(leased, wanted);
             assert!(kept.len() >= 4);
             if dies == 1 {
                 driven.pass(8000);
@@ -124,6 +158,8 @@ fn whoever_leaves_takes_its_rows_and_nobody_elses() {
                 Some(&kept),
                 "{leaves:?} leaves, dies {dies}"
             );
+            assert_eq!(driven.leased(stays), leased);
+            assert_eq!(driven.leased_on_disk(), BTreeMap::from([(shared, leased)]));
             driven.node.store().audit().unwrap();
             assert!(driven.node.dropped.is_empty());
             // The past is still told: by whoever stays.
@@ -146,10 +182,12 @@ fn whoever_leaves_takes_its_rows_and_nobody_elses() {
 fn what_a_group_has_on_a_shelf_that_it_shares_is_found_after_a_restart() {
     let mut driven = split();
     let (left, right) = (driven.keys(GROUP), driven.keys(CHILD));
+    let leased = (driven.leased(GROUP), driven.leased(CHILD));
     for _ in 0..2 {
         driven = driven.killed(false);
         driven.pass(8000);
         assert_eq!((driven.keys(GROUP), driven.keys(CHILD)), (left.clone(), right.clone()));
+        assert_eq!((driven.leased(GROUP), driven.leased(CHILD)), leased);
         assert!(driven.node.dropped.is_empty(), "nothing was given up");
     }
     let compact =
@@ -169,6 +207,31 @@ fn what_a_group_has_on_a_shelf_that_it_shares_is_found_after_a_restart() {
     assert_eq!(packed(&driven), 1, "what the compacted revision changed can be watched");
     let driven = driven.killed(false);
     assert_eq!((driven.keys(GROUP), driven.keys(CHILD)), (left, right));
+}
+
+/// Before format 3 they stood on the group's own shelf.
+#[test]
+fn keys_of_leases_that_stand_elsewhere_are_found_after_an_upgrade() {
+    let mut driven = split();
+    driven.pass(8000);
+    let own = driven.node.group(CHILD).unwrap().machine().shelf();
+    let shared = driven.node.group(GROUP).unwrap().machine().shelf();
+    let leased = (driven.leased(GROUP), driven.leased(CHILD));
+    let (mut rows, engine) = (Vec::new(), driven.disks.engine.clone());
+    for key in &leased.1 {
+        rows.push((layout::lease_key_key(shared, LEASE, key).into(), None));
+        rows.push((layout::lease_key_key(own, LEASE, key).into(), Some(Bytes::new())));
+    }
+    let node = NodeRow::decode(engine.get(layout::NODE_KEY).unwrap().unwrap()).unwrap();
+    let older = NodeRow { format: 2, ..node };
+    rows.push((Bytes::from_static(layout::NODE_KEY), Some(older.encode_to_vec().into())));
+    rows.sort();
+    engine.ingest(&mut rows.into_iter()).unwrap();
+    let mut driven = driven.killed(false);
+    assert_eq!((driven.leased(GROUP), driven.leased(CHILD)), leased);
+    driven.pass(8000);
+    let all = [leased.0, leased.1].concat();
+    assert_eq!(driven.leased_on_disk(), BTreeMap::from([(shared, all)]));
 }
 
 #[test]

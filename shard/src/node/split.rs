@@ -250,7 +250,7 @@ impl Replica for Applied<'_> {
     }
 
     fn attached(&self, lease: i64) -> Vec<Bytes> {
-        let attached = leases::attached(self.0.store(), self.0.shelf(), lease);
+        let attached = leases::attached(self.0.store(), self.0.shelves(), lease);
         attached.unwrap_or_else(|error| panic!("rows cannot be read: {error}"))
     }
 }

@@ -43,8 +43,11 @@ pub struct NodeRow {
     pub bare_below: u64,
 }
 
-/// Format that this program writes and the newest it reads. 2: changes have places, states pieces.
-pub const FORMAT: u32 = 2;
+/// Format that this program writes and the newest it reads. 2: changes have places, states pieces. 3: the
+/// keys of leases stand with their versions.
+pub const FORMAT: u32 = 3;
+/// The first format whose keys of leases stand with their versions.
+pub const LEASE_KEYS_WITH_VERSIONS: u32 = 3;
 
 /// A frozen table on its way into the engine.
 pub struct Checkpoint {

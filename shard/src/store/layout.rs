@@ -42,8 +42,8 @@ const KIND_TWICE: u8 = 7;
 /// All kinds whose keys go on with a shelf.
 pub const SHELF_KINDS: [u8; 6] =
     [KIND_VERSION, KIND_CHANGES, KIND_COUNTS, KIND_LEASE, KIND_LEASE_KEY, KIND_TWICE];
-/// Those of them that groups do not share.
-pub const OWN_KINDS: [u8; 5] = [KIND_CHANGES, KIND_COUNTS, KIND_LEASE, KIND_LEASE_KEY, KIND_TWICE];
+/// Those of them that groups do not share. Keys of leases stand where their versions stand.
+pub const OWN_KINDS: [u8; 4] = [KIND_CHANGES, KIND_COUNTS, KIND_LEASE, KIND_TWICE];
 
 /// Where rows of one replica's life stand; a number of this node, never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -332,14 +332,14 @@ pub fn lease_key_key(shelf: Shelf, lease: i64, key: &[u8]) -> Vec<u8> {
     out
 }
 
-/// All keys attached to `lease` lie in `[from, to)` of these; the key follows byte 17.
-pub fn lease_keys_bounds(shelf: Shelf, lease: i64) -> (Vec<u8>, Vec<u8>) {
-    let from = lease_prefix(KIND_LEASE_KEY, shelf, lease);
-    let to = match lease.checked_add(1) {
-        Some(next) => lease_prefix(KIND_LEASE_KEY, shelf, next),
-        None => shelf_bounds(KIND_LEASE_KEY, shelf).1,
+/// The keys of a range that are attached to `lease` lie in `[from, to)` of these.
+pub fn lease_keys_bounds(shelf: Shelf, lease: i64, range: &KeyRange) -> (Vec<u8>, Vec<u8>) {
+    let to = match (&range.end, lease.checked_add(1)) {
+        (Some(end), _) => lease_key_key(shelf, lease, end),
+        (None, Some(next)) => lease_prefix(KIND_LEASE_KEY, shelf, next),
+        (None, None) => shelf_bounds(KIND_LEASE_KEY, shelf).1,
     };
-    (from, to)
+    (lease_key_key(shelf, lease, &range.start), to)
 }
 
 /// Bounds of all leases of a shelf.

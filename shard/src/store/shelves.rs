@@ -1,8 +1,8 @@
 //! Where the rows of one group stand, and which of those there are its own.
 //!
 //! A group that was never split has one shelf, and everything on it. A split moves no row: the
-//! versions stay where they are, and both sides read and write them there, each in its range. All
-//! other rows are of a group alone, because revisions of two groups interleave: so the new group
+//! versions stay where they are, and both sides read and write them there, each in its range; the
+//! keys of leases are with their versions. All other rows are of a group alone, because revisions of two groups interleave: so the new group
 //! gets a shelf of its own for them, and finds what changed before the split on older ones.
 //!
 //! ```text
@@ -43,7 +43,7 @@ use super::layout::Shelf;
 pub struct Shelves {
     /// Changes, counts, leases.
     pub own: Shelf,
-    /// Versions.
+    /// Versions, and the keys of leases.
     pub pieces: Pieces,
     /// Older changes.
     pub past: Vec<Past>,

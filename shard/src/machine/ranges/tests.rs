@@ -2,7 +2,7 @@
 //! everything: whatever is written to them, in whatever order of revisions between them, each says of
 //! its keys what the one says.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -284,7 +284,7 @@ impl World {
             store.note(shelf, revision, list);
         }
         for lease in LEASES {
-            for key in leases::attached(store, before.own, lease).unwrap() {
+            for key in leases::attached(store, &before, lease).unwrap() {
                 store.put_raw(layout::lease_key_key(shelf, lease, &key), Bytes::new());
             }
         }
@@ -374,9 +374,10 @@ impl World {
             size += machine.state.size;
             assert!(machine.state.size >= 0);
             for lease in LEASES {
-                let wanted = leases::attached(&self.whole.store, Shelf(1), lease).unwrap();
-                let wanted: Vec<_> = wanted.into_iter().filter(|key| range.contains(key)).collect();
-                assert_eq!(leases::attached(&self.store, machine.shelf(), lease).unwrap(), wanted);
+                let whole = Shelves { range: range.clone(), ..Shelves::of(Shelf(1)) };
+                let wanted = leases::attached(&self.whole.store, &whole, lease).unwrap();
+                let found = leases::attached(&self.store, &machine.shelves, lease).unwrap();
+                assert_eq!(found, wanted, "{range:?}");
             }
             let swept = machine.state.swept;
             assert!(machine.shelves.past.iter().all(|past| past.to_revision >= swept));
@@ -605,5 +606,67 @@ proptest! {
         world.deliver_all();
         world.check(world.now());
         world.check_settled();
+    }
+}
+
+fn stretch((start, end): &(String, Option<String>)) -> KeyRange {
+    let end = end.clone().map(Bytes::from);
+    KeyRange { start: Bytes::from(start.clone()), end }
+}
+
+proptest! {
+    /// Keys of leases, on disk and newer ones, some of them removed: in slices of any length those
+    /// go that nobody has.
+    #[test]
+    fn keys_of_leases_that_nobody_has_go(
+        writes in proptest::collection::vec((0..3usize, 1..4i64, "[a-d]{1,2}", any::<bool>()), 0..60),
+        ranges in proptest::collection::vec(("[a-d]{0,2}", proptest::option::of("[a-d]{0,2}")), 0..3),
+        slice in 1..8usize,
+    ) {
+        let store = store(&MemoryEngine::default(), 0);
+        let shelf = Shelf(1);
+        let (mut live, mut number) = (BTreeSet::new(), 0);
+        // What was written first is on disk, then comes a frozen table, then the active one.
+        for stage in 0..3 {
+            for (_, lease, key, attaches) in writes.iter().filter(|write| write.0 == stage) {
+                let row = layout::lease_key_key(shelf, *lease, key.as_bytes());
+                match attaches {
+                    true => store.put_raw(row, Bytes::new()),
+                    false => store.remove(row),
+                }
+                match attaches {
+                    true => live.insert((*lease, key.clone())),
+                    false => live.remove(&(*lease, key.clone())),
+                };
+            }
+            if stage < 2 {
+                number += 1;
+                let row = NodeRow { checkpoint: number, ..NodeRow::default() };
+                let checkpoint = store.freeze(&row, Vec::new());
+                if stage == 0 {
+                    checkpoint.write(store.engine().as_ref()).unwrap();
+                    store.finish(&checkpoint);
+                }
+            }
+        }
+        let kept: Vec<KeyRange> = ranges.iter().map(stretch).collect();
+        let is_kept = |key: &String| kept.iter().any(|range| range.contains(key.as_bytes()));
+        let outside = live.iter().any(|(_, key)| !is_kept(key));
+        prop_assert_eq!(store.has_lease_keys_outside(shelf, &kept, slice).unwrap(), outside);
+        let (mut from, mut gone) = (Some(layout::all_lease_keys_bounds(shelf).0), 0);
+        while let Some(begin) = from {
+            let (dropped, next) = store.drop_lease_keys(shelf, &kept, &begin, slice).unwrap();
+            gone += dropped;
+            from = next;
+        }
+        prop_assert_eq!(gone, live.iter().filter(|(_, key)| !is_kept(key)).count());
+        live.retain(|(_, key)| is_kept(key));
+        let (from, to) = layout::all_lease_keys_bounds(shelf);
+        let left = store.rows(&from, &to).unwrap();
+        let left = left.iter().map(|(row, _)| layout::split_lease_key(row).unwrap());
+        let left: Vec<_> = left.map(|(lease, key)| (lease, Vec::from(key))).collect();
+        let wanted: Vec<_> =
+            live.into_iter().map(|(lease, key)| (lease, key.into_bytes())).collect();
+        prop_assert_eq!(left, wanted);
     }
 }
