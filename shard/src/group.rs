@@ -284,7 +284,7 @@ impl Group {
             membership_version: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
             withheld: AtomicBool::new(false),
-            leaderless_since_ms: AtomicU64::new(1),
+            leaderless_since_ms: AtomicU64::new(0),
         });
         let checkpointed = machine.state().applied_index;
         let group = Group {
@@ -420,10 +420,11 @@ impl Group {
         if leader != before && leader != 0 {
             self.leader_changes += 1;
         }
+        // One that has just come has its time to find a leader, as one that has lost it.
         let since = &self.shared.leaderless_since_ms;
         if leader != 0 {
             since.store(0, Ordering::Release);
-        } else if before != 0 {
+        } else if since.load(Ordering::Acquire) == 0 {
             since.store(now_ms.max(1), Ordering::Release);
         }
     }

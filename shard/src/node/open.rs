@@ -473,6 +473,7 @@ impl Node {
         // It was written, and is committed, but was not applied yet.
         group.recovering = if waits { 0 } else { recovering(&group) };
         group.held = held;
+        group.publish_role(self.now_ms);
         Ok(Ok(group))
     }
 }

@@ -706,6 +706,20 @@ fn what_comes_to_a_running_node_does_not_wait() {
     assert!(driven.put(OTHER, b"v").is_ok());
 }
 
+/// Clients that mind end their streams where a group has had no leader for long: not where it is new.
+#[test]
+fn a_replica_that_has_just_come_has_been_without_a_leader_since_then() {
+    let mut driven = Driven::new();
+    driven.pass(60_000);
+    let begun_ms = driven.now_ms;
+    driven.node.step(begun_ms, Input::Births(vec![birth_of(GroupId(43), 3)])).unwrap();
+    driven.settle();
+    let shared = driven.node.group(GroupId(43)).unwrap().shared().clone();
+    assert_eq!(shared.leaderless_since_ms(), Some(begun_ms));
+    driven.pass(200);
+    assert_eq!(shared.leaderless_since_ms(), Some(begun_ms));
+}
+
 /// The first leader of a new group may be there before the others are.
 #[test]
 fn who_asks_for_the_vote_of_a_replica_that_is_about_to_come_hears_from_it() {
