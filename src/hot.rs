@@ -233,7 +233,7 @@ mod tests {
     #[test]
     fn what_is_set_stands_beside_what_would_be() {
         let default = SplitPolicy::default();
-        let split = SplitPolicy { on: true, rest_ms: 1_500, ..default };
+        let split = SplitPolicy { on: false, rest_ms: 1_500, ..default };
         let tenants = [("acme".to_owned(), SplitMode::Off)].into();
         let shown = policy(&PolicyView { split, default, tenants });
         let said: Vec<String> = shown
@@ -241,7 +241,7 @@ mod tests {
             .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
             .collect();
         for line in [
-            "mode on off",
+            "mode off on",
             "first-requests 15000 15000",
             "later-written 30MiB 30MiB",
             "first-for 60s 60s",
