@@ -561,10 +561,10 @@ impl Index {
         let mut kept_bytes = 0;
         let mut dropped = BTreeSet::new();
         for (number, segment) in self.segments.iter().rev() {
-            let is_pinned = pinned.contains(number);
-            let is_kept = is_pinned || useful.contains(number);
-            kept_bytes += if is_kept { segment.len } else { 0 };
-            if !is_pinned && !(is_kept && kept_bytes <= keep_bytes) {
+            let (is_pinned, is_useful) = (pinned.contains(number), useful.contains(number));
+            kept_bytes += if is_pinned || is_useful { segment.len } else { 0 };
+            let is_kept = is_useful && kept_bytes <= keep_bytes;
+            if !is_pinned && !is_kept {
                 dropped.insert(*number);
             }
         }
