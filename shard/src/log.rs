@@ -215,8 +215,9 @@ pub struct LogConfig {
     /// Length of a segment file in bytes, at most 1 GiB. A larger directory or batch gets a longer
     /// segment of its own.
     pub segment_bytes: u64,
-    /// Bytes of segments kept only for slow followers: who lacks more gets a snapshot. What is kept
-    /// takes disk on every node, whether somebody needs it or not; etcd keeps 5,000 entries.
+    /// Bytes of full segments kept for slow followers, those included that are kept anyway because
+    /// no checkpoint holds their entries: who lacks more gets a snapshot. What is kept takes disk
+    /// on every node, whether somebody needs it or not; etcd keeps 5,000 entries.
     pub keep_bytes: u64,
     /// Recycled files kept ready; more are removed.
     pub spare_segments: usize,
@@ -1483,9 +1484,13 @@ mod tests {
             fill(&log, ONE, 1);
             log.release(ONE, log.last_index(ONE).unwrap());
         }
-        assert_eq!(log.usage().segments, 4, "the active one, the last one, two for followers");
+        assert_eq!(log.usage().segments, 3, "the active one, the last one, one for followers");
         let first = log.first_index(ONE).unwrap();
         assert!(first > 1 && log.entries(ONE, first, first + 1, 0).is_ok());
+        // What pins its segment stays, however much there is, and then nothing only for followers.
+        (0..4).for_each(|_| fill(&log, ONE, 1));
+        assert_eq!(log.usage().segments, 5, "the active one and four that are pinned");
+        assert!(log.first_index(ONE).unwrap() > first);
     }
 
     #[test]

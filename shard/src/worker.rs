@@ -40,8 +40,9 @@ const ROOM_WATCH: Duration = Duration::from_millis(500);
 const TABLE_PATIENCE: Duration = Duration::from_secs(1);
 /// Rest between pieces of a log segment that is prepared.
 const SPARE_PAUSE: Duration = Duration::from_millis(5);
-/// How often it is looked at whether much was removed.
-const SHRINK_WATCH: Duration = Duration::from_secs(2);
+/// How often it is looked at whether much was removed or merged. Until then what was merged takes
+/// its space twice, and to look costs next to nothing.
+const SHRINK_WATCH: Duration = Duration::from_millis(500);
 /// How often page files and log segments are looked at without a reason.
 const FILES_WATCH: Duration = Duration::from_secs(1);
 /// How long leaderships have to move from a node whose disk is critically full.

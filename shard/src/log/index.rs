@@ -547,7 +547,8 @@ impl Index {
     }
 
     /// Removes the segments that nobody needs, `active` excepted, and returns their numbers. Those
-    /// with entries for slow followers stay, newest first, within `keep_bytes`.
+    /// with entries for slow followers stay while they and all newer ones are within `keep_bytes`:
+    /// what is pinned is there for followers as well.
     pub(super) fn drop_segments(&mut self, active: u64, keep_bytes: u64) -> BTreeSet<u64> {
         let mut pinned = BTreeSet::from([active]);
         let mut useful = BTreeSet::new();
@@ -560,16 +561,12 @@ impl Index {
         let mut kept_bytes = 0;
         let mut dropped = BTreeSet::new();
         for (number, segment) in self.segments.iter().rev() {
-            if pinned.contains(number) {
-                continue;
+            let (is_pinned, is_useful) = (pinned.contains(number), useful.contains(number));
+            kept_bytes += if is_pinned || is_useful { segment.len } else { 0 };
+            let is_kept = is_useful && kept_bytes <= keep_bytes;
+            if !is_pinned && !is_kept {
+                dropped.insert(*number);
             }
-            if useful.contains(number) {
-                kept_bytes += segment.len;
-                if kept_bytes <= keep_bytes {
-                    continue;
-                }
-            }
-            dropped.insert(*number);
         }
         for replica in self.replicas.values_mut() {
             let gone = replica.runs.iter().rfind(|run| dropped.contains(&run.segment));
