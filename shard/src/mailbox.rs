@@ -20,6 +20,17 @@ struct Lanes<R, C> {
     waiting: bool,
 }
 
+/// Room that an empty buffer keeps, unless about as much is needed again.
+const KEPT: usize = 512;
+
+/// Gives back room of an empty buffer if so much more than what comes now was needed once: else what
+/// all groups of a node say together at its start would be kept for ever.
+fn shrink<T>(empty: &mut Vec<T>, comes: usize) {
+    if empty.capacity() / 4 > comes.max(KEPT) {
+        empty.shrink_to(KEPT);
+    }
+}
+
 impl<R, C> Mailbox<R, C> {
     /// A mailbox that holds at most `depth` requests.
     pub fn new(depth: usize) -> Mailbox<R, C> {
@@ -61,6 +72,8 @@ impl<R, C> Mailbox<R, C> {
             self.wake.wait_for(&mut lanes, timeout);
             lanes.waiting = false;
         }
+        shrink(requests, lanes.requests.len());
+        shrink(control, lanes.control.len());
         std::mem::swap(&mut lanes.requests, requests);
         std::mem::swap(&mut lanes.control, control);
     }
