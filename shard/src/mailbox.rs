@@ -78,3 +78,27 @@ impl<R, C> Mailbox<R, C> {
         std::mem::swap(&mut lanes.control, control);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_room_of_a_burst_is_given_back_and_that_of_steady_work_is_not() {
+        let mailbox: Mailbox<(), u64> = Mailbox::new(1);
+        let (mut requests, mut control) = (Vec::new(), Vec::new());
+        let mut round = |inputs: u64| {
+            (0..inputs).for_each(|input| mailbox.control(input));
+            mailbox.take(Duration::ZERO, &mut requests, &mut control);
+            let (taken, room) = (control.len() as u64, control.capacity());
+            control.clear();
+            assert_eq!(taken, inputs);
+            room
+        };
+        for inputs in [10_000, 10_000, 9_000, 9_000] {
+            assert!(round(inputs) >= 9_000);
+        }
+        let rooms = [1, 1, 1].map(&mut round);
+        assert!(rooms[2] <= KEPT, "{rooms:?}");
+    }
+}

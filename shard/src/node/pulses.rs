@@ -374,6 +374,7 @@ mod tests {
             from: 0,
             since: 0,
             lease_ms: u64::MAX,
+            is_roomy: true,
         }
     }
 
