@@ -8,7 +8,9 @@
 //! the node has no news of its replicas, and nothing was left to be done.
 
 use std::collections::BTreeMap;
+use std::future::poll_fn;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,13 +38,15 @@ use crate::rollcall::RollCall;
 const RETRY: Duration = Duration::from_millis(200);
 /// How often what is here is compared with what the ledger says, without a change of it.
 const LOOK: Duration = Duration::from_millis(500);
-/// After a look the steward rests so many times as long as the look took, but no longer than [`LOOK`].
+/// After a look the steward rests so many times as long as the look computed, but no longer than
+/// [`LOOK`]. What it waits for others costs nothing here.
 const LOOK_REST: u32 = 4;
 /// How long replicas that were on disk wait for placement's word at most: without placement they
 /// take part all the same.
 const PLACEMENT_PATIENCE: Duration = Duration::from_secs(15);
-/// Looks between two copies of the ledger.
-const LOOKS_PER_COPY: u32 = 4;
+/// Pause between two copies of the ledger, and how many times as long as one took it is at least.
+const COPY_PAUSE: Duration = Duration::from_secs(2);
+const COPY_REST: u32 = 10;
 /// Looks between two rounds of what time alone asks for.
 const LOOKS_PER_KEEP: u32 = 20;
 
@@ -74,6 +78,7 @@ impl Steward {
         tokio::spawn(self.roll_call.clone().run(ledger.clone()));
         let steward = Arc::new(self);
         tokio::spawn(steward.clone().spread_word(ledger.clone()));
+        tokio::spawn(steward.clone().keep_copies(ledger.clone()));
         tokio::spawn(steward.clone().settle());
         tokio::spawn(steward.clone().release());
         steward.look(&mut ledger).await;
@@ -81,22 +86,19 @@ impl Steward {
 
     async fn look(self: Arc<Self>, ledger: &mut watch::Receiver<Arc<Ledger>>) {
         let mut looks = 0u32;
-        let mut copied = 0;
         // As of the look that left nothing to be done.
         let mut settled = None;
         let mut working: Option<JoinHandle<()>> = None;
         loop {
             let _ = tokio::time::timeout(LOOK, ledger.changed()).await;
-            let begun = Instant::now();
+            let mut busy = Duration::ZERO;
             let now = ledger.borrow_and_update().clone();
             if now.meta.is_some() {
-                if looks.is_multiple_of(LOOKS_PER_COPY) && now.revision != copied {
-                    self.keep_copy(&now);
-                    copied = now.revision;
-                }
                 let seen = Some((now.revision, self.handle.news()));
                 if settled != seen || looks.is_multiple_of(LOOKS_PER_KEEP) {
-                    let is_done = self.fulfil(&now).await & self.report(&now).await;
+                    let look = async { self.fulfil(&now).await & self.report(&now).await };
+                    let is_done;
+                    (is_done, busy) = timed(look).await;
                     settled = seen.filter(|_| is_done);
                 }
             }
@@ -114,7 +116,22 @@ impl Steward {
                 }
             }
             // While many tenants come one after the other, not each is worth a look at all.
-            tokio::time::sleep((LOOK_REST * begun.elapsed()).min(LOOK)).await;
+            tokio::time::sleep((LOOK_REST * busy).min(LOOK)).await;
+        }
+    }
+
+    /// Keeps a copy of the newest ledger, for ever. To write down a long one takes long, so nothing
+    /// waits for it.
+    async fn keep_copies(self: Arc<Self>, mut ledger: watch::Receiver<Arc<Ledger>>) {
+        while ledger.changed().await.is_ok() {
+            let now = ledger.borrow_and_update().clone();
+            if now.meta.is_none() {
+                continue;
+            }
+            let (begun, steward) = (Instant::now(), self.clone());
+            // It fails only when the process ends.
+            let _ = tokio::task::spawn_blocking(move || steward.keep_copy(&now)).await;
+            tokio::time::sleep(COPY_PAUSE.max(COPY_REST * begun.elapsed())).await;
         }
     }
 
@@ -389,6 +406,20 @@ impl Steward {
             tracing::debug!(%error, "placement does not answer");
         }
     }
+}
+
+/// What `work` gives, and how long it has computed: without the time in which it waited.
+async fn timed<T>(work: impl Future<Output = T>) -> (T, Duration) {
+    let mut work = pin!(work);
+    let mut busy = Duration::ZERO;
+    let done = poll_fn(|context| {
+        let begun = Instant::now();
+        let polled = work.as_mut().poll(context);
+        busy += begun.elapsed();
+        polled
+    });
+    let done = done.await;
+    (done, busy)
 }
 
 fn recover(survivor: Survivor) -> Recover {

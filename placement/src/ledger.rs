@@ -90,10 +90,12 @@ impl Ledger {
             Some(Record::Node(node)) => {
                 self.nodes.insert(node.id, node);
             }
-            Some(Record::Tenant(tenant)) => {
+            Some(Record::Tenant(mut tenant)) => {
+                tenant.slim();
                 self.tenants.insert(tenant.id, Arc::new(tenant));
             }
-            Some(Record::Group(group)) => {
+            Some(Record::Group(mut group)) => {
+                group.slim();
                 self.groups.insert(group.id, Arc::new(group));
             }
             Some(Record::Operator(operator)) => {

@@ -405,6 +405,15 @@ pub struct Recovery {
 }
 
 impl Group {
+    /// Gives back room that decoding has left: every node keeps all groups as long as it runs.
+    pub(crate) fn slim(&mut self) {
+        for founder in &mut self.founders {
+            founder.peer_urls.shrink_to_fit();
+        }
+        self.founders.shrink_to_fit();
+        self.replicas.shrink_to_fit();
+    }
+
     /// The recovery that was ordered and is not reported yet.
     pub fn recovering(&self) -> Option<&Recovery> {
         self.recovery.as_ref().filter(|recovery| recovery.version > self.membership_version)
@@ -842,6 +851,11 @@ pub fn plan_key(version: u64) -> String {
 // === impl Tenant ===
 
 impl Tenant {
+    /// Gives back room that decoding has left: every node keeps all tenants as long as it runs.
+    pub(crate) fn slim(&mut self) {
+        self.namespaces.shrink_to_fit();
+    }
+
     /// What clients of a namespace of it may do.
     pub fn state_of(&self, namespace: &Namespace) -> TenantState {
         if namespace.deleted_ms > 0 { TenantState::Deleted } else { self.state }

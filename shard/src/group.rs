@@ -331,6 +331,21 @@ impl Group {
         self.recovering > self.machine.state().membership_version
     }
 
+    /// Gives back memory that is only needed while something is under way.
+    pub(crate) fn slim(&mut self) {
+        self.core.slim();
+        self.reads.slim();
+        self.queued.shrink_to_fit();
+        self.sweeping.shrink_to_fit();
+        // An emptied map keeps a node of eleven places.
+        if self.proposals.is_empty() {
+            self.proposals = Proposals::new();
+        }
+        if self.held.is_empty() {
+            self.held = BTreeMap::new();
+        }
+    }
+
     /// For other threads.
     pub fn shared(&self) -> &Arc<Shared> {
         &self.shared

@@ -54,7 +54,7 @@ async fn heal_one(
     let found = handle.group_of_row(damage.shelf, &damage.key);
     let (group, range_version, owner) = found.ok_or("its replica is not here any more")?;
     for member in peers.members_of(group) {
-        if member.id == node.0 {
+        if member == node {
             continue;
         }
         let request = GroupRequest {
@@ -63,7 +63,7 @@ async fn heal_one(
             range_version,
             ..ask(group, damage)
         };
-        let Ok(Reply::Range(reply)) = peers.call(NodeId(member.id), request).await else {
+        let Ok(Reply::Range(reply)) = peers.call(member, request).await else {
             continue;
         };
         let same = |kv: &&KeyValue| kv.mod_revision == damage.revision;

@@ -264,11 +264,19 @@ impl Machine {
     }
 
     /// Replaces everything by what a snapshot brought; readers go on with the same handle.
-    pub fn restore(&mut self, state: State) -> Result<(), EngineError> {
+    pub fn restore(&mut self, mut state: State) -> Result<(), EngineError> {
+        state.slim();
         let shelves = Arc::new(state.shelves());
-        self.leases = leases::load(&self.store, shelves.own)?;
-        let (revision, keys) = (state.revision, state.keys);
-        let counts = Counts::load(&self.store, shelves.clone(), revision, keys, self.block_keys)?;
+        let (revision, keys, block_keys) = (state.revision, state.keys, self.block_keys);
+        let counts = if state.is_bare() {
+            // To look for rows that are not there would read, and keep in the engine's cache, blocks
+            // of its neighbours, for each of many tenants that are created.
+            self.leases.clear();
+            Counts::new(shelves.clone(), revision, block_keys)
+        } else {
+            self.leases = leases::load(&self.store, shelves.own)?;
+            Counts::load(&self.store, shelves.clone(), revision, keys, block_keys)?
+        };
         *self.published.counts.write() = counts;
         for (shelf, part) in shelves.versions() {
             self.store.opened(shelf, revision);

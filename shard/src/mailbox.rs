@@ -20,6 +20,17 @@ struct Lanes<R, C> {
     waiting: bool,
 }
 
+/// Room that an empty buffer keeps, unless about as much is needed again.
+const KEPT: usize = 512;
+
+/// Gives back room of an empty buffer if so much more than what comes now was needed once: else what
+/// all groups of a node say together at its start would be kept for ever.
+fn shrink<T>(empty: &mut Vec<T>, comes: usize) {
+    if empty.capacity() / 4 > comes.max(KEPT) {
+        empty.shrink_to(KEPT);
+    }
+}
+
 impl<R, C> Mailbox<R, C> {
     /// A mailbox that holds at most `depth` requests.
     pub fn new(depth: usize) -> Mailbox<R, C> {
@@ -61,7 +72,33 @@ impl<R, C> Mailbox<R, C> {
             self.wake.wait_for(&mut lanes, timeout);
             lanes.waiting = false;
         }
+        shrink(requests, lanes.requests.len());
+        shrink(control, lanes.control.len());
         std::mem::swap(&mut lanes.requests, requests);
         std::mem::swap(&mut lanes.control, control);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_room_of_a_burst_is_given_back_and_that_of_steady_work_is_not() {
+        let mailbox: Mailbox<(), u64> = Mailbox::new(1);
+        let (mut requests, mut control) = (Vec::new(), Vec::new());
+        let mut round = |inputs: u64| {
+            (0..inputs).for_each(|input| mailbox.control(input));
+            mailbox.take(Duration::ZERO, &mut requests, &mut control);
+            let (taken, room) = (control.len() as u64, control.capacity());
+            control.clear();
+            assert_eq!(taken, inputs);
+            room
+        };
+        for inputs in [10_000, 10_000, 9_000, 9_000] {
+            assert!(round(inputs) >= 9_000);
+        }
+        let rooms = [1, 1, 1].map(&mut round);
+        assert!(rooms[2] <= KEPT, "{rooms:?}");
     }
 }

@@ -81,7 +81,7 @@ pub struct Peers {
     links: Mutex<BTreeMap<NodeId, Arc<PeerLink>>>,
     unreachable: mpsc::UnboundedSender<NodeId>,
     retired: mpsc::UnboundedSender<GroupId>,
-    members: Mutex<BTreeMap<GroupId, Vec<Member>>>,
+    members: Mutex<BTreeMap<GroupId, Box<[NodeId]>>>,
     next: AtomicU64,
 }
 
@@ -112,8 +112,8 @@ impl Peers {
         (Arc::new(peers), reports)
     }
 
-    /// Members of a group, as last applied here.
-    pub fn members_of(&self, group: GroupId) -> Vec<Member> {
+    /// Nodes of the members of a group, as last applied here.
+    pub fn members_of(&self, group: GroupId) -> Box<[NodeId]> {
         self.members.lock().get(&group).cloned().unwrap_or_default()
     }
 
@@ -214,7 +214,8 @@ impl Outbox for Peers {
                 self.introduce(NodeId(member.id), address);
             }
         }
-        self.members.lock().insert(group, members.to_vec());
+        let nodes = members.iter().map(|member| NodeId(member.id)).collect();
+        self.members.lock().insert(group, nodes);
     }
 
     fn retired(&self, group: GroupId) {

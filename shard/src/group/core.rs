@@ -221,9 +221,19 @@ impl Core {
         Some(AtRest { commit: last, leader: raft.leader_id, elapsed: raft.election_elapsed, peers })
     }
 
-    /// Gives back memory that is only needed while something is under way.
+    /// Gives back memory that is only needed while something is under way: what is empty at rest
+    /// keeps room for what it last had.
     pub fn slim(&mut self) {
-        self.raw.raft.maybe_free_inflight_buffers();
+        let raft = &mut self.raw.raft;
+        raft.maybe_free_inflight_buffers();
+        raft.msgs.shrink_to_fit();
+        raft.read_states.shrink_to_fit();
+        raft.read_only.pending_read_index.shrink_to_fit();
+        raft.read_only.read_index_queue.shrink_to_fit();
+        raft.raft_log.unstable.entries.shrink_to_fit();
+        self.raw.mut_store().slim();
+        self.waiting.shrink_to_fit();
+        self.held.shrink_to_fit();
     }
 
     /// Ends a rest of so many ticks: `elapsed` of them without the leader, or since a leader counted

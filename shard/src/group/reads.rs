@@ -156,6 +156,13 @@ impl Reads {
         out
     }
 
+    /// Gives back memory while nothing waits: an emptied map keeps a node of eleven places.
+    pub fn slim(&mut self) {
+        if self.is_empty() {
+            *self = Reads { next: self.next, ..Reads::default() };
+        }
+    }
+
     /// Does nothing wait?
     pub fn is_empty(&self) -> bool {
         self.fresh.is_empty() && self.rounds.is_empty() && self.confirmed.is_empty()

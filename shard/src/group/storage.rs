@@ -126,6 +126,11 @@ impl GroupStorage {
         }
     }
 
+    /// Gives back room for entries that are not there.
+    pub fn slim(&mut self) {
+        self.cache.shrink_to_fit();
+    }
+
     /// The hard state to be shown at a restart.
     pub fn set_hard_state(&mut self, hard_state: HardState) {
         self.hard_state = hard_state;

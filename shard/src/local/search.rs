@@ -207,8 +207,8 @@ impl Caller {
         let Some(peers) = &self.peers else { return Vec::new() };
         let mut nodes = self.directory.replicas(id);
         for member in peers.members_of(id) {
-            if !nodes.contains(&NodeId(member.id)) {
-                nodes.push(NodeId(member.id));
+            if !nodes.contains(&member) {
+                nodes.push(member);
             }
         }
         nodes.retain(|node| *node != self.node);

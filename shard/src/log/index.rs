@@ -305,6 +305,10 @@ impl Replica {
                 let (segment, waypoints) = (at.segment, Vec::new());
                 let mut run = Run { segment, first, last, newest: offset, records: 0, waypoints };
                 run.push(first, last, offset);
+                if self.runs.is_empty() {
+                    // A quiet replica never has more.
+                    self.runs.reserve_exact(1);
+                }
                 self.runs.push(run);
             }
         }
@@ -338,6 +342,8 @@ impl Replica {
             _ => false,
         };
         self.controls.retain(|(_, old)| !replaced(old));
+        // Few have more than one, and most have none once a checkpoint is behind them.
+        self.controls.reserve_exact(1);
         self.controls.push((number, record));
     }
 
@@ -348,6 +354,7 @@ impl Replica {
             Record::Restore { index, .. } => *index > applied,
             _ => true,
         });
+        self.controls.shrink_to_fit();
     }
 
     fn encode(&self) -> Vec<u8> {

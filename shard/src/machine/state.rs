@@ -9,6 +9,9 @@ use proto::etcd::{AlarmMember, Member};
 use crate::store::layout::Shelf;
 use crate::store::shelves::{Past, Piece, Pieces, Shelves};
 
+/// Index and term of a group's birth: before the first entry (any constant above 0 serves).
+pub const BIRTH: (u64, u64) = (5, 5);
+
 /// See the module. Every field is replicated but those marked local.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct State {
@@ -153,6 +156,22 @@ pub struct ReplicaPlace {
 }
 
 impl State {
+    /// Is the replica as it was born, with no row anywhere? One that was split off has rows of its
+    /// parent.
+    pub fn is_bare(&self) -> bool {
+        let is_first = self.applied_index <= BIRTH.0 && self.revision <= 1;
+        is_first && self.versions_shelf == 0 && self.past.is_empty()
+    }
+
+    /// Gives back room that decoding has left: what is read is kept as long as the replica is here.
+    pub fn slim(&mut self) {
+        for member in &mut self.members {
+            member.peer_ur_ls.shrink_to_fit();
+            member.client_ur_ls.shrink_to_fit();
+        }
+        self.members.shrink_to_fit();
+    }
+
     /// The group's keys.
     pub fn range(&self) -> KeyRange {
         KeyRange { start: self.start.clone(), end: self.end.clone() }

@@ -19,14 +19,14 @@ use proto::group::GroupError;
 use proto::{Error, GroupId, NodeId};
 
 use super::garbage::Stake;
-use super::open::{BIRTH, Judged, Shut, birth_record, first_state, group_key};
+use super::open::{Judged, Shut, birth_record, first_state, group_key};
 use super::rounds::let_go;
 use super::{Birth, Node, NodeError, Output};
 use crate::group::Eager;
 use crate::group::core::PersistId;
 use crate::group::large::Slot;
 use crate::log::{Record, ReplicaKey};
-use crate::machine::state::State;
+use crate::machine::state::{BIRTH, State};
 use crate::store::layout::Shelf;
 
 /// Ticks for which a new group's first leader tries to be it: the others may come later.
@@ -158,7 +158,7 @@ impl Node {
                     if group.machine.needs_sweep() {
                         self.sweeping.insert(id);
                     }
-                    self.groups.insert(id, group);
+                    self.groups.insert(id, Box::new(group));
                     self.note_sharing(id);
                     self.pulses.add(id);
                     self.touched.insert(id);

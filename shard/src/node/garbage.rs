@@ -134,7 +134,7 @@ impl Node {
     }
 
     fn stakes(&self) -> impl Iterator<Item = Stake> {
-        self.groups.values().map(Stake::running).chain(self.idle_stakes())
+        self.groups.values().map(|group| Stake::running(group)).chain(self.idle_stakes())
     }
 
     /// Notes whether a group reads shelves of others.
@@ -156,7 +156,7 @@ impl Node {
             false => Box::new(self.groups.keys()),
         };
         let others = others.filter(|other| **other != id);
-        let running = others.filter_map(|other| self.groups.get(other)).map(Stake::running);
+        let running = others.filter_map(|other| self.group(*other)).map(Stake::running);
         for Stake { shelves, swept } in running.chain(self.idle_stakes()) {
             for shelf in shelves.told_by().filter(|shelf| mine.told_by().any(|own| own == *shelf)) {
                 let floor = floors.entry(shelf).or_insert(swept);

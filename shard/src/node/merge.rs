@@ -214,7 +214,7 @@ impl Node {
             Entry::Begin { .. } => self.drive_left(id, true),
             Entry::Freeze { .. } => self.tell_frozen(id),
             Entry::Absorb { merge, .. } if !refused => {
-                let place = self.groups.get(&id).map(place_of);
+                let place = self.group(id).map(place_of);
                 self.end_merge(id, *merge, place);
             }
             Entry::Absorb { .. } if own => {

@@ -48,14 +48,12 @@ use crate::group::storage::{Found, GroupStorage};
 use crate::group::wire;
 use crate::group::{Eager, Group};
 use crate::log::{DamageExtent, IndexTerm, Log, Record, Recovered, RecoveredReplica, ReplicaKey};
-use crate::machine::state::State;
+use crate::machine::state::{BIRTH, State};
 use crate::machine::{Machine, leases};
 use crate::store::Store;
 use crate::store::checkpoint::{FORMAT, LEASE_KEYS_WITH_VERSIONS, NodeRow};
 use crate::store::layout::{self, Shelf};
 
-/// Index and term of a group's birth: before the first entry (any constant above 0 serves).
-pub(super) const BIRTH: (u64, u64) = (5, 5);
 /// Ticks after the start at which a replica asks for votes if no leader was heard, and how often it
 /// asks again: the others may not be there yet.
 const EARLY_TICKS: usize = 1;
@@ -260,7 +258,7 @@ impl Node {
                     node.changed.insert(group.id);
                     node.sweeping.insert(group.id);
                     node.pulses.add(group.id);
-                    node.groups.insert(group.id, group);
+                    node.groups.insert(group.id, Box::new(group));
                 }
                 Err(reason) => {
                     let state = present.get(&key);

@@ -67,6 +67,8 @@ struct Rest {
     since: u64,
     /// A lease has to be looked at then.
     lease_ms: u64,
+    /// The group still has the memory of its busy time.
+    is_roomy: bool,
 }
 
 struct Peer {
@@ -223,7 +225,7 @@ impl Node {
     pub(super) fn pulse(&mut self) -> Vec<GroupId> {
         let tick = self.pulses.tick + 1;
         let election_ticks = self.config.election_ticks as u64;
-        let mut others = Vec::new();
+        let (mut others, mut idle) = (Vec::new(), Vec::new());
         let Pulses { list, beats, .. } = &mut self.pulses;
         for Pulse { group, rest } in list {
             let now_ms = self.now_ms;
@@ -233,10 +235,21 @@ impl Node {
                 others.push(*group);
                 continue;
             };
+            // A group that rests between two requests of a client would only have to ask for the
+            // same memory again.
+            if rest.is_roomy && tick >= rest.from + election_ticks {
+                rest.is_roomy = false;
+                idle.push(*group);
+            }
             let Rest { replica, term, commit, .. } = *rest;
             for peer in &rest.peers {
                 let beat = Beat { group: *group, to: peer.replica, from: replica, term, commit };
                 beat.pack(beats.entry((peer.node, false)).or_default());
+            }
+        }
+        for id in idle {
+            if let Some(group) = self.groups.get_mut(&id) {
+                group.slim();
             }
         }
         // As of the tick before: this one they count themselves.
@@ -266,12 +279,7 @@ impl Node {
     /// Lets a group rest if nothing is under way in it.
     pub(super) fn lull(&mut self, id: GroupId) {
         let tick = self.pulses.tick;
-        let group = self.groups.get_mut(&id);
-        let rest = group.and_then(|group| {
-            let rest = rest_of(group, tick)?;
-            group.core.slim();
-            Some(rest)
-        });
+        let rest = self.groups.get(&id).and_then(|group| rest_of(group, tick));
         if let Some(place) = self.pulses.rest_mut(id) {
             *place = rest;
         }
@@ -344,6 +352,7 @@ fn rest_of(group: &Group, tick: u64) -> Option<Rest> {
         from: tick,
         since: tick - (rest.elapsed as u64).min(tick),
         lease_ms: group.lessor.next_ms(),
+        is_roomy: true,
     })
 }
 
@@ -365,6 +374,7 @@ mod tests {
             from: 0,
             since: 0,
             lease_ms: u64::MAX,
+            is_roomy: true,
         }
     }
 

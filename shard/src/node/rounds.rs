@@ -146,7 +146,7 @@ impl Node {
             Err(panic) => {
                 // Pages belong to all groups.
                 let all = self.store.extents().is_stopped();
-                if all || self.groups.get(&id).is_none_or(Group::is_alone) {
+                if all || self.group(id).is_none_or(Group::is_alone) {
                     resume_unwind(panic);
                 }
                 // Half of what the group wanted is not to be done.

@@ -10,11 +10,11 @@ use proto::group::{Reply, Request};
 use proto::{GroupId, NamespaceId, NodeId, TenantId};
 
 use super::tests::{Driven, GROUP, LARGE_BYTES, OTHER, TICK_MS, birth};
-use super::{Birth, Input, open};
+use super::{Birth, Input};
 use crate::engine::Engine;
 use crate::log::ReplicaKey;
 use crate::machine::leases;
-use crate::machine::state::State;
+use crate::machine::state::{BIRTH, State};
 use crate::store::checkpoint::NodeRow;
 use crate::store::layout::{self, Shelf};
 
@@ -36,7 +36,7 @@ impl Driven {
         let group = self.node.groups.get_mut(&parent).unwrap();
         let version = group.machine.state().range_version;
         let state = group.machine.split_off(&at.into(), version, shelf).unwrap();
-        let (applied_index, applied_term) = open::BIRTH;
+        let (applied_index, applied_term) = BIRTH;
         let charter = crate::charter::first(child, TenantId(child.0), NamespaceId(1));
         let state = State { applied_index, applied_term, charter, ..state };
         self.node.changed.insert(parent);

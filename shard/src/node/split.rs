@@ -55,12 +55,12 @@ use proto::mvccpb::KeyValue;
 use proto::{Error, GroupId, KeyRange, NodeId};
 
 use super::merge::Merging;
-use super::open::BIRTH;
 use super::requests::place_of;
 use super::{Answer, Node, NodeError, Output, Reading};
 use crate::group::reads::Purpose;
 use crate::group::{Group, Then, Ticket};
 use crate::log::ReplicaKey;
+use crate::machine::state::BIRTH;
 use crate::machine::{Machine, SPLIT_FORMAT, leases};
 use crate::room::Room;
 use crate::split::entry::{Entry, Kept};
@@ -793,7 +793,7 @@ impl Node {
         entry: &Entry,
         written: Written,
     ) {
-        let place = self.groups.get(&id).map(place_of);
+        let place = self.group(id).map(place_of);
         let then_is_own = then.is_some();
         let Some(group) = self.groups.get_mut(&id) else { return };
         let refused = written == Written::Refused;
@@ -836,7 +836,7 @@ impl Node {
 
     /// A write was applied whose role is over.
     fn written_late(&mut self, id: GroupId, ticket: Ticket, written: Written) {
-        let leader = self.groups.get(&id).and_then(Group::leader_node);
+        let leader = self.group(id).and_then(Group::leader_node);
         match written {
             Written::Done(response) => self.answer_txn(id, ticket, Ok(response)),
             Written::Unread => self.answer_txn(id, ticket, Err(Error::DamagedValue)),
@@ -1284,7 +1284,7 @@ impl Node {
         role.weights.insert(GroupId(weight.group), (weight.size, weight.swept));
         self.answer_swept(id);
         let rings = |group: &Group| group.machine.alarm(AlarmType::Nospace);
-        if weight.refused && !self.groups.get(&id).is_some_and(rings) {
+        if weight.refused && !self.group(id).is_some_and(rings) {
             let alarm = AlarmRequest {
                 action: AlarmAction::Activate as i32,
                 member_id: from.0,
