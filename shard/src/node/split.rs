@@ -122,6 +122,18 @@ pub(crate) enum Asked {
     Expiry(i64),
 }
 
+/// A compaction that home has done. Its client may look for history anywhere once it is answered, also
+/// where a watch is asked for without home: so it waits until all groups have given theirs up.
+#[derive(Debug)]
+struct Compacting {
+    ticket: Ticket,
+    to: i64,
+    /// Until history is gone from the rows as well.
+    physical: bool,
+    /// What the answer says.
+    revision: i64,
+}
+
 /// A leader's part in a split tenant. See the module.
 #[derive(Debug)]
 pub(crate) struct Role {
@@ -150,10 +162,10 @@ pub(crate) struct Role {
     alarms: Vec<i32>,
     /// Something was refused because the quota is reached: home is to know.
     refused: bool,
-    /// Home: how much each group has, and up to where its history is gone, as it has said.
-    weights: BTreeMap<GroupId, (i64, i64)>,
-    /// Home: compactions that are done and wait until history is gone everywhere, with their answers.
-    physical: Vec<(Ticket, i64, i64)>,
+    /// Home: what each group has said of how much it has.
+    weights: BTreeMap<GroupId, Weight>,
+    /// Home: compactions that home has done and that wait for the other groups.
+    compacting: Vec<Compacting>,
     /// The last revision granted that was counted, once home's sequencer is open.
     counted: Option<i64>,
     /// A merge that this leader drives, and the number of one for which the group is to freeze.
@@ -310,7 +322,7 @@ impl Role {
             alarms: Vec::new(),
             refused: false,
             weights: BTreeMap::new(),
-            physical: Vec::new(),
+            compacting: Vec::new(),
             counted: None,
             merging: None,
             freezing: 0,
@@ -340,7 +352,7 @@ impl Role {
     fn doubtful(&self) -> BTreeSet<Ticket> {
         let open = self.sequencer.iter().flat_map(Sequencer::open_tickets);
         let open = open.filter(|(_, proposed)| *proposed).map(|(ticket, _)| ticket);
-        open.chain(self.physical.iter().map(|(ticket, ..)| *ticket)).collect()
+        open.chain(self.compacting.iter().map(|one| one.ticket)).collect()
     }
 }
 
@@ -831,6 +843,9 @@ impl Node {
         {
             home.applied(entry);
         }
+        if let Entry::Compact { .. } = entry {
+            self.tell_weight(id);
+        }
         self.merge_applied(id, own, entry, refused);
     }
 
@@ -1080,14 +1095,12 @@ impl Node {
             }
             Do::Compacted { ticket, revision } => {
                 let asked = self.groups.get(&id).and_then(|group| group.asked.get(&ticket));
-                if let Some(Asked::Compact { to, physical: true }) = asked {
-                    let to = *to;
-                    if let Some(role) = self.role(id) {
-                        role.physical.push((ticket, to, revision));
-                    }
-                    return self.answer_swept(id);
+                let Some(Asked::Compact { to, physical }) = asked else { return };
+                let compacting = Compacting { ticket, to: *to, physical: *physical, revision };
+                if let Some(role) = self.role(id) {
+                    role.compacting.push(compacting);
                 }
-                self.answer_compacted(id, ticket, revision);
+                self.answer_compacted(id);
             }
             Do::Readable { ticket, revision, last, map } => {
                 let span = self.span_of(id, revision, &last, &map);
@@ -1107,20 +1120,22 @@ impl Node {
         }
     }
 
-    fn answer_compacted(&mut self, id: GroupId, ticket: Ticket, revision: i64) {
-        let header = Some(self.header_of(id, revision));
-        self.finish(id, ticket, Ok(Reply::Compact(CompactionResponse { header })));
-    }
-
-    /// Answers compactions that waited until history is gone in all groups.
-    fn answer_swept(&mut self, id: GroupId) {
+    /// Answers compactions that all groups have done.
+    fn answer_compacted(&mut self, id: GroupId) {
         let Some(role) = self.role(id) else { return };
         let groups = role.sequencer.iter().flat_map(Sequencer::groups);
-        let swept = groups.map(|group| role.weights.get(&group).map_or(0, |(_, swept)| *swept));
-        let swept = swept.min().unwrap_or(0);
-        let done = role.physical.extract_if(.., |(_, to, _)| *to <= swept);
-        for (ticket, _, revision) in done.collect::<Vec<_>>() {
-            self.answer_compacted(id, ticket, revision);
+        let weights = groups.map(|group| role.weights.get(&group).cloned().unwrap_or_default());
+        let (compacted, swept) = weights
+            .fold((i64::MAX, i64::MAX), |(compacted, swept), weight| {
+                (compacted.min(weight.compacted), swept.min(weight.swept))
+            });
+        let is_done = |one: &mut Compacting| match one.physical {
+            true => one.to <= swept,
+            false => one.to <= compacted,
+        };
+        for one in role.compacting.extract_if(.., is_done).collect::<Vec<_>>() {
+            let header = Some(self.header_of(id, one.revision));
+            self.finish(id, one.ticket, Ok(Reply::Compact(CompactionResponse { header })));
         }
     }
 
@@ -1201,7 +1216,7 @@ impl Node {
         let Some(role) = self.role(home) else { return };
         let known: BTreeSet<GroupId> = role.sequencer.iter().flat_map(Sequencer::groups).collect();
         let others = role.weights.iter().filter(|(id, _)| **id != group && known.contains(id));
-        let others = others.map(|(_, (size, _))| size).sum();
+        let others = others.map(|(_, weight)| weight.size).sum();
         let (epoch, seal) = (role.term, role.unsealed.contains(&group));
         let end = role.ends.get(&group);
         let known = end.map_or((0, 0, 0, 0), |e| (e.term, e.number, e.said, e.heard));
@@ -1269,20 +1284,22 @@ impl Node {
     /// Tells home how much the group has, and of history.
     fn tell_weight(&mut self, id: GroupId) {
         let Some(group) = self.groups.get_mut(&id) else { return };
-        let (size, swept) = (group.machine.state().size, group.machine.state().swept);
+        let state = group.machine.state();
+        let (size, swept, compacted) = (state.size, state.swept, state.compacted);
         let (Some(kept), Some(role)) = (group.machine.kept(), &mut group.role) else { return };
         let Some(own) = &role.own else { return };
         let (home, node) = (kept.home.0, own.node);
         let refused = std::mem::take(&mut role.refused);
-        self.say(node, Said::Weight(Weight { home, group: id.0, size, refused, swept }));
+        let weight = Weight { home, group: id.0, size, refused, swept, compacted };
+        self.say(node, Said::Weight(weight));
     }
 
     /// A group has told how much it has. Where it has refused something the tenant has no space.
     fn weighed(&mut self, from: NodeId, weight: &Weight) {
         let id = GroupId(weight.home);
         let Some(role) = self.role(id).filter(|role| role.sequencer.is_some()) else { return };
-        role.weights.insert(GroupId(weight.group), (weight.size, weight.swept));
-        self.answer_swept(id);
+        role.weights.insert(GroupId(weight.group), *weight);
+        self.answer_compacted(id);
         let rings = |group: &Group| group.machine.alarm(AlarmType::Nospace);
         if weight.refused && !self.group(id).is_some_and(rings) {
             let alarm = AlarmRequest {

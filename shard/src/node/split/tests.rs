@@ -214,6 +214,20 @@ fn a_compaction_counts_in_all_groups() {
     }
 }
 
+/// A watch is asked for without home: who knows of the compaction must not get what is gone.
+#[test]
+fn a_compaction_is_answered_when_all_groups_have_done_it() {
+    let mut driven = split();
+    driven.set(CHILD, "x", 0);
+    let compact = CompactionRequest { revision: 6, ..Default::default() };
+    let ticket = driven.begin(GROUP, Request::Compact(compact));
+    driven.settle_until(|node| node.groups[&CHILD].machine.state().compacted == 6);
+    assert_eq!(driven.node.groups[&GROUP].machine.state().compacted, 6);
+    assert!(!driven.answers.contains_key(&ticket), "home has not heard of it yet");
+    driven.settle();
+    assert!(matches!(driven.answers.remove(&ticket), Some(Ok(Answer::Reply(Reply::Compact(_))))));
+}
+
 #[test]
 fn a_physical_compaction_waits_for_all_groups() {
     let mut driven = split();
