@@ -5,8 +5,8 @@
 #   ATOLL_BIN=target/release/atoll .ci/interop.sh [PART...]
 #   INTEROP_PEER=etcd              .ci/interop.sh [PART...]   the same against real etcd
 #
-# Parts: etcdctl, old-etcdctl, go, python, node, rust, apiserver, members, playground, split, tenants,
-# thousand, repair, recover, rebalance, hot, tenants-apiserver, disk, damage, perf, cluster;
+# Parts: etcdctl, old-etcdctl, go, python, node, rust, apiserver, members, playground, split,
+# split-clients, tenants, thousand, repair, recover, rebalance, hot, tenants-apiserver, disk, damage, perf, cluster;
 # all when none is named. Each starts its own server and is told as passed or failed; the
 # rest goes on after a failure. Servers listen on free ports of 127.0.0.1.
 #
@@ -23,10 +23,10 @@ export ATOLL_BIN
 . tests/interop/lib.sh
 . tests/interop/servers.sh
 
-BESIDE="perf recover"
-PARTS="etcdctl old-etcdctl go python node rust apiserver members playground split tenants thousand repair recover rebalance hot tenants-apiserver disk damage perf cluster"
+BESIDE="perf recover split-clients"
+PARTS="etcdctl old-etcdctl go python node rust apiserver members playground split split-clients tenants thousand repair recover rebalance hot tenants-apiserver disk damage perf cluster"
 # How a full disk is met, and the commands for members, are our own.
-[ "$INTEROP_PEER" = atoll ] || PARTS=${PARTS/ members playground split tenants thousand repair recover rebalance hot tenants-apiserver disk damage/}
+[ "$INTEROP_PEER" = atoll ] || PARTS=${PARTS/ members playground split split-clients tenants thousand repair recover rebalance hot tenants-apiserver disk damage/}
 [ $# -eq 0 ] || PARTS=$*
 # What Atoll does not have yet. Real etcd is asked for everything.
 if [ "$INTEROP_PEER" = atoll ]; then
@@ -51,11 +51,11 @@ prepare() {
   local begun=$SECONDS peers=(etcdctl) clients=() it
   install curl jq openssl
   if wants old-etcdctl; then install etcd-client; fi
-  if wants rust; then install protobuf-compiler libprotobuf-dev; fi
+  if wants rust || wants split-clients; then install protobuf-compiler libprotobuf-dev; fi
   if [ "$INTEROP_PEER" = etcd ]; then peers=(etcd etcdctl); fi
   if wants apiserver || wants tenants-apiserver; then peers+=(apiserver); fi
   tests/peers/build.sh "${peers[@]}" >/dev/null
-  for it in go python node rust; do if wants "$it"; then clients+=("$it"); fi; done
+  for it in go python node rust; do if wants "$it" || wants split-clients; then clients+=("$it"); fi; done
   [ ${#clients[@]} -eq 0 ] || tests/interop/clients.sh "" "${clients[@]}"
   echo "prepared in $((SECONDS - begun)) s"
 }
@@ -76,6 +76,18 @@ part_apiserver() { serve_one server && tests/interop/apiserver.sh "$ENDPOINT"; }
 part_members() { tests/interop/members.sh; }
 part_playground() { tests/interop/playground.sh; }
 part_split() { tests/interop/split.sh; }
+# The clients' own checks, on a tenant whose keys are cut into twelve groups.
+part_split_clients() {
+  export ATOLL_ADMIN
+  ATOLL_ADMIN=http://127.0.0.1:$(free_ports 1)
+  ATOLL_LISTEN_ADMIN_URLS=$ATOLL_ADMIN serve_one server
+  for key in b e go h k lock m p s t w; do
+    eventually 60 "it is cut at $key" "$ATOLL_BIN" tenant split default --at "$key" --wait
+  done
+  like "it is on twelve groups" "split over 12 groups" "$("$ATOLL_BIN" tenant show default)"
+  INTEROP_SKIP=${SKIP_ETCDCTL:-} tests/interop/etcdctl.sh "$ENDPOINT"
+  for it in go python rust node; do tests/interop/clients.sh "$ENDPOINT" "$it"; done
+}
 part_tenants() { tests/interop/tenants.sh; }
 part_thousand() { tests/interop/thousand.sh; }
 part_repair() { tests/interop/repair.sh; }

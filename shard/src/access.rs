@@ -93,8 +93,10 @@ pub fn read(
         if published.rows() != rows {
             continue;
         }
-        // So may keys that are another group's by now.
-        if published.range_version() != range_version {
+        // So may keys that are another group's by now. Shelves change a moment before the version.
+        if published.range_version() != range_version
+            || published.shelves().version != range_version
+        {
             return Err(GroupError::not_done(Error::StaleRange, None));
         }
         if read_at > 0 && read_at < published.compacted() && read_at >= compacted {

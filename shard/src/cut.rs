@@ -139,7 +139,7 @@ impl Sums {
         let last = self.ends.partition_point(|(end, _)| end <= at);
         let below = last.checked_sub(1).and_then(|last| self.ends.get(last));
         let below = below.map_or(0, |(_, sum)| *sum);
-        Sides { below, above, across: self.all - below - above }
+        Sides { below, above, across: self.all.saturating_sub(below + above) }
     }
 }
 

@@ -328,7 +328,7 @@ impl Crowd {
         self.stop.store(true, Ordering::Relaxed);
         while self.clients.join_next().await.is_some() {}
         let cuts = match self.operator.take() {
-            Some(operator) => operator.await.ok(),
+            Some(operator) => Some(operator.await.expect("an operator does not panic")),
             None => None,
         };
         let lives = self.etcdctl.as_ref().map_or(0, Etcdctl::lives);

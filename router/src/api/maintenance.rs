@@ -13,8 +13,8 @@ use proto::{
     etcd::{
         AlarmMember, AlarmRequest, AlarmResponse, DefragmentRequest, DefragmentResponse,
         DowngradeInfo, DowngradeRequest, DowngradeResponse, HashKvRequest, HashKvResponse,
-        HashRequest, HashResponse, MoveLeaderRequest, MoveLeaderResponse, SnapshotRequest,
-        StatusRequest, StatusResponse, downgrade_request::DowngradeAction,
+        HashRequest, HashResponse, MoveLeaderRequest, MoveLeaderResponse, ResponseHeader,
+        SnapshotRequest, StatusRequest, StatusResponse, downgrade_request::DowngradeAction,
     },
     group::Request,
     limits,
@@ -44,8 +44,16 @@ pub(super) async fn status(
     }
     errors.extend(described.alarms.iter().map(alarm_text));
     let quota = described.quota;
+    // What this node knows of: of an etcd on several groups each has its own part of the revisions.
+    let groups = &caller.door().groups;
+    let known = caller.now(|etcd| {
+        etcd.ranges().iter().map(|range| groups.revision(range.target.group)).max().unwrap_or(0)
+    })?;
+    let header = described
+        .header
+        .map(|header| ResponseHeader { revision: header.revision.max(known), ..header });
     Ok(StatusResponse {
-        header: caller.fill(described.header),
+        header: caller.fill(header),
         version: config.server_version.clone(),
         db_size: described.size,
         leader: described.leader,

@@ -47,18 +47,27 @@ pub fn attached(store: &Store, shelves: &Shelves, lease: i64) -> Result<Vec<Byte
     Ok(keys)
 }
 
-/// Before format 3 the keys of leases stood on the group's own shelf: puts them where their versions
-/// are. May be done again.
+/// Before format 3 the keys of leases stood on the group's own shelf, and nowhere else: puts them where
+/// their versions are, in place of what others may have left there. May be done again.
 pub fn shelve_with_versions(store: &Store, shelves: &Shelves) -> Result<(), EngineError> {
-    let (from, to) = layout::all_lease_keys_bounds(shelves.own);
-    for (row_key, row) in store.rows(&from, &to)? {
-        let Some((lease, key)) = layout::split_lease_key(&row_key) else {
-            return Err(EngineError::Failed("a lease's key cannot be read".into()));
+    let rows = |shelf| -> Result<Vec<(Bytes, i64, Bytes)>, EngineError> {
+        let (from, to) = layout::all_lease_keys_bounds(shelf);
+        let rows = store.rows(&from, &to)?.into_iter();
+        let split = |(row, _): (Bytes, Bytes)| {
+            let (lease, key) = layout::split_lease_key(&row)
+                .ok_or_else(|| EngineError::Failed("a lease's key cannot be read".into()))?;
+            Ok((row, lease, key))
         };
-        let shelf = shelves.pieces.shelf_of(&key);
-        if shelves.range.contains(&key) && shelf != shelves.own {
-            store.put_raw(layout::lease_key_key(shelf, lease, &key), row);
-            store.remove(row_key.to_vec());
+        rows.map(split).collect()
+    };
+    let own = rows(shelves.own)?;
+    for (shelf, range) in shelves.versions().filter(|(shelf, _)| *shelf != shelves.own) {
+        for (row, ..) in rows(shelf)?.iter().filter(|(.., key)| range.contains(key)) {
+            store.remove(row.to_vec());
+        }
+        for (row, lease, key) in own.iter().filter(|(.., key)| range.contains(key)) {
+            store.put_raw(layout::lease_key_key(shelf, *lease, key), Bytes::new());
+            store.remove(row.to_vec());
         }
     }
     Ok(())
@@ -95,7 +104,10 @@ impl Machine {
         self.store.remove(layout::lease_key(self.shelf(), lease));
         let mut changes = self.begin();
         for key in attached(&self.store, &self.shelves, lease)? {
-            if let Some(live) = changes.view.get(&key)? {
+            // The version says which lease it hangs on; the row only where to look.
+            if let Some(live) = changes.view.get(&key)?
+                && live.row.lease == lease
+            {
                 self.delete(&mut changes, key, live)?;
             }
         }

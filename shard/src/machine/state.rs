@@ -202,6 +202,7 @@ impl State {
             pieces: self.versions(),
             past: self.past.iter().map(PastChanges::past).collect(),
             range: self.range(),
+            version: self.range_version,
         }
     }
 

@@ -24,9 +24,12 @@ use crate::store::Store;
 use crate::store::layout::{self, Shelf};
 use crate::store::shelves::Shelves;
 
-/// Rows of dropped shelves removed, or looked at, per round, and removed per checkpoint.
+/// Rows of dropped shelves removed per round, and per checkpoint.
 const DROP_ROUND: usize = 256;
 const DROP_CHECKPOINT: usize = 20_000;
+
+/// Keys of leases looked at per round.
+const LOOK_ROUND: usize = 1024;
 
 /// What is to go of a shelf.
 pub(super) struct Plan {
@@ -93,7 +96,7 @@ impl Plan {
             }
         }
         match self.look_from {
-            Some(_) => store.has_lease_keys_outside(self.shelf, &self.kept, DROP_ROUND),
+            Some(_) => store.has_lease_keys_outside(self.shelf, &self.kept, LOOK_ROUND),
             None => Ok(false),
         }
     }
@@ -177,24 +180,25 @@ impl Node {
             Some(plan) => plan,
             None => Plan::new(shelf, self.stakes()),
         };
-        let mut any = plan.silent && !self.store.forget_changes(shelf);
+        let mut writes = plan.silent && !self.store.forget_changes(shelf);
         for rows in &plan.rows {
             let dropped = self.store.drop_rows(shelf, rows, DROP_ROUND)?;
             self.checkpoints.drops += dropped;
-            any |= dropped > 0;
+            writes |= dropped > 0;
         }
         if let Some(from) = plan.look_from.take() {
             let (dropped, next) =
-                self.store.drop_lease_keys(shelf, &plan.kept, &from, DROP_ROUND)?;
+                self.store.drop_lease_keys(shelf, &plan.kept, &from, LOOK_ROUND)?;
             self.checkpoints.drops += dropped;
-            any |= dropped > 0 || next.is_some();
+            writes |= dropped > 0;
             plan.look_from = next;
         }
-        if any {
-            self.dropping = Some(plan);
+        if writes {
             self.checkpoints.first_write_ms.get_or_insert(self.now_ms);
-        } else {
-            self.dropped.remove(&shelf);
+        }
+        match writes || plan.look_from.is_some() {
+            true => self.dropping = Some(plan),
+            false => drop(self.dropped.remove(&shelf)),
         }
         Ok(())
     }

@@ -223,7 +223,9 @@ impl Node {
         };
         rows.extend(stale.keys().map(|file| (layout::pages_key(*file).into(), None)));
         if row.format < LEASE_KEYS_WITH_VERSIONS {
-            for state in present.values() {
+            let kept = present.values().filter_map(|state| state.split.as_ref());
+            let absorbed: BTreeSet<u64> = kept.flat_map(|kept| kept.absorbed.clone()).collect();
+            for (_, state) in present.iter().filter(|(key, _)| !absorbed.contains(&key.group)) {
                 leases::shelve_with_versions(&node.store, &state.shelves())?;
             }
         }

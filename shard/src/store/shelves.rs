@@ -49,6 +49,8 @@ pub struct Shelves {
     pub past: Vec<Past>,
     /// The group's keys.
     pub range: KeyRange,
+    /// Version of that range.
+    pub version: u64,
 }
 
 /// Where changes stand that were made before a split or a merge.
@@ -160,7 +162,8 @@ impl Default for Shelves {
 impl Shelves {
     /// Those of a group that has everything on one shelf.
     pub fn of(shelf: Shelf) -> Shelves {
-        Shelves { own: shelf, pieces: shelf.into(), past: Vec::new(), range: KeyRange::all() }
+        let (pieces, range) = (shelf.into(), KeyRange::all());
+        Shelves { own: shelf, pieces, past: Vec::new(), range, version: 0 }
     }
 
     /// Has the group everything that is on its shelf, as far as it knows?
