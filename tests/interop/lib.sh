@@ -119,11 +119,13 @@ eventually() {
 
 # free_ports N [SPAN]: N ports that nobody listens on, each with SPAN (1) ports from it on free, at
 # 127.0.0.1 to 127.0.0.3. They are below the local ports of connections (32768 and up by default):
-# one of those may be taken by anybody's next connection.
+# one of those may be taken by anybody's next connection. Scripts that run beside each other get
+# different ones, also those that they use later: all go on where the last call has stopped.
 free_ports() {
   python3 - "$1" "${2:-1}" <<'PY'
-import random, socket, sys
+import fcntl, os, random, socket, sys, tempfile
 count, span = map(int, sys.argv[1:])
+FIRST, END = 15000, 31000
 def is_free(port):
     for host in ("127.0.0.1", "127.0.0.2", "127.0.0.3"):
         with socket.socket() as s:
@@ -133,9 +135,21 @@ def is_free(port):
             except OSError:
                 return False
     return True
-slots = random.sample(range(15000, 31000, span), 8 * count)
-free = [port for port in slots if all(map(is_free, range(port, port + span)))]
-print(*free[:count])
+with open(os.path.join(tempfile.gettempdir(), "atoll-interop-ports"), "a+") as shared:
+    fcntl.flock(shared, fcntl.LOCK_EX)
+    shared.seek(0)
+    text = shared.read()
+    port = int(text) if text.isdigit() else random.randrange(FIRST, END)
+    found = []
+    while len(found) < count:
+        if port + span > END:
+            port = FIRST
+        if all(map(is_free, range(port, port + span))):
+            found.append(port)
+        port += span
+    shared.truncate(0)
+    shared.write(str(port))
+print(*found)
 PY
 }
 
