@@ -117,6 +117,7 @@ impl Machine {
             self.state.range_version = kept.place.version;
             self.state.start = kept.place.range.start.clone();
             self.state.end = kept.place.range.end.clone();
+            self.shelves_changed();
         }
     }
 

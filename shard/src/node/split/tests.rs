@@ -542,6 +542,8 @@ fn a_merge_that_comes_to_nothing_leaves_both_as_they_were() {
     assert!(!driven.node.groups[&CHILD].is_merging(), "it thaws");
     assert_eq!(driven.version(CHILD), before + 1);
     assert_eq!([driven.set(GROUP, "a", 0), driven.set(CHILD, "x", 0)], [8, 9]);
+    let get = RangeRequest { key: "x".into(), ..Default::default() };
+    assert!(driven.call(CHILD, Request::Range(get)).is_ok());
     driven.merge(GROUP, CHILD, "m");
 }
 
