@@ -23,7 +23,7 @@ export ATOLL_BIN
 . tests/interop/lib.sh
 . tests/interop/servers.sh
 
-BESIDE="perf recover split-clients"
+BESIDE="perf recover"
 PARTS="etcdctl old-etcdctl go python node rust apiserver members playground split split-clients tenants thousand repair recover rebalance hot tenants-apiserver disk damage perf cluster"
 # How a full disk is met, and the commands for members, are our own.
 [ "$INTEROP_PEER" = atoll ] || PARTS=${PARTS/ members playground split split-clients tenants thousand repair recover rebalance hot tenants-apiserver disk damage/}
