@@ -2,8 +2,8 @@
 //! (`store/shelves.rs`).
 //!
 //! Whoever gives a shelf up says so ([`Node::discard`]), and what is garbage there is found from what
-//! all replicas here still have: versions outside all ranges that stand on it, and everything else if
-//! nobody reads it. So a restart finds the same.
+//! all replicas here still have: versions and keys of leases outside all ranges that stand on it, and
+//! everything else if nobody reads it. So a restart finds the same.
 //!
 //! Invariants:
 //! - A shelf is given up only in memory that the next checkpoint makes durable together with the
@@ -232,17 +232,16 @@ mod tests {
 
     use super::*;
 
-    fn range((start, end): &(String, Option<String>)) -> KeyRange {
-        let end = end.clone().map(Bytes::from);
-        KeyRange { start: Bytes::from(start.clone()), end }
-    }
-
     proptest! {
         #[test]
         fn a_key_is_in_a_gap_or_in_a_range(
             ranges in proptest::collection::vec(("[a-d]{0,2}", proptest::option::of("[a-d]{0,2}")), 0..5),
             key in "[a-d]{0,3}",
         ) {
+            let range = |(start, end): &(String, Option<String>)| KeyRange {
+                start: Bytes::from(start.clone()),
+                end: end.clone().map(Bytes::from),
+            };
             let ranges: Vec<_> = ranges.iter().map(range).collect();
             let owned = ranges.iter().any(|range| range.contains(key.as_bytes()));
             let gaps = gaps(ranges);

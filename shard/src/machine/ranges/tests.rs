@@ -630,14 +630,13 @@ proptest! {
         for stage in 0..3 {
             for (_, lease, key, attaches) in writes.iter().filter(|write| write.0 == stage) {
                 let row = layout::lease_key_key(shelf, *lease, key.as_bytes());
-                match attaches {
-                    true => store.put_raw(row, Bytes::new()),
-                    false => store.remove(row),
+                if *attaches {
+                    store.put_raw(row, Bytes::new());
+                    live.insert((*lease, key.clone()));
+                } else {
+                    store.remove(row);
+                    live.remove(&(*lease, key.clone()));
                 }
-                match attaches {
-                    true => live.insert((*lease, key.clone())),
-                    false => live.remove(&(*lease, key.clone())),
-                };
             }
             if stage < 2 {
                 number += 1;
