@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -56,6 +57,8 @@ pub(crate) struct RollCall {
     handle: NodeHandle,
     /// What has been heard here; empty where placement is not led.
     heard: Mutex<Inventory>,
+    /// How often all nodes have been asked.
+    rounds: AtomicU64,
     /// Nodes that have been expected to answer.
     asked: Mutex<BTreeSet<u64>>,
     before: Mutex<Counted>,
@@ -121,6 +124,7 @@ impl RollCall {
             directory,
             handle,
             heard: Mutex::default(),
+            rounds: AtomicU64::new(0),
             asked: Mutex::default(),
             before: Mutex::default(),
             urls: Mutex::default(),
@@ -144,6 +148,11 @@ impl RollCall {
     /// What has been heard here; nothing where placement is not led.
     pub(crate) fn heard(&self) -> Inventory {
         self.heard.lock().clone()
+    }
+
+    /// How often all nodes have been asked from here: since it was the same, nothing new was heard.
+    pub(crate) fn rounds(&self) -> u64 {
+        self.rounds.load(Ordering::Acquire)
     }
 
     /// Asks all nodes of the ledger while this node leads placement, for ever.
@@ -196,6 +205,7 @@ impl RollCall {
         let mut heats = std::mem::take(&mut heard.heats);
         heats.take_in(ledger, &heard, now_ms());
         heard.heats = heats;
+        self.rounds.fetch_add(1, Ordering::AcqRel);
     }
 
     fn client(&self, url: &str) -> Option<NodesClient<Channel>> {

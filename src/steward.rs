@@ -5,7 +5,8 @@
 //! Everything here is done over and over towards what the ledger says, never once in reaction to
 //! an event: a step that was lost in a crash is simply still to be done. With many groups a look at
 //! all of them is not free, so none is taken while nothing can have changed: the ledger is the same,
-//! the node has no news of its replicas, and nothing was left to be done.
+//! the node has no news of its replicas, and nothing was left to be done. In the same way the executor
+//! goes to work only when the ledger is another, the nodes have reported anew, or it had something to do.
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
@@ -14,6 +15,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
 use placement::record::{Node, Replica};
 use placement::recovery::is_needed;
 use placement::splits::{self, Said};
@@ -88,7 +90,9 @@ impl Steward {
         let mut looks = 0u32;
         // As of the look that left nothing to be done.
         let mut settled = None;
-        let mut working: Option<JoinHandle<()>> = None;
+        let mut working: Option<JoinHandle<bool>> = None;
+        // What the executor has gone by.
+        let mut worked = None;
         loop {
             let _ = tokio::time::timeout(LOOK, ledger.changed()).await;
             let mut busy = Duration::ZERO;
@@ -105,7 +109,14 @@ impl Steward {
             looks += 1;
             if self.leads(id::SYSTEM_GROUP) {
                 // Groups may be slow to take a step: the rest of this does not wait for them.
-                if working.as_ref().is_none_or(JoinHandle::is_finished) {
+                let is_free = working.as_ref().is_none_or(JoinHandle::is_finished);
+                if let Some(done) = working.take_if(|_| is_free) {
+                    // There is more to do if it panicked, too.
+                    worked = worked.filter(|_| matches!(done.now_or_never(), Some(Ok(false))));
+                }
+                let seen = Some((now.revision, self.roll_call.rounds()));
+                if is_free && worked != seen {
+                    worked = seen;
                     let (office, ledger) = (self.office.clone(), now.clone());
                     let inventory = self.roll_call.heard();
                     let work = async move { office.execute(&ledger, &inventory, now_ms()).await };

@@ -47,8 +47,9 @@ const TELL_MAX: usize = 128;
 
 impl Office {
     /// New operators for what is lost, for nodes that are drained and for balance, and one step of
-    /// each that has its turn.
-    pub async fn execute(&self, ledger: &Arc<Ledger>, inventory: &Inventory, now_ms: u64) {
+    /// each that has its turn. Says whether there was anything to do but to plan: then there may be
+    /// more, also if neither the ledger nor the inventory changes.
+    pub async fn execute(&self, ledger: &Arc<Ledger>, inventory: &Inventory, now_ms: u64) -> bool {
         let unfit = inventory.unfit(ledger, now_ms);
         let repairs = |l: &Ledger| repairs::plan(l, inventory, now_ms);
         let drains = |l: &Ledger| operators::plan_drains(&l.with_silent(unfit.clone()), now_ms);
@@ -98,15 +99,22 @@ impl Office {
             Cow::Owned(seen) => Arc::new(seen),
         };
         let telling = self.tell(&ledger, now_ms, |_| true);
-        tokio::join!(telling, self.take_steps(&ledger, inventory, now_ms));
+        let (told, stepped) = tokio::join!(telling, self.take_steps(&ledger, inventory, now_ms));
+        told || stepped
     }
 
-    /// Tells groups what the ledger says of them, those of some tenants, and notes who has heard.
-    pub(crate) async fn tell(&self, ledger: &Ledger, now_ms: u64, whose: impl Fn(u64) -> bool) {
+    /// Tells groups what the ledger says of them, those of some tenants, and notes who has heard. Says
+    /// whether there was any to be told.
+    pub(crate) async fn tell(
+        &self,
+        ledger: &Ledger,
+        now_ms: u64,
+        whose: impl Fn(u64) -> bool,
+    ) -> bool {
         let mut untold: Vec<_> =
             charters::untold(ledger).filter(|(group, _)| whose(group.tenant)).collect();
         if untold.is_empty() {
-            return;
+            return false;
         }
         // Others each time, so that groups that do not answer hold up nobody.
         let first = now_ms as usize % untold.len();
@@ -131,9 +139,11 @@ impl Office {
         if let Err(error) = self.insist(|ledger| charters::note(ledger, &taken)).await {
             tracing::debug!(%error, "what groups have heard cannot be noted now");
         }
+        true
     }
 
-    async fn take_steps(&self, ledger: &Arc<Ledger>, inventory: &Inventory, now_ms: u64) {
+    /// Says whether there was any.
+    async fn take_steps(&self, ledger: &Arc<Ledger>, inventory: &Inventory, now_ms: u64) -> bool {
         let mut steps = JoinSet::new();
         for (group, to) in handovers(ledger, inventory, now_ms) {
             let (office, ledger, group) = (self.clone(), ledger.clone(), group.clone());
@@ -150,7 +160,9 @@ impl Office {
             let (office, ledger, operator) = (self.clone(), ledger.clone(), operator.clone());
             steps.spawn(async move { office.step(&ledger, &operator, now_ms).await });
         }
+        let any = !steps.is_empty();
         while steps.join_next().await.is_some() {}
+        any
     }
 
     async fn step(&self, ledger: &Arc<Ledger>, operator: &Operator, now_ms: u64) {

@@ -60,7 +60,9 @@ pub fn plan(ledger: &Ledger, inventory: &Inventory, now_ms: u64) -> Option<Chang
             }
         } else if let Some(given_up) = plan.hopeless(group) {
             ended.add(Some(given_up));
-        } else if let Some(better) = plan.elsewhere(group).or_else(|| plan.another(group)) {
+        } else if let Some(better) =
+            plan.elsewhere(group).or_else(|| plan.afresh(group)).or_else(|| plan.another(group))
+        {
             change = change.put(Record::Operator(better));
         } else if let Some(operator) =
             plan.replace(group).or_else(|| plan.grow(group)).filter(|_| room > 0)
@@ -158,6 +160,20 @@ impl Plan<'_> {
         let other = one_more(self.ledger, group.id, &stay, fits)?;
         let target = stay.into_iter().chain([other]).collect();
         (operator.priority == Priority::Repair).then(|| Operator { target, ..operator.clone() })
+    }
+
+    /// A repair whose newcomer is damaged before it votes brings another one to the same node.
+    fn afresh(&self, group: &Group) -> Option<Operator> {
+        let operator = holder(self.ledger, group.id)?;
+        let is_brought =
+            |r: &&Replica| operator.target.contains(&r.node) && !operator.lost.contains(&r.replica);
+        let mut learners = group.replicas.iter().filter(|replica| replica.learner);
+        let damaged = learners.find(|replica| {
+            is_brought(replica)
+                && self.health.of_replica(group.id, replica) == Some(Loss::Quarantined)
+        })?;
+        let lost = operator.lost.iter().copied().chain([damaged.replica]).collect();
+        (operator.priority == Priority::Repair).then(|| Operator { lost, ..operator.clone() })
     }
 
     /// A node that the operator wants, that is lost, and that has no voter yet.
@@ -386,6 +402,28 @@ mod tests {
         assert_eq!(nodes_of(&world, group), before);
         let now = voters(&world.ledger.groups[&group]).find(|r| r.node == before[1]).unwrap();
         assert!(now.replica > replica, "it has a number of its own");
+    }
+
+    #[test]
+    fn a_newcomer_that_is_damaged_before_it_votes_is_replaced_as_well() {
+        let (mut world, group) = world();
+        let before = nodes_of(&world, group);
+        world.quarantine(group, before[1]);
+        let begun = plan(&world.ledger, &world.inventory(), now_ms()).expect("it is lost");
+        world.ledger = begun.applied_to(&world.ledger);
+        for _ in 0..2 {
+            let repair = holder(&world.ledger, group).expect("it is under way").clone();
+            let step = next_step(&world.ledger, &repair);
+            world.ledger = carry_out(&world.ledger, &repair, &step);
+        }
+        let repair = holder(&world.ledger, group).expect("it is under way");
+        assert!(matches!(next_step(&world.ledger, repair), Step::Promote(_)));
+        let newcomer = world.quarantine(group, before[1]);
+        settle(&mut world);
+        assert!(holder(&world.ledger, group).is_none(), "it is over");
+        assert_eq!(nodes_of(&world, group), before);
+        let left = &world.ledger.groups[&group].replicas;
+        assert!(left.iter().all(|replica| replica.replica != newcomer));
     }
 
     #[test]

@@ -1,9 +1,12 @@
 //! Reading a replica's rows from any thread, once its worker said that they may be read (or
-//! for reads that any replica may answer as it is).
+//! for reads that any replica may answer as it is). And renewing leases there, while the worker is
+//! known to lead.
 
 use std::ops::ControlFlow;
 
-use proto::etcd::{HashKvResponse, LeaseTimeToLiveResponse, ResponseHeader};
+use proto::etcd::{
+    HashKvResponse, LeaseKeepAliveResponse, LeaseTimeToLiveResponse, ResponseHeader,
+};
 use proto::group::{GroupError, Reply, Request};
 use proto::{Error, KeyRange};
 
@@ -26,6 +29,21 @@ pub fn is_serializable(request: &Request) -> bool {
         Request::Txn(request) => txn::is_read_only(request) && txn::is_serializable(request),
         _ => false,
     }
+}
+
+/// Renews a lease of a group that is led here, soon after its quorum has confirmed that; otherwise the
+/// worker has to be asked.
+pub fn keep_alive(shared: &Shared, lease: i64, now_ms: u64) -> Option<Reply> {
+    // Before it is renewed, as etcd does.
+    let revision = shared.published.revision();
+    let ttl = shared.renew_alone(now_ms, lease)?;
+    let header = ResponseHeader { revision, raft_term: shared.term(), ..Default::default() };
+    Some(kept_alive(header, lease, ttl))
+}
+
+/// The answer to a keepalive; a lease that is gone has no TTL.
+pub(crate) fn kept_alive(header: ResponseHeader, id: i64, ttl: i64) -> Reply {
+    Reply::LeaseKeepAlive(LeaseKeepAliveResponse { header: Some(header), id, ttl })
 }
 
 /// Answers a read from the rows of the group under `range_version`.

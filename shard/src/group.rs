@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use proto::cluster::group::{Command, GroupRequest};
 use proto::group::{GroupError, Reply};
 use proto::{Error, GroupId, NodeId};
@@ -97,9 +97,16 @@ pub struct Shared {
     withheld: AtomicBool,
     /// Milliseconds of the node's clock when the leader was lost, 0 while there is one.
     leaderless_since_ms: AtomicU64,
+    /// Clocks of its leases. Held for a moment only.
+    lessor: Mutex<Lessor>,
 }
 
 impl Shared {
+    /// Renews a lease here and now, if nobody else can lead the group. Gives its TTL in seconds.
+    pub(crate) fn renew_alone(&self, now_ms: u64, lease: i64) -> Option<i64> {
+        self.lessor.lock().renew_alone(now_ms, lease)
+    }
+
     /// The node whose replica leads, if one is known.
     pub fn leader(&self) -> Option<u64> {
         Some(self.leader.load(Ordering::Acquire)).filter(|leader| *leader != 0)
@@ -230,7 +237,6 @@ pub struct Group {
     pub(crate) node: NodeId,
     pub(crate) core: Core,
     pub(crate) machine: Machine,
-    pub(crate) lessor: Lessor,
     pub(crate) shared: Arc<Shared>,
     pub(crate) queued: Vec<(Command, Then)>,
     pub(crate) proposals: Proposals,
@@ -285,6 +291,7 @@ impl Group {
             stopped: AtomicBool::new(false),
             withheld: AtomicBool::new(false),
             leaderless_since_ms: AtomicU64::new(0),
+            lessor: Mutex::default(),
         });
         let checkpointed = machine.state().applied_index;
         let group = Group {
@@ -292,7 +299,6 @@ impl Group {
             node,
             core,
             machine,
-            lessor: Lessor::default(),
             shared,
             queued: Vec::new(),
             proposals: Proposals::new(),
@@ -319,6 +325,18 @@ impl Group {
         };
         group.publish_membership();
         group
+    }
+
+    /// The clocks of its leases. Not to be held while another is taken.
+    pub(crate) fn lessor(&self) -> MutexGuard<'_, Lessor> {
+        self.shared.lessor.lock()
+    }
+
+    /// Offers leadership to another voter.
+    pub(crate) fn offer(&mut self, replica: u64) {
+        // Before it can take it.
+        self.lessor().offered();
+        self.core.transfer(replica);
     }
 
     /// Has the replica take no part, or take part again.

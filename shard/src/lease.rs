@@ -5,10 +5,16 @@
 //! any other: until it is applied (or fails) the lease is *revoking*, it is not renewed any
 //! more and who asks for it waits for the outcome.
 //!
+//! A deposed leader that has not heard of it must not prolong what its successor will end. So a
+//! leader renews only behind a round that its quorum has confirmed, or *alone*, for a short time
+//! after it began such a round: whoever answered that one votes for nobody else before an election
+//! timeout is over, and the successor adds that short time to the TTLs. See decision 9.
+//!
 //! While the group is frozen or deleted the clocks stand still: what remained of a lease remains
 //! for the time after.
 //!
-//! Pure: time is an argument, in milliseconds of a clock that never goes back.
+//! Pure: time is an argument, in milliseconds of a clock that never goes back. The worker decides;
+//! other threads only renew ([`Lessor::renew_alone`]).
 //!
 //! Invariants:
 //! - Every lease of the machine is in `deadlines` while this replica leads, and in `order`
@@ -20,6 +26,10 @@ use std::collections::{BTreeMap, BTreeSet};
 #[derive(Debug, Default)]
 pub struct Lessor {
     leads: bool,
+    /// Until then nobody else can lead.
+    alone_until_ms: u64,
+    /// Leadership was offered to another replica, which may take it at any time.
+    is_offered: bool,
     /// The clocks stand still since then.
     paused_ms: Option<u64>,
     deadlines: BTreeMap<i64, Entry>,
@@ -52,6 +62,10 @@ pub enum Standing {
     Unknown,
 }
 
+/// What part of an election timeout a leader may renew alone after it began a round. Those who have
+/// answered the round wait for all of it, less a tick, by their clocks.
+const ALONE: u64 = 2;
+
 /// Expiries proposed per second (etcd's lessor: leaseRevokeRate).
 const EXPIRIES_PER_S: u64 = proto::limits::LEASE_EXPIRIES_PER_S as u64;
 
@@ -60,14 +74,28 @@ fn ms(ttl_s: i64) -> u64 {
 }
 
 impl Lessor {
-    /// Begins to count: this replica leads and has applied all that came before.
-    pub fn promote(&mut self, now_ms: u64, leases: &BTreeMap<i64, i64>) {
+    /// Begins to count: this replica leads and has applied all that came before. What the leader
+    /// before it may have renewed alone, when this one led already, is added.
+    pub fn promote(&mut self, now_ms: u64, election_ms: u64, leases: &BTreeMap<i64, i64>) {
         self.demote();
         self.leads = true;
         self.refilled_ms = now_ms;
         for (lease, ttl_s) in leases {
-            self.granted(now_ms, *lease, *ttl_s);
+            self.granted(now_ms + election_ms / ALONE, *lease, *ttl_s);
         }
+    }
+
+    /// A round that was begun at that time is confirmed: a quorum has followed this leader since.
+    pub fn confirmed(&mut self, begun_ms: u64, election_ms: u64) {
+        if self.leads && !self.is_offered {
+            self.alone_until_ms = self.alone_until_ms.max(begun_ms + election_ms / ALONE);
+        }
+    }
+
+    /// Leadership is offered to another replica: it need not wait until the others would vote.
+    pub fn offered(&mut self) {
+        self.is_offered = true;
+        self.alone_until_ms = 0;
     }
 
     /// Stops counting.
@@ -142,6 +170,18 @@ impl Lessor {
         Standing::Alive { remaining_ms: ms(entry.ttl_s), ttl_s: entry.ttl_s }
     }
 
+    /// Gives a living lease its full TTL again if nobody else can lead now. Gives the TTL in seconds;
+    /// `None`: ask the worker. What is not known here, or about to end, is its to say.
+    pub fn renew_alone(&mut self, now_ms: u64, lease: i64) -> Option<i64> {
+        if now_ms >= self.alone_until_ms || self.paused_ms.is_some() {
+            return None;
+        }
+        match self.renew(now_ms, lease) {
+            Standing::Alive { ttl_s, .. } => Some(ttl_s),
+            Standing::Revoking | Standing::Unknown => None,
+        }
+    }
+
     /// How a lease stands.
     pub fn standing(&self, now_ms: u64, lease: i64) -> Standing {
         let now_ms = self.clock(now_ms);
@@ -210,7 +250,7 @@ mod tests {
 
     fn lessor(leases: &[(i64, i64)]) -> Lessor {
         let mut lessor = Lessor::default();
-        lessor.promote(1000, &leases.iter().copied().collect());
+        lessor.promote(1000, 0, &leases.iter().copied().collect());
         lessor
     }
 
@@ -279,6 +319,57 @@ mod tests {
         lessor.resume(30_000);
         assert_eq!(lessor.expire(34_999), Vec::<i64>::new());
         assert_eq!(lessor.expire(35_000), vec![7]);
+    }
+
+    #[test]
+    fn a_leader_renews_alone_for_half_an_election_timeout_behind_a_confirmed_round() {
+        let mut lessor = lessor(&[(7, 5)]);
+        assert_eq!(lessor.renew_alone(1001, 7), None, "nobody has confirmed it");
+        lessor.confirmed(2000, 1000);
+        lessor.confirmed(1900, 1000);
+        assert_eq!(lessor.renew_alone(2499, 7), Some(5));
+        assert_eq!(lessor.standing(2499, 7), Standing::Alive { remaining_ms: 5000, ttl_s: 5 });
+        assert_eq!(lessor.renew_alone(2500, 7), None);
+        assert_eq!(lessor.renew_alone(2499, 8), None, "who does not know it asks");
+    }
+
+    #[test]
+    fn what_is_about_to_end_is_not_renewed_alone() {
+        let mut lessor = lessor(&[(7, 5)]);
+        lessor.confirmed(6000, 1000);
+        assert_eq!(lessor.renew_alone(6000, 7), None);
+        assert_eq!(lessor.expire(6000), vec![7]);
+        assert_eq!(lessor.renew_alone(6000, 7), None);
+    }
+
+    #[test]
+    fn who_has_offered_its_leadership_or_lost_it_renews_nothing_alone() {
+        let mut lessor = lessor(&[(7, 5)]);
+        lessor.confirmed(2000, 1000);
+        lessor.offered();
+        lessor.confirmed(2100, 1000);
+        assert_eq!(lessor.renew_alone(2101, 7), None);
+        lessor.promote(3000, 0, &BTreeMap::from([(7, 5)]));
+        lessor.confirmed(3000, 1000);
+        assert_eq!(lessor.renew_alone(3001, 7), Some(5), "it leads anew");
+        lessor.demote();
+        lessor.confirmed(3001, 1000);
+        assert_eq!(lessor.renew_alone(3002, 7), None);
+    }
+
+    #[test]
+    fn a_successor_adds_what_may_have_been_renewed_alone() {
+        // The round was begun when the successor was elected; no leader renews alone later than so.
+        let (elected_ms, election_ms) = (10_000, 1000);
+        let (mut deposed, mut successor) = (lessor(&[(7, 5)]), Lessor::default());
+        deposed.confirmed(5_500, election_ms);
+        assert_eq!(deposed.renew_alone(5_501, 7), Some(5));
+        deposed.confirmed(elected_ms, election_ms);
+        let last_ms = elected_ms + election_ms / 2 - 1;
+        assert_eq!(deposed.renew_alone(last_ms, 7), Some(5));
+        successor.promote(elected_ms, election_ms, &BTreeMap::from([(7, 5)]));
+        assert_eq!(successor.expire(last_ms + 5000), Vec::<i64>::new());
+        assert_eq!(successor.expire(last_ms + 5001), vec![7]);
     }
 
     #[test]

@@ -104,11 +104,12 @@ impl Reads {
         Some(self.next)
     }
 
-    /// A round was confirmed: its reads may be answered once `index` is applied.
-    pub fn confirm(&mut self, round: u64, index: u64) {
-        if let Some(round) = self.rounds.remove(&round) {
-            self.confirmed.entry(index).or_default().extend(round.reads);
-        }
+    /// A round was confirmed: its reads may be answered once `index` is applied. Says when it was
+    /// begun, unless it was given up.
+    pub fn confirm(&mut self, round: u64, index: u64) -> Option<u64> {
+        let Round { reads, begun_ms } = self.rounds.remove(&round)?;
+        self.confirmed.entry(index).or_default().extend(reads);
+        Some(begun_ms)
     }
 
     /// Reads that can be answered now.

@@ -273,6 +273,14 @@ impl Caller {
                 .map_err(|error| GroupError::not_done(error, None))?;
             return read(body, Reading::Newest);
         }
+        if let Some(Request::LeaseKeepAlive(ask)) = &request.body
+            && version == shared.published.range_version()
+            && charter::admit(&shared.published.charter(), request).is_ok()
+            && let Some(reply) = access::keep_alive(shared, ask.id, self.handle.now_ms())
+        {
+            shared.work.request(request, || self.handle.now_ms());
+            return Ok(reply);
+        }
         // Only rows are read here; everything else comes as a reply.
         let rows = request.body.as_ref().filter(|_| Needs::asked(request) != Needs::Leader);
         let rows = rows.cloned();

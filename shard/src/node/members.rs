@@ -353,7 +353,7 @@ impl Node {
         self.touched.insert(id);
         let role = group.role.as_mut();
         if !role.is_some_and(|role| role.hand_over(target, until_ms)) {
-            group.core.transfer(target);
+            group.offer(target);
         }
     }
 }

@@ -351,7 +351,7 @@ fn rest_of(group: &Group, tick: u64) -> Option<Rest> {
         peers: rest.peers.iter().map(peer).collect(),
         from: tick,
         since: tick - (rest.elapsed as u64).min(tick),
-        lease_ms: group.lessor.next_ms(),
+        lease_ms: group.lessor().next_ms(),
         is_roomy: true,
     })
 }

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | range, reading transaction | a confirmed read, on any replica |
 //! | everything that changes | the serving leader, an entry |
-//! | lease keepalive, time to live, list | the serving leader, a confirmed read |
+//! | lease keepalive, time to live, list | the serving leader, a confirmed read (a keepalive soon behind one: nothing) |
 //! | member add, remove, promote | the serving leader, a configuration entry |
 //! | describe, hash | nothing: this replica as it is |
 //!
@@ -15,13 +15,14 @@ use proto::cluster::group::{
 };
 use proto::etcd::alarm_request::AlarmAction;
 use proto::etcd::{
-    AlarmRequest, AlarmType, LeaseGrantRequest, LeaseKeepAliveResponse, LeaseLeasesResponse,
-    LeaseStatus, LeaseTimeToLiveResponse, ResponseHeader,
+    AlarmRequest, AlarmType, LeaseGrantRequest, LeaseLeasesResponse, LeaseStatus,
+    LeaseTimeToLiveResponse, ResponseHeader,
 };
 use proto::group::{GroupError, Reply, Request, cost};
 use proto::{Error, GroupId, limits};
 
 use super::{Answer, Node, Output, Reading, members};
+use crate::access::{self, kept_alive};
 use crate::charter;
 use crate::group::core::mix;
 use crate::group::reads::{Purpose, Read};
@@ -80,7 +81,10 @@ impl Node {
                 self.answer(ticket, Ok(Reply::Members(with_term(members, id, self))));
             }
             Request::LeaseKeepAlive(ask) => {
-                self.lead_read(id, ticket, Purpose::KeepAlive(ask.id));
+                match access::keep_alive(&group.shared, ask.id, self.now_ms) {
+                    Some(reply) => self.answer(ticket, Ok(reply)),
+                    None => self.lead_read(id, ticket, Purpose::KeepAlive(ask.id)),
+                }
             }
             Request::LeaseTimeToLive(ask) => {
                 self.lead_read(id, ticket, Purpose::TimeToLive(ask.id, ask.keys));
@@ -291,7 +295,8 @@ impl Node {
                 self.answer(ticket, Ok(Reply::Members(with_term(members, id, self))));
             }
             Purpose::KeepAlive(lease) => {
-                let ttl = match group.lessor.renew(now_ms, lease) {
+                let renewed = group.lessor().renew(now_ms, lease);
+                let ttl = match renewed {
                     Standing::Alive { ttl_s, .. } => ttl_s,
                     Standing::Unknown => 0,
                     Standing::Revoking => {
@@ -301,35 +306,39 @@ impl Node {
                 };
                 self.answer(ticket, Ok(kept_alive(header, lease, ttl)));
             }
-            Purpose::TimeToLive(lease, keys) => match group.lessor.standing(now_ms, lease) {
-                Standing::Alive { remaining_ms, ttl_s } => {
-                    let attached = if keys {
-                        leases::attached(&self.store, group.machine.shelves(), lease)
-                    } else {
-                        Ok(Vec::new())
-                    };
-                    let answer = match attached {
-                        Ok(keys) => Ok(Reply::LeaseTimeToLive(LeaseTimeToLiveResponse {
-                            header: Some(header),
-                            id: lease,
-                            ttl: (remaining_ms / 1000) as i64,
-                            granted_ttl: ttl_s,
-                            keys,
-                        })),
-                        Err(_) => Err(GroupError::unknown(Error::Stopped)),
-                    };
-                    self.answer(ticket, answer);
+            Purpose::TimeToLive(lease, keys) => {
+                let standing = group.lessor().standing(now_ms, lease);
+                match standing {
+                    Standing::Alive { remaining_ms, ttl_s } => {
+                        let attached = if keys {
+                            leases::attached(&self.store, group.machine.shelves(), lease)
+                        } else {
+                            Ok(Vec::new())
+                        };
+                        let answer = match attached {
+                            Ok(keys) => Ok(Reply::LeaseTimeToLive(LeaseTimeToLiveResponse {
+                                header: Some(header),
+                                id: lease,
+                                ttl: (remaining_ms / 1000) as i64,
+                                granted_ttl: ttl_s,
+                                keys,
+                            })),
+                            Err(_) => Err(GroupError::unknown(Error::Stopped)),
+                        };
+                        self.answer(ticket, answer);
+                    }
+                    Standing::Unknown => self.answer(ticket, Ok(no_such_lease(header, lease))),
+                    Standing::Revoking => {
+                        let asks = group.lease_asks.entry(lease).or_default();
+                        asks.push(LeaseAsk::TimeToLive(ticket));
+                    }
                 }
-                Standing::Unknown => self.answer(ticket, Ok(no_such_lease(header, lease))),
-                Standing::Revoking => {
-                    group.lease_asks.entry(lease).or_default().push(LeaseAsk::TimeToLive(ticket));
-                }
-            },
+            }
             Purpose::Round(round) => self.round_done(id, round),
             Purpose::Fate { .. } => self.tell_fate(id, purpose),
             Purpose::Leases => {
                 let leases =
-                    group.lessor.by_expiry().into_iter().map(|id| LeaseStatus { id }).collect();
+                    group.lessor().by_expiry().into_iter().map(|id| LeaseStatus { id }).collect();
                 let response = LeaseLeasesResponse { header: Some(header), leases };
                 self.answer(ticket, Ok(Reply::LeaseLeases(response)));
             }
@@ -339,7 +348,7 @@ impl Node {
     /// A lease is gone: who waited for its outcome hears so.
     pub(super) fn lease_gone(&mut self, id: GroupId, lease: i64) {
         let Some(group) = self.groups.get_mut(&id) else { return };
-        group.lessor.revoked(lease);
+        group.lessor().revoked(lease);
         let header = header(group);
         for ask in group.lease_asks.remove(&lease).unwrap_or_default() {
             match ask {
@@ -448,10 +457,6 @@ fn with_term(
         header.raft_term = group.core.term();
     }
     members
-}
-
-fn kept_alive(header: ResponseHeader, id: i64, ttl: i64) -> Reply {
-    Reply::LeaseKeepAlive(LeaseKeepAliveResponse { header: Some(header), id, ttl })
 }
 
 fn no_such_lease(header: ResponseHeader, id: i64) -> Reply {

@@ -200,7 +200,7 @@ impl Node {
                 self.touched.insert(id);
             }
             let expired = if group.serving && !rest && !group.core.is_transferring() {
-                group.lessor.expire(self.now_ms)
+                group.lessor().expire(self.now_ms)
             } else {
                 Vec::new()
             };
@@ -383,7 +383,7 @@ impl Node {
         if let Then::Expiry(lease) = then
             && let Some(group) = self.groups.get_mut(&id)
         {
-            group.lessor.revoke_failed(lease);
+            group.lessor().revoke_failed(lease);
         }
         match then {
             Then::Split(_, Some(ticket)) => self.finish(id, ticket, Err(error)),
@@ -433,10 +433,12 @@ impl Node {
                 self.send_raft(id, message);
             }
             let own = (self.config.node.0, self.config.incarnation);
+            let election_ms = self.config.election_ms();
             if let Some(group) = self.groups.get_mut(&id) {
                 for read in output.reads {
-                    if let Some(round) = own_round(&read.request_ctx, own) {
-                        group.reads.confirm(round, read.index);
+                    let round = own_round(&read.request_ctx, own);
+                    if let Some(begun_ms) = round.and_then(|r| group.reads.confirm(r, read.index)) {
+                        group.lessor().confirmed(begun_ms, election_ms);
                     }
                 }
             }
@@ -491,7 +493,7 @@ impl Node {
     pub(super) fn step_down(&mut self, id: GroupId) {
         let Some(group) = self.groups.get_mut(&id) else { return };
         group.serving = false;
-        group.lessor.demote();
+        group.lessor().demote();
         self.end_role(id);
         let Some(group) = self.groups.get_mut(&id) else { return };
         let error = group.elsewhere();
@@ -531,9 +533,10 @@ impl Node {
         group.core.applied(last.0, last.1);
         if group.core.is_leader() && !group.serving && last.1 == group.core.term() {
             group.serving = true;
-            group.lessor.promote(self.now_ms, group.machine.leases());
+            let election_ms = self.config.election_ms();
+            group.lessor().promote(self.now_ms, election_ms, group.machine.leases());
             if group.machine.state().charter.standing() != Standing::Open {
-                group.lessor.pause(self.now_ms);
+                group.lessor().pause(self.now_ms);
             }
             self.take_role(id, false);
         }
@@ -670,7 +673,7 @@ impl Node {
                 // The group was frozen meanwhile: it expires when it is thawed.
                 Then::Expiry(lease) if answer.is_err_and(|error| error.error.is_stale()) => {
                     if let Some(group) = self.groups.get_mut(&id) {
-                        group.lessor.revoke_failed(lease);
+                        group.lessor().revoke_failed(lease);
                     }
                 }
                 Then::Expiry(_) | Then::Split(..) => {}
@@ -683,7 +686,7 @@ impl Node {
         let Some(group) = self.groups.get_mut(&id) else { return };
         match effect {
             Effect::Events(events) => self.outputs.push(Output::Events { group: id, events }),
-            Effect::LeaseGranted { lease, ttl_s } => group.lessor.granted(now_ms, lease, ttl_s),
+            Effect::LeaseGranted { lease, ttl_s } => group.lessor().granted(now_ms, lease, ttl_s),
             Effect::LeaseRevoked { lease } => self.lease_gone(id, lease),
             Effect::Compacted { .. } => drop(self.sweeping.insert(id)),
             Effect::Charter { before } => self.charter_changed(id, before),
@@ -705,12 +708,12 @@ impl Node {
         let Some(group) = self.groups.get_mut(&id) else { return };
         let standing = group.machine.state().charter.standing();
         if before == Standing::Deleted && standing != Standing::Deleted {
-            group.lessor.refill(now_ms);
+            group.lessor().refill(now_ms);
         }
         let Err(error) = charter::check_standing(standing) else {
-            return group.lessor.resume(now_ms);
+            return group.lessor().resume(now_ms);
         };
-        group.lessor.pause(now_ms);
+        group.lessor().pause(now_ms);
         // The end of those leases waits for the thaw; who asked does not.
         for ask in std::mem::take(&mut group.lease_asks).into_values().flatten() {
             let (LeaseAsk::KeepAlive(ticket) | LeaseAsk::TimeToLive(ticket)) = ask;

@@ -450,7 +450,7 @@ impl Node {
             if answer.is_err()
                 && let Some(group) = self.groups.get_mut(&id)
             {
-                group.lessor.revoke_failed(*lease);
+                group.lessor().revoke_failed(*lease);
             }
             return;
         }
@@ -886,7 +886,7 @@ impl Node {
         let Some(group) = self.groups.get_mut(&id) else { return false };
         let Some(role) = &mut group.role else { return false };
         let Some(handing) = &mut role.handing else { return false };
-        let late = now_ms >= handing.until_ms;
+        let (target, late) = (handing.target, now_ms >= handing.until_ms);
         let drained = role.participant.has_asked_nothing() && role.pending.is_empty();
         let next = match (handing.stage, &mut role.sequencer) {
             (Stage::Wanted, _) if !drained && !late => return false,
@@ -910,8 +910,8 @@ impl Node {
             Some(stage) => handing.stage = stage,
             None => role.handing = None,
         }
-        if let (Some(Stage::Moving), Some(handing)) = (next, &role.handing) {
-            group.core.transfer(handing.target);
+        if let Some(Stage::Moving) = next {
+            group.offer(target);
         }
         self.touched.insert(id);
         true

@@ -4,13 +4,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use proto::cluster::group::charter::Standing;
+use proto::cluster::group::refusal::Outcome;
 use proto::cluster::group::{
     Batch, ChangeReplica, Charter, Command, SetCharter, change_replica, command,
 };
 use proto::cluster::raft::{
     AmMember, Entry, GroupMessage, Message, NotMember, PeerMessage, peer_message,
 };
-use proto::etcd::{LeaseGrantRequest, LeaseTimeToLiveRequest, Member, PutRequest};
+use proto::etcd::{
+    LeaseGrantRequest, LeaseKeepAliveRequest, LeaseRevokeRequest, LeaseTimeToLiveRequest, Member,
+    PutRequest,
+};
 use proto::group::{GroupError, Reply, Request, request_to};
 use proto::{Error, GroupId, NamespaceId, NodeId, TenantId, limits};
 use raft::eraftpb::{EntryType, MessageType};
@@ -807,4 +811,54 @@ fn a_change_of_members_that_is_the_last_entry_is_known_after_a_restart() {
     left.pass(10_000);
     let leader = left.leader().expect("two of three vote");
     assert_eq!(leader.state().conf_state.voters.len(), 3);
+}
+
+/// A leader that was stopped for longer than its followers wait does not know yet that it is deposed.
+#[test]
+fn who_led_a_moment_ago_renews_alone_and_who_was_deposed_meanwhile_does_not() {
+    let births = |replica: u64| [Birth { replica, ..birth_of(GROUP, 3) }];
+    let nodes = [1, 2, 3].map(|node| Driven::fresh(NodeId(node), &births(node)));
+    let mut together = Together(nodes.into());
+    together.pass(5000);
+    let keep_alive = || Request::LeaseKeepAlive(LeaseKeepAliveRequest { id: 7 });
+    let led = together.0.iter().position(|one| one.node.group(GROUP).unwrap().is_leader()).unwrap();
+    let begin = |one: &mut Driven, body| {
+        let ticket = one.begin(GROUP, body);
+        one.settle();
+        ticket
+    };
+    let ttl = |answer: Option<Result<Answer, GroupError>>| match answer {
+        Some(Ok(Answer::Reply(Reply::LeaseKeepAlive(kept)))) => Some(kept.ttl),
+        _ => None,
+    };
+    let grant = Request::LeaseGrant(LeaseGrantRequest { id: 7, ttl: 60 });
+    let granted = begin(&mut together.0[led], grant);
+    together.talk();
+    assert!(matches!(together.0[led].answers.remove(&granted), Some(Ok(_))));
+
+    let first = begin(&mut together.0[led], keep_alive());
+    assert!(together.0[led].answers.is_empty(), "it asks the others whether it leads");
+    together.talk();
+    assert_eq!(ttl(together.0[led].answers.remove(&first)), Some(60));
+    let second = begin(&mut together.0[led], keep_alive());
+    assert!(together.0[led].sent.is_empty(), "it has just asked");
+    assert_eq!(ttl(together.0[led].answers.remove(&second)), Some(60));
+
+    let mut stopped = together.0.remove(led);
+    together.pass(5000);
+    let successor = together.leader().expect("two of three vote");
+    let revoke = Request::LeaseRevoke(LeaseRevokeRequest { id: 7 });
+    let revoked = begin(successor, revoke);
+    together.talk();
+    let successor = together.leader().expect("it leads on");
+    assert!(matches!(successor.answers.remove(&revoked), Some(Ok(_))));
+
+    stopped.now_ms = successor.now_ms;
+    let late = begin(&mut stopped, keep_alive());
+    assert!(stopped.answers.is_empty(), "{:?}", stopped.answers);
+    together.0.push(stopped);
+    together.pass(2000);
+    let stopped = together.0.last_mut().unwrap();
+    let answer = stopped.answers.remove(&late).expect("it has heard of its successor");
+    assert_eq!(answer.unwrap_err().outcome, Outcome::NotDone);
 }
