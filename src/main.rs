@@ -10,6 +10,7 @@ mod members;
 mod offline;
 mod playground;
 mod rebalance;
+mod resident;
 mod rollcall;
 mod start;
 mod steward;

@@ -30,6 +30,7 @@ use tokio::sync::watch;
 use crate::admin;
 use crate::config::{Config, host};
 use crate::directory::{Directory, number};
+use crate::resident;
 use crate::rollcall::RollCall;
 use crate::steward::Steward;
 
@@ -290,8 +291,9 @@ pub(crate) async fn serve(config: Config) -> Result<(), String> {
         eprintln!("atoll: {message}; this node stops");
         std::process::exit(2);
     });
-    let handle = worker::start(opened.node, log, peers.clone(), config.disk_reserve_bytes, fatal);
-    tokio::spawn(heal(NodeId(place.node), handle.clone(), peers.clone()));
+    let handle =
+        worker::start(opened.node, log, peers.clone(), config.disk_reserve_bytes, fatal.clone());
+    resident::spawn("heal", &fatal, heal(NodeId(place.node), handle.clone(), peers.clone()));
     let identity = Identity { cluster_id: place.cluster, member_id: place.node };
     let election = Duration::from_millis(config.election_ms);
     let timeout = Duration::from_secs(5) + 2 * election;
@@ -329,7 +331,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), String> {
         let services =
             PeerServices::new(NodeId(place.node), place.cluster, handle.clone(), alone.clone());
         let (others, shutdown) = (roll_call.routes(), ended(stopped.clone()));
-        tokio::spawn(async move {
+        resident::spawn("peers", &fatal, async move {
             if let Err(error) = services.serve(listener, others, shutdown).await {
                 tracing::error!(%error, "the peer listener ended");
             }
@@ -337,7 +339,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), String> {
     }
     let h = handle.clone();
     let stop_removed = stop.clone();
-    tokio::spawn(async move {
+    resident::spawn("reports", &fatal, async move {
         loop {
             tokio::select! {
                 Some(node) = reports.unreachable.recv() => h.input(Input::Unreachable { node }),
@@ -385,7 +387,7 @@ pub(crate) async fn serve(config: Config) -> Result<(), String> {
         roll_call: roll_call.clone(),
         copy: directory.ledger_path(),
     };
-    tokio::spawn(steward.run());
+    steward.start(&fatal);
     for address in &config.listen_admin {
         let listener = match listen(address).await {
             Ok(listener) => listener,
@@ -413,11 +415,14 @@ pub(crate) async fn serve(config: Config) -> Result<(), String> {
     hosts.sort_unstable();
     hosts.dedup();
     let (own_ports, own_ports_end) = (router.clone(), ended(stopped.clone()));
-    tokio::spawn(async move { own_ports.serve_ports(hosts, own_ports_end).await });
+    resident::spawn("ports", &fatal, async move {
+        own_ports.serve_ports(hosts, own_ports_end).await;
+    });
     let serving = tokio::spawn(async move { router.serve(listeners, shutdown).await });
-    tokio::spawn(announce(groups.clone(), config.clone(), place.node));
+    resident::spawn("announce", &fatal, announce(groups.clone(), config.clone(), place.node));
     if config.retention != Retention::All {
-        tokio::spawn(compact(groups, handle.clone(), config.retention, place.node));
+        let compaction = compact(groups, handle.clone(), config.retention, place.node);
+        resident::spawn("compaction", &fatal, compaction);
     }
 
     wait_for_signal(stopped.clone()).await;

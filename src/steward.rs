@@ -28,12 +28,13 @@ use router::Router;
 use shard::local::LocalGroups;
 use shard::node::{Answer, Birth, Input, Recover};
 use shard::transport::Peers;
-use shard::worker::NodeHandle;
+use shard::worker::{Fatal, NodeHandle};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::admin::now_ms;
+use crate::resident;
 use crate::rollcall::RollCall;
 
 /// Pause before placement is told again what it did not hear.
@@ -74,19 +75,20 @@ pub(crate) struct Steward {
 // === impl Steward ===
 
 impl Steward {
-    /// Runs for ever.
-    pub(crate) async fn run(self) {
-        let mut ledger = self.office.follow();
-        tokio::spawn(self.roll_call.clone().run(ledger.clone()));
+    /// Begins, for as long as the node runs.
+    pub(crate) fn start(self, fatal: &Fatal) {
+        let ledger = self.office.follow();
         let steward = Arc::new(self);
-        tokio::spawn(steward.clone().spread_word(ledger.clone()));
-        tokio::spawn(steward.clone().keep_copies(ledger.clone()));
-        tokio::spawn(steward.clone().settle());
-        tokio::spawn(steward.clone().release());
-        steward.look(&mut ledger).await;
+        let (roll_call, look) = (steward.roll_call.clone(), steward.clone());
+        resident::spawn("roll call", fatal, roll_call.run(ledger.clone()));
+        resident::spawn("word", fatal, steward.clone().spread_word(ledger.clone()));
+        resident::spawn("copies", fatal, steward.clone().keep_copies(ledger.clone()));
+        resident::spawn("settle", fatal, steward.clone().settle());
+        resident::spawn("release", fatal, steward.release());
+        resident::spawn("steward", fatal, look.look(ledger));
     }
 
-    async fn look(self: Arc<Self>, ledger: &mut watch::Receiver<Arc<Ledger>>) {
+    async fn look(self: Arc<Self>, mut ledger: watch::Receiver<Arc<Ledger>>) {
         let mut looks = 0u32;
         // As of the look that left nothing to be done.
         let mut settled = None;
