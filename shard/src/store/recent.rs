@@ -224,6 +224,22 @@ mod tests {
     }
 
     #[test]
+    fn a_walk_goes_past_rows_be_they_few_or_many() {
+        let table = Table::default();
+        for row in 0..200u8 {
+            table.put(Bytes::copy_from_slice(&[row]), Cell::Gone);
+        }
+        for (bound, next) in [(0, Some(3)), (3, Some(3)), (9, Some(9)), (99, Some(99)), (150, None)]
+        {
+            let mut walk = table.range(&[3], &[150]);
+            walk.pass(&[bound]);
+            assert_eq!(walk.key().map(|key| key[0]), next, "past what is below {bound}");
+            let rest = (next.unwrap_or(150)..150).count();
+            assert_eq!(walk.count(), rest, "behind {bound}");
+        }
+    }
+
+    #[test]
     fn rows_that_were_read_and_replaced_are_freed() {
         const ROWS: usize = 100;
         let freed = Arc::new(AtomicUsize::new(0));
