@@ -12,6 +12,7 @@
 
 pub mod fjall;
 pub mod memory;
+mod merge;
 
 use bytes::Bytes;
 
@@ -19,7 +20,13 @@ use bytes::Bytes;
 pub type EngineRow = (Bytes, Option<Bytes>);
 
 /// The rows of a scan, ascending by key.
-pub type EngineScan = Box<dyn Iterator<Item = Result<(Bytes, Bytes), EngineError>> + Send>;
+pub trait Scan: Iterator<Item = Result<(Bytes, Bytes), EngineError>> + Send {
+    /// Goes past all rows below `bound`, for less than taking them would cost.
+    fn pass(&mut self, bound: &[u8]);
+}
+
+/// See [`Scan`].
+pub type EngineScan = Box<dyn Scan>;
 
 /// Rows could not be read or written.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -39,6 +46,11 @@ pub trait Engine: Send + Sync {
 
     /// Rows with `start <= key < end`, ascending, as of the call.
     fn scan(&self, start: &[u8], end: &[u8]) -> EngineScan;
+
+    /// The first row of such a scan.
+    fn first(&self, start: &[u8], end: &[u8]) -> Result<Option<(Bytes, Bytes)>, EngineError> {
+        self.scan(start, end).next().transpose()
+    }
 
     /// Takes rows sorted by key, each key once; all or nothing, durable on return.
     fn ingest(&self, rows: &mut dyn Iterator<Item = EngineRow>) -> Result<(), EngineError>;

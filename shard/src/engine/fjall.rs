@@ -8,12 +8,17 @@
 //! Invariants: never `insert`, `remove`, `batch` or `clear` on the keyspace; only this file
 //! names fjall.
 
+use std::ops::Bound;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
-use fjall::{AbstractTree, Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+use fjall::{
+    AbstractTree, Database, Keyspace, KeyspaceCreateOptions, LsmError, PersistMode, UserKey,
+    UserValue,
+};
 
+use super::merge::{Entries, Entry, Merge, Open};
 use super::{Engine, EngineError, EngineRow, EngineScan};
 
 /// Bytes of decompressed blocks kept in memory.
@@ -38,6 +43,10 @@ pub struct FjallEngine {
 
 fn failed(what: &'static str) -> impl Fn(fjall::Error) -> EngineError {
     move |error| EngineError::Failed(format!("{what}: {error}"))
+}
+
+fn scan_failed(error: LsmError) -> EngineError {
+    EngineError::Failed(format!("scan: {error}"))
 }
 
 impl FjallEngine {
@@ -80,12 +89,57 @@ impl Engine for FjallEngine {
 
     fn scan(&self, start: &[u8], end: &[u8]) -> EngineScan {
         if start >= end {
-            return Box::new(std::iter::empty());
+            return Box::new(Merge::new(std::iter::empty(), start, end));
         }
-        Box::new(self.main.range(start.to_vec()..end.to_vec()).map(|guard| {
-            let (key, value) = guard.into_inner().map_err(failed("scan"))?;
-            Ok((Bytes::from(key), Bytes::from(value)))
-        }))
+        let version = self.main.tree.current_version();
+        let end_key = UserKey::from(end);
+        let runs = version.iter_levels().flat_map(|level| level.iter().cloned()).map(|run| {
+            let end_key = end_key.clone();
+            Box::new(move |from: &[u8]| -> Entries {
+                let from = UserKey::from(from);
+                let overlap = run.range_overlap_indexes(&(from.clone()..end_key.clone()));
+                let tables = overlap.into_iter().flat_map(|(first, last)| first..=last);
+                // Without an upper bound: fjall looks for it in every block, the merge once a row.
+                let run = run.clone();
+                let rows = tables.filter_map(move |at| Some(run.get(at)?.range(from.clone()..)));
+                Box::new(rows.flatten().map(|row| {
+                    let row = row.map_err(scan_failed)?;
+                    let value = (!row.is_tombstone()).then(|| Bytes::from(row.value));
+                    Ok(Entry { key: row.key.user_key.into(), number: row.key.seqno, value })
+                }))
+            }) as Open
+        });
+        Box::new(Merge::new(runs, start, end))
+    }
+
+    // What a look-up of one key needs, so it makes no walk: the first row of each run is enough.
+    fn first(&self, start: &[u8], end: &[u8]) -> Result<Option<(Bytes, Bytes)>, EngineError> {
+        let from = UserKey::from(start);
+        let bounds = (Bound::Included(start), Bound::Excluded(end));
+        let version = self.main.tree.current_version();
+        let mut first: Option<(UserKey, u64, Option<UserValue>)> = None;
+        for run in version.iter_levels().flat_map(|level| level.iter()) {
+            let Some((at, last)) = run.range_overlap_indexes::<&[u8], _>(&bounds) else { continue };
+            let tables = run.get(at..=last).unwrap_or_default();
+            let Some(row) = tables.iter().find_map(|table| table.range(from.clone()..).next())
+            else {
+                continue;
+            };
+            let row = row.map_err(scan_failed)?;
+            let (key, number) = (row.key.user_key.clone(), row.key.seqno);
+            let comes_first = first
+                .as_ref()
+                .is_none_or(|(other, than, _)| key < *other || (key == *other && number > *than));
+            if key < end && comes_first {
+                first = Some((key, number, (!row.is_tombstone()).then_some(row.value)));
+            }
+        }
+        match first {
+            None => Ok(None),
+            Some((key, _, Some(value))) => Ok(Some((key.into(), value.into()))),
+            // That row was taken away: what comes behind it is found by a walk.
+            Some((_, _, None)) => self.scan(start, end).next().transpose(),
+        }
     }
 
     fn ingest(&self, rows: &mut dyn Iterator<Item = EngineRow>) -> Result<(), EngineError> {
@@ -142,6 +196,46 @@ mod tests {
     fn fill(engine: &FjallEngine, value: &'static [u8]) {
         let row = |n: u32| (Bytes::from(n.to_be_bytes().to_vec()), Some(Bytes::from(value)));
         engine.ingest(&mut (0..1000).map(row)).unwrap();
+    }
+
+    fn row(row: Option<(Bytes, Bytes)>) -> Option<(u8, u8)> {
+        row.map(|(key, value)| (key[0], value[0]))
+    }
+
+    #[test]
+    fn layers_are_read_as_one_map() {
+        let path = std::env::temp_dir().join(format!("atoll-layers-{}", std::process::id()));
+        let engine = FjallEngine::open(&path).unwrap();
+        let bytes = |byte: u8| Bytes::copy_from_slice(&[byte]);
+        let mut map = std::collections::BTreeMap::new();
+        // The fifth ingestion makes fjall merge: some rows stand in a lower level by then.
+        for layer in 1..=8u8 {
+            let rows: Vec<_> = (0..=200u8)
+                .filter(|key| (key.wrapping_mul(37) ^ layer.wrapping_mul(91)) % 3 == 0)
+                .map(|key| (key, (key % 4 != layer % 4).then_some(layer)))
+                .collect();
+            let mut ingested = rows.iter().map(|(key, value)| (bytes(*key), value.map(bytes)));
+            engine.ingest(&mut ingested).unwrap();
+            for (key, value) in rows {
+                match value {
+                    Some(value) => map.insert(key, value),
+                    None => map.remove(&key),
+                };
+            }
+            for (start, end) in [(0, 255), (3, 9), (90, 91), (200, 255), (9, 3), (201, 255)] {
+                let expected: Vec<_> = match start < end {
+                    true => map.range(start..end).map(|(key, value)| (*key, *value)).collect(),
+                    false => Vec::new(),
+                };
+                let scan = engine.scan(&[start], &[end]);
+                let found: Vec<_> = scan.filter_map(|found| row(Some(found.unwrap()))).collect();
+                assert_eq!(found, expected, "{layer}: {start}..{end}");
+                let first = row(engine.first(&[start], &[end]).unwrap());
+                assert_eq!(first, expected.first().copied(), "{layer}: {start}..{end}");
+            }
+        }
+        drop(engine);
+        std::fs::remove_dir_all(&path).unwrap();
     }
 
     fn files(engine: &FjallEngine) -> usize {

@@ -6,12 +6,13 @@
 //! from elsewhere.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::{Engine, EngineError, EngineRow, EngineScan};
+use super::{Engine, EngineError, EngineRow, EngineScan, Scan};
 
 type Map = BTreeMap<Bytes, Bytes>;
 
@@ -51,6 +52,36 @@ impl MemoryEngine {
     }
 }
 
+/// Rows of a scan: those from `next` on.
+struct Rows {
+    rows: Arc<Map>,
+    next: Bound<Bytes>,
+    end: Bytes,
+}
+
+impl Iterator for Rows {
+    type Item = Result<(Bytes, Bytes), EngineError>;
+
+    fn next(&mut self) -> Option<Result<(Bytes, Bytes), EngineError>> {
+        let mut rows = self.rows.range((self.next.clone(), Bound::Unbounded));
+        let (key, value) = rows.next().filter(|(key, _)| **key < self.end)?;
+        self.next = Bound::Excluded(key.clone());
+        Some(Ok((key.clone(), value.clone())))
+    }
+}
+
+impl Scan for Rows {
+    fn pass(&mut self, bound: &[u8]) {
+        let behind = match &self.next {
+            Bound::Included(next) | Bound::Excluded(next) => next < bound,
+            Bound::Unbounded => false,
+        };
+        if behind {
+            self.next = Bound::Included(Bytes::copy_from_slice(bound));
+        }
+    }
+}
+
 impl Engine for MemoryEngine {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
         Ok(self.state.lock().rows.get(key).cloned())
@@ -58,21 +89,9 @@ impl Engine for MemoryEngine {
 
     fn scan(&self, start: &[u8], end: &[u8]) -> EngineScan {
         let rows = self.state.lock().rows.clone();
-        let end = Bytes::copy_from_slice(end);
-        let mut next = Bytes::copy_from_slice(start);
-        let mut inclusive = true;
-        Box::new(std::iter::from_fn(move || {
-            use std::ops::Bound::{Excluded, Included};
-            if next >= end {
-                return None;
-            }
-            let low = if inclusive { Included(&next) } else { Excluded(&next) };
-            let (key, value) = rows.range::<Bytes, _>((low, Excluded(&end))).next()?;
-            let row = (key.clone(), value.clone());
-            next = row.0.clone();
-            inclusive = false;
-            Some(Ok(row))
-        }))
+        let (next, end) =
+            (Bound::Included(Bytes::copy_from_slice(start)), Bytes::copy_from_slice(end));
+        Box::new(Rows { rows, next, end })
     }
 
     fn ingest(&self, rows: &mut dyn Iterator<Item = EngineRow>) -> Result<(), EngineError> {

@@ -34,8 +34,9 @@ use crate::engine::EngineError;
 
 /// Live keys that a block may hold before it is cut, unless somebody chose otherwise.
 pub const BLOCK_KEYS: u32 = 256;
-/// A reader further behind than so many revisions walks the range instead.
-const BEHIND_MAX: usize = 4096;
+/// A reader behind by more changes than there are live keys, and than this, walks the range instead:
+/// to look at a change costs about what a row of the walk costs.
+const BEHIND_MIN: usize = 4096;
 
 /// Live keys by block. See the module.
 #[derive(Debug, Default)]
@@ -302,7 +303,9 @@ impl<'a> Counter<'a> {
             let Some((inside, sum)) = counts.inside(range) else { return Ok(None) };
             (inside, sum, counts.revision, counts.shelves.clone())
         };
-        let Some(since) = self.since(view, &inside, newest, &shelves)? else { return Ok(None) };
+        let behind_max = usize::try_from(sum).unwrap_or(0).max(BEHIND_MIN);
+        let since = self.since(view, &inside, newest, &shelves, behind_max)?;
+        let Some(since) = since else { return Ok(None) };
         let below = KeyRange { start: range.start.clone(), end: Some(inside.start.clone()) };
         let above = match &inside.end {
             Some(end) => walk(view, &KeyRange { start: end.clone(), end: range.end.clone() })?,
@@ -311,33 +314,34 @@ impl<'a> Counter<'a> {
         Ok(Some(sum - since + walk(view, &below)? + above))
     }
 
-    /// How many more keys live in `range` at `newest` than at the view's revision; `None` if
-    /// that is too much to look at.
+    /// How many more keys live in `range` at `newest` than at the view's revision; `None` if that
+    /// is more than `behind_max` revisions to look at.
     fn since(
         &self,
         view: &View,
         range: &KeyRange,
         newest: i64,
         shelves: &Shelves,
+        behind_max: usize,
     ) -> Result<Option<i64>, EngineError> {
         if newest <= view.revision {
             return Ok(Some(0));
         }
         let (history, through) =
-            self.store.history(shelves, view.revision + 1, newest, BEHIND_MAX)?;
+            self.store.history(shelves, view.revision + 1, newest, behind_max)?;
         if through < newest {
             return Ok(None);
         }
-        let changes = history.values().flat_map(|changes| changes.iter());
-        let keys: BTreeSet<&Bytes> =
-            changes.map(|change| &change.key).filter(|key| range.contains(key)).collect();
-        // Its tables must be as new as what was counted.
-        let after = self.store.view(&shelves.pieces, newest);
-        let mut more = 0;
-        for key in keys {
-            more += i64::from(after.get(key)?.is_some()) - i64::from(view.get(key)?.is_some());
+        // The first change of a key tells whether it lived before, the last one whether it does now.
+        let mut lives: BTreeMap<&Bytes, (bool, bool)> = BTreeMap::new();
+        for change in history.values().flat_map(|changes| changes.iter()) {
+            if range.contains(&change.key) {
+                let before = change.previous > 0;
+                lives.entry(&change.key).or_insert((before, before)).1 = !change.deleted;
+            }
         }
-        Ok(Some(more))
+        let more = lives.values().map(|(before, now)| i64::from(*now) - i64::from(*before));
+        Ok(Some(more.sum()))
     }
 }
 

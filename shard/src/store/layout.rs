@@ -249,6 +249,14 @@ pub fn version_key(shelf: Shelf, key: &[u8], revision: i64) -> Vec<u8> {
     out
 }
 
+/// Writes the row key of another version of the same key: of the one at `revision`, whether it is
+/// there or not.
+pub fn version_beside(out: &mut Vec<u8>, row_key: &[u8], revision: i64) {
+    out.clear();
+    out.extend_from_slice(row_key.split_last_chunk::<8>().map_or(row_key, |(head, _)| head));
+    out.put_u64(!(revision as u64));
+}
+
 /// Splits a version's row key into (key in escaped form, revision).
 pub fn split_version(row_key: &[u8]) -> Option<(&[u8], i64)> {
     let (head, revision) = row_key.split_last_chunk::<8>()?;

@@ -58,9 +58,39 @@ pub type ChangeMap = BTreeMap<i64, Arc<[Change]>>;
 
 /// Goes from row to row. The map's own ranges keep hold of rows that they have passed, for
 /// ever once those are replaced (crossbeam issue 1178); entries do not.
-struct Walk<'t> {
+pub struct Walk<'t> {
+    rows: &'t SkipMap<Bytes, Cell>,
+    /// The next row, below the end of the walk.
     next: Option<Entry<'t, Bytes, Cell>>,
     to: Option<Bytes>,
+}
+
+/// Rows that are passed one by one before the next one is looked for from above: about what that
+/// costs.
+const PASS_MAX: usize = 32;
+
+impl Walk<'_> {
+    /// Key of the next row.
+    pub fn key(&self) -> Option<&Bytes> {
+        self.next.as_ref().map(Entry::key)
+    }
+
+    /// Goes past all rows below `bound`.
+    pub fn pass(&mut self, bound: &[u8]) {
+        for passed in 0.. {
+            let Some(entry) = self.next.take_if(|entry| entry.key() < bound) else { return };
+            self.next = match passed {
+                PASS_MAX => self.rows.lower_bound::<[u8]>(std::ops::Bound::Included(bound)),
+                _ => entry.next(),
+            };
+            self.end();
+        }
+    }
+
+    fn end(&mut self) {
+        let to = self.to.as_ref();
+        self.next.take_if(|entry| to.is_some_and(|to| entry.key() >= to));
+    }
 }
 
 impl Iterator for Walk<'_> {
@@ -68,10 +98,8 @@ impl Iterator for Walk<'_> {
 
     fn next(&mut self) -> Option<(Bytes, Cell)> {
         let entry = self.next.take()?;
-        if self.to.as_ref().is_some_and(|to| entry.key() >= to) {
-            return None;
-        }
         self.next = entry.next();
+        self.end();
         Some((entry.key().clone(), entry.value().clone()))
     }
 }
@@ -133,14 +161,16 @@ impl Table {
     }
 
     /// Rows of an interval, ascending.
-    pub fn range(&self, from: &[u8], to: &[u8]) -> impl Iterator<Item = (Bytes, Cell)> + use<'_> {
+    pub fn range(&self, from: &[u8], to: &[u8]) -> Walk<'_> {
         let next = self.rows.lower_bound::<[u8]>(std::ops::Bound::Included(from));
-        Walk { next, to: Some(Bytes::copy_from_slice(to)) }
+        let mut walk = Walk { rows: &self.rows, next, to: Some(Bytes::copy_from_slice(to)) };
+        walk.end();
+        walk
     }
 
     /// All rows, ascending.
-    pub fn iter(&self) -> impl Iterator<Item = (Bytes, Cell)> + use<'_> {
-        Walk { next: self.rows.front(), to: None }
+    pub fn iter(&self) -> Walk<'_> {
+        Walk { rows: &self.rows, next: self.rows.front(), to: None }
     }
 
     /// Changes of revisions `from..=to`, at most `limit` revisions.
@@ -190,6 +220,22 @@ mod tests {
     impl Drop for Counted {
         fn drop(&mut self) {
             self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn a_walk_goes_past_rows_be_they_few_or_many() {
+        let table = Table::default();
+        for row in 0..200u8 {
+            table.put(Bytes::copy_from_slice(&[row]), Cell::Gone);
+        }
+        for (bound, next) in [(0, Some(3)), (3, Some(3)), (9, Some(9)), (99, Some(99)), (150, None)]
+        {
+            let mut walk = table.range(&[3], &[150]);
+            walk.pass(&[bound]);
+            assert_eq!(walk.key().map(|key| key[0]), next, "past what is below {bound}");
+            let rest = (next.unwrap_or(150)..150).count();
+            assert_eq!(walk.count(), rest, "behind {bound}");
         }
     }
 

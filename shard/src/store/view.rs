@@ -29,9 +29,9 @@ use super::Tables;
 use super::hot::Hot;
 use super::layout::{self, Row, Shelf, Value};
 use super::leaves::{LEAF_KEYS, Leaf, Leaves, Place, Seeing};
-use super::recent::Cell;
+use super::recent::{Cell, Walk};
 use super::shelves::Pieces;
-use crate::engine::{Engine, EngineError};
+use crate::engine::{Engine, EngineError, EngineScan};
 use crate::extents::{Extents, Pointer};
 
 /// See the module.
@@ -122,8 +122,58 @@ pub fn read_value(extents: &Extents, value: &Value) -> Result<Bytes, EngineError
 pub type EachVersion<'a> = dyn FnMut(&Bytes, Row) -> Result<ControlFlow<()>, EngineError> + 'a;
 
 /// The same, with the row decoded only when it is asked for.
-type EachRow<'a> = dyn FnMut(&Bytes, &dyn Fn() -> Result<Row, EngineError>) -> Result<ControlFlow<()>, EngineError>
-    + 'a;
+type EachRow<'a> =
+    dyn FnMut(&Bytes, &dyn Fn() -> Result<Row, EngineError>) -> Result<Step, EngineError> + 'a;
+
+/// Where a walk over version rows goes next.
+enum Step {
+    /// To the next row.
+    Next,
+    /// Past this key's versions above that revision.
+    Past(i64),
+    /// Nowhere.
+    Stop,
+}
+
+/// Goes past all versions of a key that are left: no row has a revision of 0.
+const NEXT_KEY: Step = Step::Past(0);
+
+impl From<ControlFlow<()>> for Step {
+    fn from(flow: ControlFlow<()>) -> Step {
+        match flow {
+            ControlFlow::Continue(()) => Step::Next,
+            ControlFlow::Break(()) => Step::Stop,
+        }
+    }
+}
+
+/// The engine's rows, with a look at the next one.
+struct Ahead {
+    scan: EngineScan,
+    next: Option<(Bytes, Bytes)>,
+}
+
+impl Ahead {
+    /// Key of the next row.
+    fn key(&mut self) -> Result<Option<&Bytes>, EngineError> {
+        if self.next.is_none() {
+            self.next = self.scan.next().transpose()?;
+        }
+        Ok(self.next.as_ref().map(|(key, _)| key))
+    }
+
+    /// The row that [`Ahead::key`] saw.
+    fn take(&mut self) -> Option<(Bytes, Bytes)> {
+        self.next.take()
+    }
+
+    fn pass(&mut self, bound: &[u8]) {
+        self.next.take_if(|(key, _)| *key < bound);
+        if self.next.is_none() {
+            self.scan.pass(bound);
+        }
+    }
+}
 
 fn damaged() -> EngineError {
     EngineError::Failed("a row cannot be read: unknown format".into())
@@ -232,11 +282,11 @@ impl View {
         self.rows(&from, &to, &mut |row_key, row| {
             let row = row()?;
             if row.value.extent() != Some(extent) {
-                return Ok(ControlFlow::Continue(()));
+                return Ok(Step::Next);
             }
             let (_, revision) = layout::split_version(row_key).ok_or_else(damaged)?;
             found = Some((revision, row));
-            Ok(ControlFlow::Break(()))
+            Ok(Step::Stop)
         })?;
         Ok(found)
     }
@@ -264,8 +314,7 @@ impl View {
                 None => {}
             }
         }
-        let Some(found) = self.engine.scan(&from, &to).next() else { return Ok(None) };
-        let (row_key, row) = found?;
+        let Some((row_key, row)) = self.engine.first(&from, &to)? else { return Ok(None) };
         let (_, revision) = layout::split_version(&row_key).ok_or_else(damaged)?;
         Ok(Some(Found { revision, row: Row::decode(&row).ok_or_else(damaged)? }))
     }
@@ -275,7 +324,7 @@ impl View {
         self.rows(from, to, &mut |row_key, row| {
             let (_, revision) = layout::split_version(row_key).ok_or_else(damaged)?;
             found = Some(Found { revision, row: row()? });
-            Ok(ControlFlow::Break(()))
+            Ok(Step::Stop)
         })?;
         Ok(found)
     }
@@ -380,27 +429,21 @@ impl View {
             Some(to) => layout::version_bound(seen.shelf, to),
             None => layout::version_end(seen.shelf),
         };
-        let mut decided: Vec<u8> = Vec::new();
-        let mut any = false;
         let mut broken = false;
         self.rows(&from, &to, &mut |row_key, row| {
-            let (escaped, revision) = layout::split_version(row_key).ok_or_else(damaged)?;
-            if revision > self.revision || (any && decided == escaped) {
-                return Ok(ControlFlow::Continue(()));
+            let (_, revision) = layout::split_version(row_key).ok_or_else(damaged)?;
+            if revision > self.revision {
+                return Ok(Step::Past(self.revision));
             }
-            any = true;
-            decided.clear();
-            decided.extend_from_slice(escaped);
             let row = row()?;
             if row.deleted {
-                return Ok(ControlFlow::Continue(()));
+                return Ok(NEXT_KEY);
             }
             let key = layout::version_user_key(row_key).ok_or_else(damaged)?;
             let found = Found { revision, row };
             seen.row(&key, &found);
-            let flow = each(key, found);
-            broken = flow.is_break();
-            Ok(flow)
+            broken = each(key, found).is_break();
+            Ok(if broken { Step::Stop } else { NEXT_KEY })
         })?;
         Ok(broken)
     }
@@ -426,11 +469,11 @@ impl View {
             self.rows(&from, &end, &mut |row_key, row| {
                 let (_, revision) = layout::split_version(row_key).ok_or_else(damaged)?;
                 if revision > self.revision {
-                    return Ok(ControlFlow::Continue(()));
+                    return Ok(Step::Past(self.revision));
                 }
                 let flow = each(row_key, row()?)?;
                 broken = flow.is_break();
-                Ok(flow)
+                Ok(flow.into())
             })?;
             if broken {
                 break;
@@ -441,57 +484,41 @@ impl View {
 
     /// Merges the sources of an interval of version rows; rows taken away are left out.
     fn rows(&self, from: &[u8], to: &[u8], each: &mut EachRow<'_>) -> Result<(), EngineError> {
-        let mut tables: Vec<_> =
-            self.tables.list.iter().map(|table| table.range(from, to).peekable()).collect();
-        let mut engine = self.engine.scan(from, to).peekable();
+        let mut tables: Vec<Walk<'_>> =
+            self.tables.list.iter().map(|table| table.range(from, to)).collect();
+        let mut engine = Ahead { scan: self.engine.scan(from, to), next: None };
+        let mut bound = Vec::new();
         loop {
-            if tables.iter_mut().all(|table| table.peek().is_none()) {
-                // Mostly so: what is left stands in the engine alone.
-                for row in engine {
-                    let (key, value) = row?;
-                    if each(&key, &|| Row::decode(&value).ok_or_else(damaged))?.is_break() {
-                        return Ok(());
+            let recent = tables.iter().filter_map(Walk::key).min().cloned();
+            let (row_key, step) = match (recent, engine.key()?) {
+                (None, None) => return Ok(()),
+                (Some(recent), key) if key.is_none_or(|key| recent <= *key) => {
+                    if key == Some(&recent) {
+                        engine.take();
                     }
+                    let mut newest = None;
+                    for table in tables.iter_mut().filter(|table| table.key() == Some(&recent)) {
+                        let row = table.next();
+                        newest = newest.or(row);
+                    }
+                    let Some((_, Cell::Row(row) | Cell::Moved(row))) = newest else { continue };
+                    let step = each(&recent, &|| Ok(row.clone()))?;
+                    (recent, step)
                 }
-                return Ok(());
-            }
-            let mut least: Option<Bytes> = None;
-            for table in &mut tables {
-                if let Some((key, _)) = table.peek()
-                    && least.as_ref().is_none_or(|least| key < least)
-                {
-                    least = Some(key.clone());
+                _ => {
+                    let Some((key, value)) = engine.take() else { continue };
+                    let step = each(&key, &|| Row::decode(&value).ok_or_else(damaged))?;
+                    (key, step)
                 }
-            }
-            let from_engine = match engine.peek() {
-                Some(Ok((key, _))) => least.as_ref().is_none_or(|least| key < least),
-                Some(Err(error)) => return Err(error.clone()),
-                None => false,
             };
-            if from_engine {
-                let Some(row) = engine.next() else { continue };
-                let (key, value) = row?;
-                if each(&key, &|| Row::decode(&value).ok_or_else(damaged))?.is_break() {
-                    return Ok(());
+            match step {
+                Step::Next => {}
+                Step::Stop => return Ok(()),
+                Step::Past(revision) => {
+                    layout::version_beside(&mut bound, &row_key, revision);
+                    tables.iter_mut().for_each(|table| table.pass(&bound));
+                    engine.pass(&bound);
                 }
-                continue;
-            }
-            let Some(least) = least else { return Ok(()) };
-            let mut cell = None;
-            for table in &mut tables {
-                if let Some((_, value)) = table.next_if(|(key, _)| *key == least) {
-                    cell.get_or_insert(value);
-                }
-            }
-            if let Some(Ok((key, _))) = engine.peek()
-                && *key == least
-            {
-                engine.next();
-            }
-            if let Some(Cell::Row(row) | Cell::Moved(row)) = cell
-                && each(&least, &|| Ok(row.clone()))?.is_break()
-            {
-                return Ok(());
             }
         }
     }
