@@ -666,6 +666,8 @@ fn a_watch_is_closed_when_its_node_dies_and_goes_on_at_another() {
     control.create(spec(1, 2));
     assert_eq!(watched.revisions(2), [2]);
     let serves = |node: &TestNode| node.handle.group(GROUP).unwrap().feed.counts().0 > 0;
+    // A hub counts its watches when it has served them.
+    eventually("a hub counts the watch", || nodes.iter().any(serves));
     let at = nodes.iter().position(serves).unwrap();
     nodes[at].kill();
     let last = watched.next();
