@@ -75,7 +75,8 @@ pub(crate) struct RollCall {
 struct Counted {
     at_ms: u64,
     cpu_us: u64,
-    groups: HashMap<GroupId, Done>,
+    /// Ascending.
+    groups: Vec<(GroupId, Done)>,
 }
 
 /// What a replica had done.
@@ -327,8 +328,10 @@ impl RollCall {
         let mut before = self.before.lock();
         let (at_ms, cpu_us) = (self.handle.now_ms(), cpu_us());
         let over_ms = at_ms.saturating_sub(before.at_ms);
-        let mut counted = HashMap::new();
-        let mut groups: BTreeMap<GroupId, GroupReport> = BTreeMap::new();
+        // Both are in the order of the groups, of which there may be many thousands.
+        let mut counted = Vec::with_capacity(before.groups.len());
+        let mut others = std::mem::take(&mut before.groups).into_iter().peekable();
+        let mut groups = Vec::new();
         self.handle.each_group(|id, view| {
             let work = &view.shared.work;
             let split = view.shared.split.status(at_ms);
@@ -337,7 +340,9 @@ impl RollCall {
                 written_bytes: work.written_bytes(),
                 split: split.unwrap_or_default(),
             };
-            let then = before.groups.get(&id).copied().unwrap_or_default();
+            while others.next_if(|(other, _)| *other < id).is_some() {}
+            let then = others.next_if(|(other, _)| *other == id);
+            let then = then.map(|(_, done)| done).unwrap_or_default();
             let leads = view.shared.leader() == Some(self.node);
             if leads || now != then {
                 let report = GroupReport {
@@ -349,14 +354,16 @@ impl RollCall {
                     split: split.map(|split| split_report(&split, &then.split, over_ms)),
                     ..GroupReport::default()
                 };
-                groups.insert(id, with_cuts(report, ask, view, at_ms));
+                groups.push(with_cuts(report, ask, view, at_ms));
             }
-            counted.insert(id, now);
+            counted.push((id, now));
         });
-        for (id, found) in self.handle.quarantined() {
+        let quarantined = self.handle.quarantined();
+        groups.retain(|report| !quarantined.contains_key(&GroupId(report.group)));
+        groups.extend(quarantined.into_iter().map(|(id, found)| {
             let quarantined = Some(found.reason);
-            groups.insert(id, GroupReport { group: id.0, quarantined, ..Default::default() });
-        }
+            GroupReport { group: id.0, quarantined, ..Default::default() }
+        }));
         let (disk_total, disk_free) = self.handle.space();
         let report = NodeReport {
             node: self.node,
@@ -364,7 +371,7 @@ impl RollCall {
             disk_total,
             disk_free,
             cpu_us_per_s: rate(cpu_us, before.cpu_us, over_ms),
-            groups: groups.into_values().collect(),
+            groups,
             heard_ms: 0,
         };
         *before = Counted { at_ms, cpu_us, groups: counted };

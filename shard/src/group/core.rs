@@ -236,6 +236,12 @@ impl Core {
         self.held.shrink_to_fit();
     }
 
+    /// How many entries of its log are in memory.
+    #[cfg(test)]
+    pub fn cached(&self) -> usize {
+        self.raw.store().cached()
+    }
+
     /// Ends a rest of so many ticks: `elapsed` of them without the leader, or since a leader counted
     /// its followers' answers, of whom `active` have answered since.
     pub fn wake(&mut self, ticks: u64, elapsed: usize, active: impl Iterator<Item = (u64, bool)>) {

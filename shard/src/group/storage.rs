@@ -126,9 +126,22 @@ impl GroupStorage {
         }
     }
 
-    /// Gives back room for entries that are not there.
+    /// Lets go of all entries that are durable and applied: nobody is behind while a group rests, and the
+    /// log has them. One that a peer sent keeps the whole message in memory, with what that had
+    /// for other groups.
     pub fn slim(&mut self) {
+        let index = self.applied.0.min(self.durable);
+        let kept = self.cache.partition_point(|entry| entry.index <= index);
+        for entry in self.cache.drain(..kept) {
+            self.cache_bytes -= entry.data.len();
+        }
         self.cache.shrink_to_fit();
+    }
+
+    /// How many entries are in memory.
+    #[cfg(test)]
+    pub fn cached(&self) -> usize {
+        self.cache.len()
     }
 
     /// The hard state to be shown at a restart.

@@ -42,8 +42,32 @@ pub(super) struct Pulses {
     list: Vec<Pulse>,
     /// Ticks so far.
     tick: u64,
-    /// To be sent with the round: records of heartbeats, and of answers, by node.
-    beats: BTreeMap<(NodeId, bool), Vec<u8>>,
+    packs: Packs,
+}
+
+/// Records of heartbeats, and of answers, by node.
+#[derive(Default)]
+struct Packs {
+    /// To be sent with the round.
+    waiting: BTreeMap<(NodeId, bool), Vec<u8>>,
+    /// How long the last ones were: as much room is taken at once.
+    lengths: BTreeMap<(NodeId, bool), usize>,
+}
+
+impl Packs {
+    /// Puts a heartbeat to a node, or the answer to one, behind the others.
+    fn add(&mut self, to: NodeId, is_answer: bool, beat: &Beat) {
+        let place = (to, is_answer);
+        let room = || self.lengths.get(&place).copied().unwrap_or(0);
+        let records = self.waiting.entry(place);
+        beat.pack(records.or_insert_with(|| Vec::with_capacity(room())));
+    }
+
+    fn take(&mut self) -> BTreeMap<(NodeId, bool), Vec<u8>> {
+        let packs = std::mem::take(&mut self.waiting);
+        self.lengths.extend(packs.iter().map(|(place, records)| (*place, records.len())));
+        packs
+    }
 }
 
 struct Pulse {
@@ -226,7 +250,7 @@ impl Node {
         let tick = self.pulses.tick + 1;
         let election_ticks = self.config.election_ticks as u64;
         let (mut others, mut idle) = (Vec::new(), Vec::new());
-        let Pulses { list, beats, .. } = &mut self.pulses;
+        let Pulses { list, packs, .. } = &mut self.pulses;
         for Pulse { group, rest } in list {
             let now_ms = self.now_ms;
             let lasting =
@@ -244,7 +268,7 @@ impl Node {
             let Rest { replica, term, commit, .. } = *rest;
             for peer in &rest.peers {
                 let beat = Beat { group: *group, to: peer.replica, from: replica, term, commit };
-                beat.pack(beats.entry((peer.node, false)).or_default());
+                packs.add(peer.node, false, &beat);
             }
         }
         for id in idle {
@@ -305,7 +329,7 @@ impl Node {
             } else if !beats.answers {
                 // At rest this replica has committed as much as it was told, and no more.
                 let answer = Beat { to: beat.from, from: beat.to, ..beat };
-                answer.pack(self.pulses.beats.entry((from, true)).or_default());
+                self.pulses.packs.add(from, true, &answer);
             }
         }
         Ok(())
@@ -313,7 +337,7 @@ impl Node {
 
     /// Puts out what is packed.
     pub(super) fn send_beats(&mut self) {
-        for ((to, answers), records) in std::mem::take(&mut self.pulses.beats) {
+        for ((to, answers), records) in self.pulses.packs.take() {
             let beats = Beats { answers, records: records.into() };
             let body = Some(peer_message::Body::Beats(beats));
             self.outputs.push(Output::Send { to, message: PeerMessage { body } });

@@ -862,3 +862,38 @@ fn who_led_a_moment_ago_renews_alone_and_who_was_deposed_meanwhile_does_not() {
     let answer = stopped.answers.remove(&late).expect("it has heard of its successor");
     assert_eq!(answer.unwrap_err().outcome, Outcome::NotDone);
 }
+
+/// What was written before is in the log alone then, and goes to whoever lacks it from there.
+#[test]
+fn a_group_at_rest_keeps_no_entries_in_memory_and_has_them_all() {
+    let births = |replica: u64| [Birth { replica, ..birth_of(GROUP, 3) }];
+    let nodes = [1, 2, 3].map(|node| Driven::fresh(NodeId(node), &births(node)));
+    let mut together = Together(nodes.into());
+    together.pass(5000);
+    let write = |together: &mut Together, value: &'static str| {
+        let leader = together.leader().expect("it leads on");
+        let put = PutRequest { key: "k".into(), value: value.into(), ..Default::default() };
+        let ticket = leader.begin(GROUP, Request::Put(put));
+        leader.settle();
+        together.talk();
+        let leader = together.leader().expect("it leads on");
+        assert!(matches!(leader.answers.remove(&ticket), Some(Ok(_))));
+    };
+    let cached = |one: &Driven| one.node.group(GROUP).unwrap().core.cached();
+    write(&mut together, "first");
+    assert!(together.0.iter().all(|one| cached(one) > 0));
+    together.pass(3000);
+    assert!(together.0.iter().all(|one| cached(one) == 0));
+
+    let led = together.0.iter().position(|one| one.node.group(GROUP).unwrap().is_leader()).unwrap();
+    let late = together.0.remove((led + 1) % 3);
+    let before = late.state().applied_index;
+    write(&mut together, "second");
+    together.pass(500);
+    write(&mut together, "third");
+    together.0.push(late);
+    together.pass(3000);
+    let applied: Vec<_> = together.0.iter().map(|one| one.state().applied_index).collect();
+    assert_eq!(applied, [before + 2; 3]);
+    assert!(together.0.iter().all(|one| cached(one) == 0));
+}
