@@ -361,8 +361,8 @@ impl RollCall {
         let quarantined = self.handle.quarantined();
         groups.retain(|report| !quarantined.contains_key(&GroupId(report.group)));
         groups.extend(quarantined.into_iter().map(|(id, found)| {
-            let quarantined = Some(found.reason);
-            GroupReport { group: id.0, quarantined, ..Default::default() }
+            let (quarantined, quarantined_replica) = (Some(found.reason), found.replica);
+            GroupReport { group: id.0, quarantined, quarantined_replica, ..Default::default() }
         }));
         let (disk_total, disk_free) = self.handle.space();
         let report = NodeReport {
@@ -467,6 +467,7 @@ fn from_wire(told: NodeReport) -> inventory::NodeReport {
         let report = inventory::GroupReport {
             leads: group.leads,
             quarantined: group.quarantined,
+            quarantined_replica: group.quarantined_replica,
             size_bytes: group.size_bytes,
             requests_per_s: group.requests_per_s,
             write_bytes_per_s: group.write_bytes_per_s,
@@ -526,6 +527,7 @@ fn to_wire(node: u64, report: &inventory::NodeReport) -> NodeReport {
         group: *id,
         leads: group.leads,
         quarantined: group.quarantined.clone(),
+        quarantined_replica: group.quarantined_replica,
         size_bytes: group.size_bytes,
         requests_per_s: group.requests_per_s,
         write_bytes_per_s: group.write_bytes_per_s,

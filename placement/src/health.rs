@@ -98,6 +98,15 @@ impl<'a> Health<'a> {
         report.groups.get(&group)?.quarantined.as_deref()
     }
 
+    /// Does its node say that it is this one of its replicas of the group that is out of service? A
+    /// report may be older than the replica, and tell of the one before.
+    pub fn is_damaged_itself(&self, group: u64, replica: &Replica) -> bool {
+        let report = self.inventory.fresh(replica.node, self.now_ms);
+        let told = report.and_then(|report| report.groups.get(&group));
+        self.of_replica(group, replica) == Some(Loss::Quarantined)
+            && told.is_some_and(|told| told.quarantined_replica == replica.replica)
+    }
+
     /// What has become of a replica; `None` while it is there, or waited for.
     pub fn of_replica(&self, group: u64, replica: &Replica) -> Option<Loss> {
         let quarantined = || {
@@ -262,7 +271,10 @@ pub(crate) mod tests {
                     let replica = group.replicas.iter().find(|r| r.node == node.id)?;
                     let is_damaged = self.quarantined.contains(&(group.id, replica.replica));
                     let quarantined = is_damaged.then(|| "a test".to_owned());
-                    Some((group.id, GroupReport { quarantined, ..GroupReport::default() }))
+                    let quarantined_replica = replica.replica;
+                    let report =
+                        GroupReport { quarantined, quarantined_replica, ..GroupReport::default() };
+                    Some((group.id, report))
                 });
                 let silent_ms = self.silent_ms.get(&node.id).copied().unwrap_or(0);
                 NodeReport {

@@ -99,6 +99,8 @@ pub struct GroupReport {
     pub leads: bool,
     /// Why the replica was taken out of service, if it was.
     pub quarantined: Option<String>,
+    /// Number of the replica that was; what the ledger lists may be its successor already.
+    pub quarantined_replica: u64,
     /// Bytes of the group's rows and large values.
     pub size_bytes: u64,
     /// Requests a second.

@@ -169,8 +169,7 @@ impl Plan<'_> {
             |r: &&Replica| operator.target.contains(&r.node) && !operator.lost.contains(&r.replica);
         let mut learners = group.replicas.iter().filter(|replica| replica.learner);
         let damaged = learners.find(|replica| {
-            is_brought(replica)
-                && self.health.of_replica(group.id, replica) == Some(Loss::Quarantined)
+            is_brought(replica) && self.health.is_damaged_itself(group.id, replica)
         })?;
         let lost = operator.lost.iter().copied().chain([damaged.replica]).collect();
         (operator.priority == Priority::Repair).then(|| Operator { lost, ..operator.clone() })
@@ -424,6 +423,23 @@ mod tests {
         assert_eq!(nodes_of(&world, group), before);
         let left = &world.ledger.groups[&group].replicas;
         assert!(left.iter().all(|replica| replica.replica != newcomer));
+    }
+
+    #[test]
+    fn a_newcomer_is_not_taken_for_the_damaged_one_before_it() {
+        let (mut world, group) = world();
+        let before = nodes_of(&world, group);
+        world.quarantine(group, before[1]);
+        let told = world.inventory();
+        let begun = plan(&world.ledger, &told, now_ms()).expect("it is lost");
+        world.ledger = begun.applied_to(&world.ledger);
+        for _ in 0..2 {
+            let repair = holder(&world.ledger, group).expect("it is under way").clone();
+            let step = next_step(&world.ledger, &repair);
+            world.ledger = carry_out(&world.ledger, &repair, &step);
+        }
+        // The node has not been asked since.
+        assert!(plan(&world.ledger, &told, now_ms()).is_none());
     }
 
     #[test]

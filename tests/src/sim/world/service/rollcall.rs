@@ -114,17 +114,21 @@ impl World {
         let process = self.hosts[host].process.as_ref()?;
         let mut report = NodeReport { directory: self.hosts[host].directory, ..Default::default() };
         for (id, group) in process.node.groups() {
-            let quarantined = process.node.quarantined(*id).map(|found| found.reason);
+            let found = process.node.quarantined(*id);
+            let quarantined_replica = found.as_ref().map_or(0, |found| found.replica);
+            let quarantined = found.map(|found| found.reason);
             let leads = group.is_leader();
             if leads || quarantined.is_some() {
                 let load = if leads { load_of(self.seed, *id) } else { GroupReport::default() };
-                let told = GroupReport { leads, quarantined, ..load };
+                let told = GroupReport { leads, quarantined, quarantined_replica, ..load };
                 report.groups.insert(id.0, told);
             }
         }
         for id in process.node.shut() {
-            let quarantined = process.node.quarantined(id).map(|found| found.reason);
-            report.groups.insert(id.0, GroupReport { quarantined, ..GroupReport::default() });
+            let Some(found) = process.node.quarantined(id) else { continue };
+            let (quarantined, quarantined_replica) = (Some(found.reason), found.replica);
+            let told = GroupReport { quarantined, quarantined_replica, ..GroupReport::default() };
+            report.groups.insert(id.0, told);
         }
         Some(report)
     }
